@@ -62,6 +62,11 @@ enum dlblk_open_flags {
     DLBLK_OPEN_READ_ONLY = 1u << 0, /* refused while somebody has it open for writing */
     DLBLK_OPEN_STEAL = 1u << 1,     /* take the volume from an owner that is alive; its I/O fails from then on */
 };
+/*
+ * Or this to the flags: every READ goes to this slot's server and to no other, whatever it answers.  For checkers that
+ * compare the copies with each other; a volume in use lets libdlblk choose.
+ */
+#define DLBLK_OPEN_READ_SLOT(slot) (((uint32_t)(slot) + 1u) << 8)
 
 struct dlblk_volume_geometry {
     uint64_t id;
