@@ -217,7 +217,7 @@ void
 fake_env_add_turn_end(struct fake_env *fake, void (*fn)(void *context), void *context)
 {
     fake_env_require(fake->hook_count < FAKE_ENV_HOOKS_MAX);
-    fake->hooks[fake->hook_count++] = (struct fake_hook){ .fn = fn, .context = context };
+    fake->hooks[fake->hook_count++] = (struct fake_hook){.fn = fn, .context = context};
 }
 
 void

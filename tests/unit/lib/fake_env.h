@@ -25,7 +25,7 @@
 #include "tests/unit/lib/fake_rng.h"
 
 #define FAKE_ENV_SOURCES_MAX 64u
-#define FAKE_ENV_HOOKS_MAX 64u
+#define FAKE_ENV_HOOKS_MAX   64u
 
 struct fake_source {
     uint32_t (*pending)(void *context); /* events that could happen now */
@@ -41,9 +41,10 @@ struct fake_hook {
 struct fake_env {
     struct env env;
     uint64_t time_ns;
-    struct fake_rng rng;      /* the order of events */
-    struct fake_rng core_rng; /* what env_random() gives: apart, so that a core's use of it doesn't change the order */
-    struct env_timer **heap;  /* [1 .. heap_count] */
+    struct fake_rng rng; /* the order of events */
+    struct fake_rng
+        core_rng; /* what env_random() gives: apart, so that a core's use of it doesn't change the order */
+    struct env_timer **heap; /* [1 .. heap_count] */
     uint32_t heap_count, heap_capacity;
     struct env_task **tasks;
     uint32_t tasks_head, tasks_count, tasks_capacity;
