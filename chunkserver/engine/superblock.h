@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * superblock.h: who a disk is, how it is laid out, and where its journal's past ends.
+ *
+ * Two copies: the first 4 KiB of the disk and its last whole 4 KiB.  One valid copy is enough; of two valid ones the
+ * higher generation counts.  Format: docs/disk-format.md, proto/disk.proto.
+ *
+ * Threads: any, one at a time per disk.  Blocks: yes (open, format, stop's last step has a form of its own).
+ * Errors:  0 or a negative DL_E_*, with the text in `err`.
+ * Memory:  a struct superblock holds no pointers.
+ */
+#ifndef DLBLK_ENGINE_SUPERBLOCK_H
+#define DLBLK_ENGINE_SUPERBLOCK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/disk.h"
+#include "dlblk/error.h"
+
+#define SUPERBLOCK_BYTES          4096u
+#define SUPERBLOCK_COPIES         2u
+#define SUPERBLOCK_UUID_BYTES     16u
+#define SUPERBLOCK_META_BYTES_MAX 255u
+
+/* Feature bits that this build knows, by what an older build must do that doesn't know one. */
+#define SUPERBLOCK_FEATURES_INCOMPATIBLE 0u /* refuse the disk */
+#define SUPERBLOCK_FEATURES_READ_ONLY    0u /* inspect it, don't write */
+#define SUPERBLOCK_FEATURES_COMPATIBLE   0u /* ignore it */
+
+/* Positions in bytes from the start of the disk. */
+struct superblock_geometry {
+    uint64_t disk_bytes;      /* as it was formatted */
+    uint64_t ring_offset;
+    uint64_t ring_bytes;
+    uint64_t metadata_offset;
+    uint64_t metadata_bytes;
+    uint64_t data_offset;
+    uint64_t data_bytes;      /* whole slabs */
+    uint64_t reserve_bytes;
+};
+
+struct superblock {
+    uint8_t disk_uuid[SUPERBLOCK_UUID_BYTES];
+    uint8_t cluster_id[SUPERBLOCK_UUID_BYTES];
+    uint32_t format_version;
+    uint64_t features_incompatible, features_read_only, features_compatible;
+    struct superblock_geometry geometry;
+    uint64_t generation;  /* grows with each writing of the copies */
+    uint64_t incarnation; /* grows with each start */
+    uint64_t cut;         /* LSN: what is below counts, whoever wrote it; above only the current incarnation */
+    uint64_t tail;        /* LSN: the index reaches at least to here */
+    bool clean;           /* the last life ended with a stop */
+    uint64_t created_ms;
+    char meta_address[SUPERBLOCK_META_BYTES_MAX + 1];
+};
+
+/* What was found at one copy's place. */
+struct superblock_copy {
+    uint64_t offset_bytes;
+    bool valid;
+    char problem[160]; /* if it is not valid: why */
+    struct superblock superblock;
+};
+
+/* Encode into SUPERBLOCK_BYTES bytes. */
+void superblock_encode(const struct superblock *superblock, void *ret_bytes);
+/* Any bytes: 0, or -DL_E_SUPERBLOCK and what is wrong in `problem` (room for 160 bytes). */
+int superblock_decode(const void *bytes, struct superblock *ret_superblock, char *problem);
+
+/* Look at both places, whatever is there: for inspection. */
+void superblock_copies_read_now(struct disk *disk,
+                                struct superblock_copy ret_copies[SUPERBLOCK_COPIES]);
+
+/*
+ * The newest valid copy.  -DL_E_SUPERBLOCK if there is none, or the format or an incompatible feature is unknown, or
+ * the disk is smaller than it was.
+ */
+int superblock_load_now(struct disk *disk, struct superblock *ret_superblock, struct dl_error *err);
+
+/*
+ * Raise the generation and write both copies, one after the other, each flushed before the next: first the one that is
+ * not the newest valid copy on the disk, so that a valid one exists at every moment.
+ */
+int superblock_store_now(struct disk *disk, struct superblock *superblock, struct dl_error *err);
+
+/* Where the two copies are, given the size of the disk. */
+uint64_t superblock_copy_offset(uint64_t disk_bytes, unsigned copy);
+
+#endif
