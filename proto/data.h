@@ -23,6 +23,12 @@
 #define FRAME_PAYLOAD_BYTES_MAX (1u << 20)
 #define WIRE_SECTOR_BYTES 4096u
 #define WIRE_IO_SECTORS_MAX (FRAME_PAYLOAD_BYTES_MAX / WIRE_SECTOR_BYTES)
+#define WIRE_CHUNK_SECTORS_MAX (1u << 18) /* 1 GiB */
+#define WIRE_SLOTS_MAX 32u
+/* Lease epochs of owners are 1 to this; one more is the fence of a deleted volume. */
+#define WIRE_LEASE_EPOCH_MAX ((1u << 24) - 2)
+#define WIRE_LEASE_EPOCH_TOMBSTONE ((1u << 24) - 1)
+#define WIRE_VERSION_SEQUENCE_BITS 40u
 
 /* number, NAME, body of the request, body of the reply; numbers are on the wire: never reused. */
 #define DL_OPCODES(X)                                                                              \
@@ -108,6 +114,10 @@ enum write_flags {
     WRITE_RETRY = 1u << 1,   /* may have been sent before */
     WRITE_RESOLVE = 1u << 2, /* rewrite of a takeover: may use the reserve */
 };
+#define WRITE_FLAGS_KNOWN (WRITE_ZERO | WRITE_RETRY | WRITE_RESOLVE)
+
+/* Values of the kinds in a reply to READ. */
+enum wire_sector_kind { WIRE_SECTOR_HOLE = 0, WIRE_SECTOR_ZERO = 1, WIRE_SECTOR_DATA = 2 };
 
 /* Body: this, then crc_count le32 (one per sector; 0 with WRITE_ZERO).  Reply: no body. */
 struct write_request_wire {

@@ -36,13 +36,15 @@ frame_is_reply(const struct frame *frame)
     return (frame->flags & FRAME_REPLY) != 0;
 }
 
-#define FRAME_HEAD_BYTES (FRAME_HEADER_BYTES + 64u)
+/* Room for the header, the fixed part of a body, and a short rest of it (the CRCs of a small write): one piece less. */
+#define FRAME_INLINE_TAIL_BYTES 32u
+#define FRAME_HEAD_BYTES (FRAME_HEADER_BYTES + 64u + FRAME_INLINE_TAIL_BYTES)
 #define FRAME_PIECES_MAX 8u
 
 /*
  * A frame to be sent: embedded in the operation it serves.  Sent in this order:
  *   head[0 .. head_bytes)    header and the fixed part of the body
- *   body_tail                rest of the body (CRCs, a protobuf message), borrowed
+ *   body_tail                rest of the body (CRCs, a protobuf message), borrowed; a short one is copied into head
  *   payload[0 .. payload_count)  borrowed
  * Built by the frame_out_* functions; on_sent by the owner before link_send().
  */
