@@ -80,10 +80,10 @@ extern "C" {
     X(75, LIMIT, ENOSPC, "a limit of the cluster is reached")                                   \
     X(76, BUSY, EBUSY, "too much to do at the moment")                                          \
     X(77, SHUTTING_DOWN, ESHUTDOWN, "the server is shutting down")                              \
-    X(78, SERVER_WENT_BACK, EIO, "the disk is an older copy of itself")                            \
-    X(79, STORE_CONFLICT, EIO, "another metadata service has taken over")                          \
-    X(80, STORE_FORMAT, EINVAL, "the metadata store has no format that this version knows")        \
-    X(81, STORE_DAMAGED, EIO, "the metadata store is damaged")                                     \
+    X(78, SERVER_WENT_BACK, EIO, "the disk is an older copy of itself")                         \
+    X(79, STORE_CONFLICT, EIO, "another metadata service has taken over")                       \
+    X(80, STORE_FORMAT, EINVAL, "the metadata store has no format that this version knows")     \
+    X(81, STORE_DAMAGED, EIO, "the metadata store is damaged")                                  \
     /* programs */                                                                              \
     X(90, CONFIG_INVALID, EINVAL, "the configuration is not valid")                             \
     X(91, USAGE, EINVAL, "wrong command line")                                                  \
