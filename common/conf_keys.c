@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* conf_keys.c: every key of /etc/dlblk/dlblk.conf.  Keys of a section stand together; dlblk.conf(5) explains them. */
+#include "common/address.h"
+#include "common/conf.h"
+
+#define MIB       (1ull << 20)
+#define TIB       (1ull << 40)
+#define SECOND_MS 1000ull
+#define DAY_MS    (86400 * SECOND_MS)
+
+const struct conf_key dlblk_conf_keys[] = {
+    {"cluster", "meta", CONF_ADDRESSES, .default_port = DLBLK_PORT_META, .fallback = "127.0.0.1"},
+
+    {"client", "connect_timeout", CONF_DURATION, .min = 1, .max = DAY_MS, .fallback = "10s"},
+    {"client", "request_timeout", CONF_DURATION, .min = 1, .max = DAY_MS, .fallback = "30s"},
+
+    {"meta", "listen", CONF_ADDRESS, .default_port = DLBLK_PORT_META, .fallback = "127.0.0.1"},
+    {"meta", "path", CONF_TEXT, .fallback = "/var/lib/dlblk/meta"},
+    {"meta", "log_level", CONF_LEVEL, .fallback = "info"},
+
+    {"chunkserver", "listen", CONF_ADDRESS, .default_port = DLBLK_PORT_CHUNKSERVER,
+     .fallback = "127.0.0.1"},
+    {"chunkserver", "cache", CONF_SIZE, .min = 4 * MIB, .max = TIB, .fallback = "256M"},
+    {"chunkserver", "host", CONF_NAME, .fallback = NULL},
+    {"chunkserver", "rack", CONF_NAME, .fallback = NULL},
+    {"chunkserver", "clique", CONF_NAME, .fallback = NULL},
+    {"chunkserver", "log_level", CONF_LEVEL, .fallback = "info"},
+};
+
+const size_t dlblk_conf_key_count = sizeof(dlblk_conf_keys) / sizeof(dlblk_conf_keys[0]);
