@@ -9,7 +9,14 @@
  * all its sectors is listed as well).  That answers retries, and it is what a fence reports.
  * The client bounds it: at most CHUNK_PENDING_MAX versions above S are ever sent.
  *
- * Threads: one owner.
+ * Invariants:
+ * 1. At most one chunk per key is CHUNK_PRESENT.  Chunks that are CHUNK_DELETING are found by local id only.
+ * 2. pending[] ascends strictly, and every entry is above stable_version.
+ * 3. config_epoch, stable_version and a volume's lease epoch never go down.
+ *
+ * Threads: one owner.  Blocks: never.
+ * Errors:  none; without memory the process ends.
+ * Memory:  chunks and volumes are the table's; pointers stay valid until chunk_table_remove() or _destroy().
  */
 #ifndef DLBLK_CHUNKSERVER_CHUNK_TABLE_H
 #define DLBLK_CHUNKSERVER_CHUNK_TABLE_H
@@ -17,13 +24,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <uthash.h>
+
 #include "chunkserver/chunk_store.h"
+#include "common/list.h"
 
 #define CHUNK_PENDING_MAX 4096u
 
 enum chunk_state {
     CHUNK_PRESENT = 1,
-    CHUNK_DELETING = 2, /* deleted durably, its space is being given back; requests see an unknown chunk */
+    CHUNK_DELETING = 2, /* deleted, its space is being given back; requests see an unknown chunk */
 };
 
 struct pending_write {
@@ -34,17 +44,70 @@ struct pending_write {
 
 struct chunk {
     struct chunk_key key;
-    uint64_t local_id;    /* on this disk, never used again */
-    uint32_t incarnation; /* config epoch that created it */
+    uint64_t local_id;     /* on this disk, never used again */
+    uint32_t incarnation;  /* config epoch that created it */
     uint32_t config_epoch; /* requests below it are refused */
     uint64_t stable_version;
     enum chunk_state state;
-    struct pending_write *pending; /* ascending versions */
-    uint32_t pending_count, pending_capacity;
+    struct pending_write *pending;            /* ascending versions */
+    uint32_t pending_count, pending_capacity; /* of the room from `pending` on */
+    struct chunk_volume *volume;
     void *store_private; /* the store's own, by chunk */
-    /* uthash handles: by key, by local_id; list of its volume: see chunk_table.c */
+    /* for the table */
+    struct pending_write *pending_memory; /* what was allocated: `pending` moves up in it */
+    UT_hash_handle by_key;                /* CHUNK_PRESENT only */
+    UT_hash_handle by_local_id;
+    struct list volume_node;
 };
 
-/* The full declaration of the functions is the author's of chunk_table.c. */
+/* A volume that has, or had, chunks here, or was fenced here. */
+struct chunk_volume {
+    uint64_t volume;
+    uint32_t lease_epoch; /* the fence: requests below it are refused; 0: none */
+    struct list chunks;   /* struct chunk.volume_node, in every state */
+    void *store_private;
+    UT_hash_handle by_volume;
+};
+
+struct chunk_table {
+    struct chunk *by_key, *by_local_id; /* uthash heads */
+    struct chunk_volume *volumes;
+    uint64_t chunk_count; /* CHUNK_PRESENT */
+};
+
+struct chunk_table *chunk_table_create(void);
+/* What store_private names is the store's to free before.  NULL is allowed. */
+void chunk_table_destroy(struct chunk_table *table);
+
+/* NULL: unknown, or being deleted. */
+struct chunk *chunk_table_find(const struct chunk_table *table, const struct chunk_key *key);
+/* In every state. */
+struct chunk *chunk_table_find_local(const struct chunk_table *table, uint64_t local_id);
+/* The key must be unknown, the local id new.  config_epoch is the incarnation, stable_version 0, nothing pending. */
+struct chunk *chunk_table_add(struct chunk_table *table, const struct chunk_key *key,
+                              uint64_t local_id, uint32_t incarnation);
+/* From CHUNK_PRESENT to CHUNK_DELETING: the key is free for a new chunk; the pending list is dropped. */
+void chunk_table_delete(struct chunk_table *table, struct chunk *chunk);
+/* Forget a chunk in any state. */
+void chunk_table_remove(struct chunk_table *table, struct chunk *chunk);
+
+/* NULL: nothing is known of it. */
+struct chunk_volume *chunk_table_volume(const struct chunk_table *table, uint64_t volume);
+/* Made if it is not there. */
+struct chunk_volume *chunk_table_volume_get(struct chunk_table *table, uint64_t volume);
+/* The lease epoch below which requests of the volume are refused; 0: none. */
+uint32_t chunk_table_fence(const struct chunk_table *table, uint64_t volume);
+/* To lease_epoch or to what it is, whichever is higher. */
+void chunk_table_fence_raise(struct chunk_table *table, uint64_t volume, uint32_t lease_epoch);
+
+/* Is this version durable here?  At or below S, or listed. */
+bool chunk_version_is_durable(const struct chunk *chunk, uint64_t version);
+/* A write became durable.  No effect if it is at or below S, or listed already. */
+void chunk_pending_add(struct chunk *chunk, uint64_t version, uint32_t offset_sectors,
+                       uint32_t length_sectors);
+/* S rises (or stays); entries at or below it are dropped.  Returns whether it rose. */
+bool chunk_stable_raise(struct chunk *chunk, uint64_t stable_version);
+/* The highest version that is known to be durable here. */
+uint64_t chunk_version_max(const struct chunk *chunk);
 
 #endif

@@ -32,14 +32,13 @@ struct engine;
 
 /* What a disk is to become.  Zero sizes mean: chosen by the size of the disk. */
 struct engine_format {
-    uint8_t disk_uuid[SUPERBLOCK_UUID_BYTES];  /* random, made by the caller: also the server's id */
+    uint8_t disk_uuid[SUPERBLOCK_UUID_BYTES]; /* random, made by the caller: also the server's id */
     uint8_t cluster_id[SUPERBLOCK_UUID_BYTES];
     const char *meta_address; /* where the metadata service was at the time; may be NULL */
     uint64_t created_ms;      /* for display */
     uint64_t journal_bytes;   /* the ring; at least ENGINE_JOURNAL_UNITS_MIN blocks */
     uint64_t metadata_bytes;  /* the metadata region */
     uint64_t reserve_bytes;   /* what new allocations leave free, beside 2 % of the data region */
-    bool no_reserve;          /* reserve_bytes is meant as it is, also 0 (small disks of tests) */
 };
 
 #define ENGINE_JOURNAL_UNITS_MIN 64u
@@ -47,24 +46,25 @@ struct engine_format {
 /*
  * Zero the ring, write both superblock copies.  The index of a freshly formatted disk must be empty.
  * Whatever the disk contained is lost: the caller has asked.
- *   -DL_E_INVALID      the disk is too small for what was asked; err says how large it would have to be
+ *   -DL_E_SIZE_INVALID the disk is too small for what was asked; err says how large it would have to be
  *   -DL_E_MEDIA_WRITE
  */
 int engine_format_now(struct disk *disk, const struct engine_format *format, struct dl_error *err);
 
 /* Zero or NULL: the default. */
 struct engine_options {
-    const uint8_t *cluster_id; /* a disk of another cluster is refused; NULL: any */
-    uint64_t cache_bytes;      /* budget of clean leaves; 64 MiB */
-    uint32_t records_max;      /* journal records not yet written back; 262144 */
-    uint64_t idle_mark_ns;     /* a block with the mark alone after so much idle time; 1 s */
+    const uint8_t *cluster_id;  /* a disk of another cluster is refused; NULL: any */
+    uint64_t cache_bytes;       /* budget of clean leaves; 64 MiB */
+    uint32_t records_max;       /* journal records not yet written back; 262144 */
+    uint64_t idle_mark_ns;      /* a block with the mark alone after so much idle time; 1 s */
     uint64_t idle_writeback_ns; /* everything is written back after so much idle time; 5 s */
 };
 
 /*
  * Check superblock and index against each other, replay the journal, start a new incarnation.
- *   -DL_E_SUPERBLOCK      no valid copy, or an unknown format or feature: err says what is wrong with each copy
- *   -DL_E_CLUSTER         the disk belongs to another cluster
+ *   -DL_E_DISK_FORMAT     no copy of a superblock, or an unknown format or feature: err says what is at each place
+ *   -DL_E_DISK_DAMAGED    both copies are damaged, or a journal block is intact but makes no sense
+ *   -DL_E_DISK_FOREIGN    the disk belongs to another cluster
  *   -DL_E_INDEX_MISMATCH  the index is of another disk, or older than the disk, or the journal does not reach it:
  *                         `dlblk-disk rebuild`
  *   -DL_E_INDEX_CORRUPT, -DL_E_MEDIA_READ, -DL_E_MEDIA_WRITE
@@ -97,48 +97,48 @@ void engine_identity(const struct engine *engine, struct engine_identity *ret_id
  * How often each thing happened in this life: for tests that want to see that it did, and for status displays.
  * name, meaning
  */
-#define ENGINE_COUNTERS(X)                                                                         \
-    X(ring_wraps, "journal blocks at the start of the ring, the first lap left out")               \
-    X(groups, "groups composed")                                                                   \
-    X(mark_blocks, "groups without a record of a request")                                         \
-    X(writes_small, "writes whose data went with their group")                                     \
-    X(writes_large, "writes whose data went ahead of their group")                                 \
-    X(writes_duplicate, "writes whose version was durable or in flight already")                   \
-    X(zero_extents, "zero records applied")                                                        \
-    X(writes_refused_full, "writes refused: no space")                                             \
-    X(reserve_writes, "writes that took blocks of the reserve")                                    \
-    X(fences, "fences applied")                                                                    \
-    X(epochs, "config epochs raised by a request of their own")                                    \
-    X(stables, "stable versions confirmed by a request of their own")                              \
-    X(chunks_created, "chunks created")                                                            \
-    X(chunks_deleted, "deletions applied")                                                         \
-    X(leaves_cleared, "leaves of deleted chunks given back")                                       \
-    X(chunks_forgotten, "deleted chunks whose record is gone")                                     \
-    X(data_write_errors, "data writes that the disk failed")                                       \
-    X(aborts, "records aborted")                                                                   \
-    X(bad_blocks, "blocks never used again")                                                       \
-    X(blocks_allocated, "blocks handed to writes")                                                 \
-    X(blocks_reused, "of these: blocks that had been given up before in this life")                \
-    X(blocks_given_up, "blocks replaced, cleared or lost against a higher version")                \
-    X(blocks_freed, "blocks whose FREE record became durable")                                     \
-    X(blocks_quarantined, "of these: blocks that waited for a read")                               \
-    X(writes_outdated, "sectors that lost against what was there")                                 \
-    X(leaf_loads, "leaves read from the index")                                                    \
-    X(leaf_loads_with_deltas, "of these: with changes waiting")                                    \
-    X(leaf_evictions, "leaves dropped from the cache")                                             \
-    X(free_pairings, "blocks given up by replay whose FREE record was found in the journal")       \
-    X(writebacks, "index batches completed")                                                       \
-    X(leaves_put, "leaves written whole")                                                          \
-    X(leaves_merged, "leaves written as a delta")                                                  \
-    X(leaves_deleted, "empty leaves removed from the index")                                       \
-    X(bitmap_pages_put, "pages of the allocation map written")                                     \
-    X(index_flushes, "index flushes completed")                                                    \
-    X(ring_full_waits, "turns in which a group waited for room in the ring")                       \
-    X(throttles, "groups delayed because the ring was filling up")                                 \
-    X(replayed_blocks, "journal blocks replayed at open")                                          \
-    X(replayed_records, "records in them")                                                         \
-    X(replay_verified, "records whose data was compared at open")                                  \
-    X(replay_dropped_blocks, "journal blocks dropped at open")                                     \
+#define ENGINE_COUNTERS(X)                                                                   \
+    X(ring_wraps, "journal blocks at the start of the ring, the first lap left out")         \
+    X(groups, "groups composed")                                                             \
+    X(mark_blocks, "groups without a record of a request")                                   \
+    X(writes_small, "writes whose data went with their group")                               \
+    X(writes_large, "writes whose data went ahead of their group")                           \
+    X(writes_duplicate, "writes whose version was durable or in flight already")             \
+    X(zero_extents, "zero records applied")                                                  \
+    X(writes_refused_full, "writes refused: no space")                                       \
+    X(reserve_writes, "writes that took blocks of the reserve")                              \
+    X(fences, "fences applied")                                                              \
+    X(epochs, "config epochs raised by a request of their own")                              \
+    X(stables, "stable versions confirmed by a request of their own")                        \
+    X(chunks_created, "chunks created")                                                      \
+    X(chunks_deleted, "deletions applied")                                                   \
+    X(leaves_cleared, "leaves of deleted chunks given back")                                 \
+    X(chunks_forgotten, "deleted chunks whose record is gone")                               \
+    X(data_write_errors, "data writes that the disk failed")                                 \
+    X(aborts, "records aborted")                                                             \
+    X(bad_blocks, "blocks never used again")                                                 \
+    X(blocks_allocated, "blocks handed to writes")                                           \
+    X(blocks_reused, "of these: blocks that had been given up before in this life")          \
+    X(blocks_given_up, "blocks replaced, cleared or lost against a higher version")          \
+    X(blocks_freed, "blocks whose FREE record became durable")                               \
+    X(blocks_quarantined, "of these: blocks that waited for a read")                         \
+    X(writes_outdated, "sectors that lost against what was there")                           \
+    X(leaf_loads, "leaves read from the index")                                              \
+    X(leaf_loads_with_deltas, "of these: with changes waiting")                              \
+    X(leaf_evictions, "leaves dropped from the cache")                                       \
+    X(free_pairings, "blocks given up by replay whose FREE record was found in the journal") \
+    X(writebacks, "index batches completed")                                                 \
+    X(leaves_put, "leaves written whole")                                                    \
+    X(leaves_merged, "leaves written as a delta")                                            \
+    X(leaves_deleted, "empty leaves removed from the index")                                 \
+    X(bitmap_pages_put, "pages of the allocation map written")                               \
+    X(index_flushes, "index flushes completed")                                              \
+    X(ring_full_waits, "turns in which a group waited for room in the ring")                 \
+    X(throttles, "groups delayed because the ring was filling up")                           \
+    X(replayed_blocks, "journal blocks replayed at open")                                    \
+    X(replayed_records, "records in them")                                                   \
+    X(replay_verified, "records whose data was compared at open")                            \
+    X(replay_dropped_blocks, "journal blocks dropped at open")                               \
     X(replay_foreign_blocks, "blocks of an earlier incarnation behind the end")
 
 struct engine_counters {

@@ -23,6 +23,7 @@
 #define SUPERBLOCK_COPIES         2u
 #define SUPERBLOCK_UUID_BYTES     16u
 #define SUPERBLOCK_META_BYTES_MAX 255u
+#define SUPERBLOCK_PROBLEM_BYTES  160u
 
 /* Feature bits that this build knows, by what an older build must do that doesn't know one. */
 #define SUPERBLOCK_FEATURES_INCOMPATIBLE 0u /* refuse the disk */
@@ -31,13 +32,13 @@
 
 /* Positions in bytes from the start of the disk. */
 struct superblock_geometry {
-    uint64_t disk_bytes;      /* as it was formatted */
+    uint64_t disk_bytes; /* as it was formatted */
     uint64_t ring_offset;
     uint64_t ring_bytes;
     uint64_t metadata_offset;
     uint64_t metadata_bytes;
     uint64_t data_offset;
-    uint64_t data_bytes;      /* whole slabs */
+    uint64_t data_bytes; /* whole slabs */
     uint64_t reserve_bytes;
 };
 
@@ -49,9 +50,10 @@ struct superblock {
     struct superblock_geometry geometry;
     uint64_t generation;  /* grows with each writing of the copies */
     uint64_t incarnation; /* grows with each start */
-    uint64_t cut;         /* LSN: what is below counts, whoever wrote it; above only the current incarnation */
-    uint64_t tail;        /* LSN: the index reaches at least to here */
-    bool clean;           /* the last life ended with a stop */
+    uint64_t
+        cut; /* LSN: what is below counts, whoever wrote it; above only the current incarnation */
+    uint64_t tail; /* LSN: the index reaches at least to here */
+    bool clean;    /* the last life ended with a stop */
     uint64_t created_ms;
     char meta_address[SUPERBLOCK_META_BYTES_MAX + 1];
 };
@@ -60,13 +62,17 @@ struct superblock {
 struct superblock_copy {
     uint64_t offset_bytes;
     bool valid;
-    char problem[160]; /* if it is not valid: why */
+    int err; /* if it is not valid: as of superblock_decode(), or -DL_E_MEDIA_READ */
+    char problem[SUPERBLOCK_PROBLEM_BYTES]; /* ... and why */
     struct superblock superblock;
 };
 
 /* Encode into SUPERBLOCK_BYTES bytes. */
 void superblock_encode(const struct superblock *superblock, void *ret_bytes);
-/* Any bytes: 0, or -DL_E_SUPERBLOCK and what is wrong in `problem` (room for 160 bytes). */
+/*
+ * Any bytes: 0, or what is wrong in `problem` (SUPERBLOCK_PROBLEM_BYTES) and -DL_E_DISK_FORMAT (not a superblock, or
+ * one that this version does not know) or -DL_E_DISK_DAMAGED.
+ */
 int superblock_decode(const void *bytes, struct superblock *ret_superblock, char *problem);
 
 /* Look at both places, whatever is there: for inspection. */
@@ -74,8 +80,8 @@ void superblock_copies_read_now(struct disk *disk,
                                 struct superblock_copy ret_copies[SUPERBLOCK_COPIES]);
 
 /*
- * The newest valid copy.  -DL_E_SUPERBLOCK if there is none, or the format or an incompatible feature is unknown, or
- * the disk is smaller than it was.
+ * The newest valid copy.  -DL_E_DISK_FORMAT or -DL_E_DISK_DAMAGED if there is none: err names what is wrong with each;
+ * -DL_E_DISK_DAMAGED also if the disk is smaller than it was when it was formatted.
  */
 int superblock_load_now(struct disk *disk, struct superblock *ret_superblock, struct dl_error *err);
 
