@@ -626,7 +626,9 @@ loop_enable(struct loop *loop)
     int result;
 
     if (!loop->enabled) {
-        result = io_uring_enable_rings(&loop->ring);
+        /* liburing 2.3 declares io_uring_enable_rings(), but its shared library lacks it. */
+        result = io_uring_register((unsigned)loop->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
+                                   0);
         if (result < 0)
             return result;
         loop->enabled = true;
