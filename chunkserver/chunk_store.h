@@ -122,6 +122,7 @@ struct store_stats {
     uint64_t used_bytes;          /* blocks in use or waiting to be freed */
     uint64_t available_bytes;     /* for new allocations, the reserve left out */
     uint64_t chunk_count;
+    uint64_t journal_position;    /* what is before it is durable; never goes back, not even in a crash */
     uint64_t writes, reads, bytes_written, bytes_read; /* client payload */
     uint64_t device_bytes_data, device_bytes_journal, device_bytes_index;
     uint64_t journal_blocks, flushes, groups_acknowledged;
