@@ -289,25 +289,50 @@ test_long_chain_of_gets(void **state)
     free(gets);
 }
 
-/* The child reports each completed batch and each completed flush; it is killed in the middle. */
-static void
-crash_child(struct rig *rig, int report_fd)
+/*
+ * The child is this program started anew (RocksDB's threads don't survive a fork).  It reports each completed batch as 0
+ * and each completed flush by the batch's number, until it is killed.
+ */
+static int
+crash_child(const char *path, int report_fd)
 {
+    struct rig rig = {0};
+
+    (void)snprintf(rig.path, sizeof(rig.path), "%s", path);
+    rig_open(&rig);
     for (uint32_t i = 1;; i++) {
         char number[16];
-        struct index_batch *batch;
+        struct index_batch *batch = rig.index->ops->batch_create(rig.index);
+        uint32_t report = i % 37 == 0 ? i : 0;
 
-        if (rig->index == NULL)
-            rig_open(rig);
-        batch = rig->index->ops->batch_create(rig->index);
         (void)snprintf(number, sizeof(number), "%08u", i);
-        rig->index->ops->batch_put(batch, "last", 4, number, 8);
-        rig->index->ops->batch_put(batch, number, 8, number, 8);
-        if (batch_run(rig, batch) != 0 || (i % 37 == 0 && flush_run(rig) != 0))
-            _exit(1);
-        if (write(report_fd, &(uint32_t){i % 37 == 0 ? i : 0}, sizeof(uint32_t)) < 0)
-            _exit(1);
+        rig.index->ops->batch_put(batch, "last", 4, number, 8);
+        rig.index->ops->batch_put(batch, number, 8, number, 8);
+        if (batch_run(&rig, batch) != 0 || (report != 0 && flush_run(&rig) != 0))
+            return 1;
+        if (write(report_fd, &report, sizeof(report)) != sizeof(report))
+            return 1;
     }
+}
+
+static pid_t
+crash_child_start(const struct rig *rig, int *ret_report_fd)
+{
+    int pipe_fds[2];
+    char report_fd[16];
+    pid_t child;
+
+    assert_int_equal(pipe(pipe_fds), 0);
+    (void)snprintf(report_fd, sizeof(report_fd), "%d", pipe_fds[1]);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        (void)execl("/proc/self/exe", "test_index_rocksdb", "--child", rig->path, report_fd, NULL);
+        _exit(1);
+    }
+    (void)close(pipe_fds[1]);
+    *ret_report_fd = pipe_fds[0];
+    return child;
 }
 
 static void
@@ -316,25 +341,19 @@ test_death_keeps_a_prefix_with_all_that_was_flushed(void **state)
     struct rig *rig = *state;
     uint32_t flushed = 0, report, last;
     struct get_result result = {.get = {.key = "last", .key_bytes = 4, .on_done = get_on_done}};
-    int pipe_fds[2], status;
+    int report_fd, status;
     char number[16];
-    pid_t child;
+    pid_t child = crash_child_start(rig, &report_fd);
 
-    assert_int_equal(pipe(pipe_fds), 0);
-    child = fork();
-    assert_true(child >= 0);
-    if (child == 0)
-        crash_child(rig, pipe_fds[1]);
-    (void)close(pipe_fds[1]);
     for (int i = 0; i < 500; i++) {
-        assert_int_equal(read(pipe_fds[0], &report, sizeof(report)), sizeof(report));
+        assert_int_equal(read(report_fd, &report, sizeof(report)), sizeof(report));
         if (report != 0)
             flushed = report;
     }
     assert_int_equal(kill(child, SIGKILL), 0);
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFSIGNALED(status));
-    (void)close(pipe_fds[0]);
+    (void)close(report_fd);
     assert_true(flushed > 0);
 
     rig_open(rig);
@@ -422,7 +441,7 @@ static void
 test_damaged_table_is_an_error_not_a_hole(void **state)
 {
     struct rig *rig = *state;
-    struct get_result result = {.get = {.key = "k00100", .key_bytes = 6, .on_done = get_on_done}};
+    struct get_result result = {.get = {.key = "k00030", .key_bytes = 6, .on_done = get_on_done}};
     struct index_batch *batch;
     char text[4096];
 
@@ -447,7 +466,7 @@ test_damaged_table_is_an_error_not_a_hole(void **state)
     assert_null(result.get.value);
     assert_true(strlen(index_rocksdb_error_text(rig->index)) > 0);
     text[0] = '\0';
-    assert_int_equal(rig->index->ops->scan_now(rig->index, "k00100", 6, scan_collect, text),
+    assert_int_equal(rig->index->ops->scan_now(rig->index, "k00030", 6, scan_collect, text),
                      -DL_E_INDEX_CORRUPT);
 }
 
@@ -507,11 +526,25 @@ test_memory_stays_within_the_budget(void **state)
 
 #define RIG_TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)
 
-UNIT_MAIN(RIG_TEST(test_merge_across_flush_and_reopen),
-          RIG_TEST(test_scan_is_ordered_and_bounded_by_its_prefix),
-          RIG_TEST(test_long_chain_of_gets),
-          RIG_TEST(test_death_keeps_a_prefix_with_all_that_was_flushed),
-          RIG_TEST(test_open_creates_nothing), RIG_TEST(test_format_refuses_a_database),
-          RIG_TEST(test_a_second_open_is_refused),
-          RIG_TEST(test_damaged_table_is_an_error_not_a_hole),
-          RIG_TEST(test_a_write_error_is_final), RIG_TEST(test_memory_stays_within_the_budget))
+int
+main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        RIG_TEST(test_merge_across_flush_and_reopen),
+        RIG_TEST(test_scan_is_ordered_and_bounded_by_its_prefix),
+        RIG_TEST(test_long_chain_of_gets),
+        RIG_TEST(test_death_keeps_a_prefix_with_all_that_was_flushed),
+        RIG_TEST(test_open_creates_nothing),
+        RIG_TEST(test_format_refuses_a_database),
+        RIG_TEST(test_a_second_open_is_refused),
+        RIG_TEST(test_damaged_table_is_an_error_not_a_hole),
+        RIG_TEST(test_a_write_error_is_final),
+        RIG_TEST(test_memory_stays_within_the_budget),
+    };
+
+    if (argc == 4 && strcmp(argv[1], "--child") == 0)
+        return crash_child(argv[2], atoi(argv[3]));
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
