@@ -8,7 +8,7 @@
 #include "common/align.h"
 #include "dlblk/error.h"
 
-#ifdef __SANITIZE_ADDRESS__
+#if POOL_POISONS
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -17,7 +17,7 @@
 void
 pool_poison(void *item, size_t item_bytes)
 {
-#ifdef __SANITIZE_ADDRESS__
+#if POOL_POISONS
     ASAN_POISON_MEMORY_REGION(item, item_bytes);
 #else
     (void)item;
@@ -28,7 +28,7 @@ pool_poison(void *item, size_t item_bytes)
 void
 pool_unpoison(void *item, size_t item_bytes)
 {
-#ifdef __SANITIZE_ADDRESS__
+#if POOL_POISONS
     ASAN_UNPOISON_MEMORY_REGION(item, item_bytes);
 #else
     (void)item;

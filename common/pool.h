@@ -18,6 +18,17 @@
 
 #include "common/assert.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define POOL_POISONS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define POOL_POISONS 1
+#endif
+#endif
+#ifndef POOL_POISONS
+#define POOL_POISONS 0
+#endif
+
 struct pool {
     uint8_t *
         base; /* of the mapping, which is mapping_bytes long: to be registered with the kernel, for example */
@@ -52,9 +63,8 @@ pool_acquire(struct pool *pool)
     dl_assert(!pool->taken[idx]);
     pool->taken[idx] = 1;
     item = pool->base + (size_t)idx * pool->item_bytes;
-#ifdef __SANITIZE_ADDRESS__
-    pool_unpoison(item, pool->item_bytes);
-#endif
+    if (POOL_POISONS)
+        pool_unpoison(item, pool->item_bytes);
     return item;
 }
 
@@ -69,9 +79,8 @@ pool_release(struct pool *pool, void *item)
     dl_assert(pool->taken[idx]);
     pool->taken[idx] = 0;
     pool->free_idx[pool->free_count++] = (uint32_t)idx;
-#ifdef __SANITIZE_ADDRESS__
-    pool_poison(item, pool->item_bytes);
-#endif
+    if (POOL_POISONS)
+        pool_poison(item, pool->item_bytes);
 }
 
 static inline uint32_t

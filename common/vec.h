@@ -35,13 +35,13 @@ vec_grow(void **items, size_t *capacity, size_t count, size_t item_bytes)
     size_t wanted = *capacity == 0 ? 8 : *capacity;
     void *grown;
 
-    if (count > SIZE_MAX / 2)
-        return -DL_E_NO_MEMORY;
+    if (count > SIZE_MAX / 2 / item_bytes)
+        return -DL_E_NO_MEMORY; /* twice as many could not even be counted in bytes */
     while (wanted < count)
         wanted *= 2;
     if (wanted == *capacity)
         return 0;
-    grown = reallocarray(*items, wanted, item_bytes);
+    grown = realloc(*items, wanted * item_bytes);
     if (grown == NULL)
         return -DL_E_NO_MEMORY;
     *items = grown;
@@ -78,8 +78,10 @@ vec_grow(void **items, size_t *capacity, size_t count, size_t item_bytes)
 #define vec_fini(vec) \
     (free((vec)->items), (vec)->items = NULL, (vec)->count = 0, (vec)->capacity = 0, (void)0)
 
-/* `item` becomes a pointer to each item in turn. */
-#define vec_for_each(item, vec) \
-    for (__typeof__((vec)->items) item = (vec)->items; item != (vec)->items + (vec)->count; item++)
+/* `item` becomes a pointer to each item in turn.  (An empty array has no address to count from.) */
+#define vec_for_each(item, vec)                                                           \
+    for (__typeof__((vec)->items) item = (vec)->items,                                    \
+                                  item##_end = item == NULL ? NULL : item + (vec)->count; \
+         item != item##_end; item++)
 
 #endif
