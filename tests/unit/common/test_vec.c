@@ -12,13 +12,19 @@ static void
 test_push_grow_walk(void **state)
 {
     VEC(struct range) ranges = {0};
+    unsigned grown_count = 0;
     uint64_t i = 0;
 
     (void)state;
     vec_for_each (range, &ranges)
         fail_msg("an empty one has no items, but %p", (void *)range);
-    for (; i < 1000; i++)
+    for (; i < 1000; i++) {
+        size_t capacity = ranges.capacity;
+
         assert_int_equal(vec_push(&ranges, ((struct range){i, i + 1})), 0);
+        grown_count += ranges.capacity != capacity;
+    }
+    assert_in_range(grown_count, 1, 10); /* doubling: constant time per item */
     assert_int_equal(ranges.count, 1000);
     assert_true(ranges.capacity >= 1000 && ranges.capacity < 2048);
     i = 0;
