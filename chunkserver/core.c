@@ -112,6 +112,9 @@ write_op_acquire(struct chunkserver_core *core, struct session *session, uint32_
     if (payload_bytes > 0) {
         op->buffer = buffer_pool_acquire(core->write_buffers, payload_bytes);
         dl_assert(op->buffer != NULL);
+        /* Before the pools are looked at: it keeps this link from being paused. */
+        dl_assert(session->incoming == NULL);
+        session->incoming = op;
     }
     session->operations++;
     core_check_taken(core, session);

@@ -149,6 +149,7 @@ void core_store_started(
     struct chunkserver_core *core); /* something was started: turn_end will be called */
 void core_stop_step(struct chunkserver_core *core); /* something ended that a stop may wait for */
 
+/* With a payload: as session->incoming. */
 struct write_op *write_op_acquire(struct chunkserver_core *core, struct session *session,
                                   uint32_t payload_bytes);
 void

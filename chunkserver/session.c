@@ -308,11 +308,8 @@ session_on_payload(void *core_pointer, struct link *link, const struct frame *fr
     if (session == NULL || !session->greeted || session->closing || frame->opcode != OP_WRITE ||
         frame_is_reply(frame))
         return NULL;
-    dl_assert(session->incoming == NULL);
     session->heard_ns = env_now_ns(core->env);
-    /* Before the pools are asked: the operation that is acquired keeps this link from being paused. */
-    session->incoming = write_op_acquire(core, session, frame->payload_bytes);
-    return session->incoming->buffer;
+    return write_op_acquire(core, session, frame->payload_bytes)->buffer;
 }
 
 static void
