@@ -65,7 +65,8 @@ address_parse_port(const char *text, const char *digits, uint16_t *ret_port, str
 }
 
 /*
- * Where the host begins and how long it is; *ret_rest is what follows: empty, or a colon and the port.
+ * Where the host begins and how long it is; *ret_rest is what follows: empty, or a colon and the
+ * port.
  * NULL: there is no host that could be told from a port.
  */
 static const char *

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * address.h: where a peer listens, as text says it: HOST, HOST:PORT, [V6]:PORT.  No names are resolved here.
+ * address.h: where a peer listens, as text says it: HOST, HOST:PORT, [V6]:PORT.  No names are
+ * resolved here.
  *
  * Threads: any.  Memory: nothing is allocated.
  * Errors:  0 or -DL_E_CONFIG_INVALID with the reason in err.
@@ -14,8 +15,11 @@
 
 #include "dlblk/error.h"
 
-/* Where programs listen unless they are told otherwise.  One host can run many chunkservers: from this port upwards. */
-#define DLBLK_PORT_META        7700
+/*
+ * Where programs listen unless they are told otherwise.  One host can run many chunkservers: from
+ * this port upwards.
+ */
+#define DLBLK_PORT_META 7700
 #define DLBLK_PORT_CHUNKSERVER 7710
 
 #define DL_ADDRESS_HOST_BYTES 256 /* a name has at most 253 bytes */
@@ -30,7 +34,10 @@ struct dl_address {
 int dl_address_parse(const char *text, uint16_t default_port, struct dl_address *ret_address,
                      struct dl_error *err);
 
-/* One or more addresses with commas between them, at most count_max; after a failure the array holds anything. */
+/*
+ * One or more addresses with commas between them, at most count_max; after a failure the array
+ * holds anything.
+ */
 int dl_address_parse_list(const char *text, uint16_t default_port, struct dl_address *ret_addresses,
                           size_t count_max, size_t *ret_count, struct dl_error *err);
 

@@ -2,9 +2,9 @@
 /*
  * assert.h: checks of our own mistakes, on in every build.
  *
- * A failed one prints where and what, then the last events of every thread (trace.h), and aborts.  Bytes from a disk, a
- * peer or a user are never asserted: they are checked, and answered with an error.  Relations between constants are
- * static_assert.
+ * A failed one prints where and what, then the last events of every thread (trace.h), and aborts.
+ * Bytes from a disk, a peer or a user are never asserted: they are checked, and answered with an
+ * error.  Relations between constants are static_assert.
  *
  * Threads: any.
  */

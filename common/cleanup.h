@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cleanup.h: locals that clean up after themselves when their scope ends; for control paths and programs.
+ * cleanup.h: locals that clean up after themselves when their scope ends; for control paths and
+ * programs.
  *
  *     DL_CLEANUP(free) char *path = NULL;
  *     DL_CLEANUP(close) int fd = -1;

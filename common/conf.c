@@ -248,8 +248,9 @@ conf_file_check_section(struct conf_file *file, const char *line)
 }
 
 /*
- * inih's fgets().  It would take the rest of a line that is longer than its buffer for the next one, and an indented
- * line for more of the one above: the first is refused here, the second loses its indentation.
+ * inih's fgets().  It would take the rest of a line that is longer than its buffer for the next
+ * one, and an indented line for more of the one above: the first is refused here, the second loses
+ * its indentation.
  */
 static char *
 conf_file_read_line(char *buffer, int buffer_bytes, void *context)

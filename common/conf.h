@@ -2,8 +2,9 @@
 /*
  * conf.h: settings of a program: from the configuration file, the environment and its flags.
  *
- * One file serves all programs, so all know the keys of all: dlblk_conf_keys.  A value is checked when it is set; what
- * reads it afterwards can't fail.  Whoever is set last wins, so a program begins with the file:
+ * One file serves all programs, so all know the keys of all: dlblk_conf_keys.  A value is checked
+ * when it is set; what reads it afterwards can't fail.  Whoever is set last wins, so a program
+ * begins with the file:
  *
  *     conf_create(&conf, dlblk_conf_keys, dlblk_conf_key_count);
  *     conf_read_file(conf, path, err);                                    // /etc/dlblk/dlblk.conf
@@ -11,10 +12,13 @@
  *     conf_set(conf, "cluster", "meta", optarg, "--meta", err);
  *     ... conf_text(conf, "cluster", "meta") ...
  *
- * The file:    [section], key = value, lines that begin with # or ; are comments, as is what follows " ;".
+ * The file has lines of [section] and of key = value; one that begins with # or ; is a comment, and
+ * so is what follows " ;" in a line.
  *
- * Threads: one at a time.  Memory: strings are the conf's, until the key is set again or the conf destroyed.
- * Errors:  0, -DL_E_CONFIG_INVALID, -DL_E_NO_MEMORY or -errno of the file; err says file and line, or the flag.
+ * Threads: one at a time.  Memory: strings are the conf's, until the key is set again or the conf
+ *          destroyed.
+ * Errors:  0, -DL_E_CONFIG_INVALID, -DL_E_NO_MEMORY or -errno of the file; err says file and line,
+ *          or the flag.
  */
 #ifndef DLBLK_COMMON_CONF_H
 #define DLBLK_COMMON_CONF_H
@@ -61,8 +65,8 @@ void conf_destroy(struct conf *conf);
 int conf_read_file(struct conf *conf, const char *path, struct dl_error *err);
 
 /*
- * Set one value; origin ("--listen", "DLBLK_META") stands in the error's text.  value NULL: nothing happens, so that
- * the result of getenv() can be passed.
+ * Set one value; origin ("--listen", "DLBLK_META") stands in the error's text.  value NULL: nothing
+ * happens, so that the result of getenv() can be passed.
  */
 int conf_set(struct conf *conf, const char *section, const char *name, const char *value,
              const char *origin, struct dl_error *err);
@@ -70,7 +74,10 @@ int conf_set(struct conf *conf, const char *section, const char *name, const cha
 /* A value was set: the fallback does not count. */
 bool conf_is_set(const struct conf *conf, const char *section, const char *name);
 
-/* The value as text; NULL if there is none, not even a fallback.  A key that is not in the table asserts. */
+/*
+ * The value as text; NULL if there is none, not even a fallback.  A key that is not in the table
+ * asserts.
+ */
 const char *conf_text(const struct conf *conf, const char *section, const char *name);
 
 /* Of the kinds that say so above.  There must be a value or a fallback. */

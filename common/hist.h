@@ -2,13 +2,14 @@
 /*
  * hist.h: how long things took: a histogram of durations that answers percentiles.
  *
- * Buckets are as wide as 1/64 of their lower bound (below 128 each value has its own), so that a percentile is off by
- * less than 1 %.  Mean, least and greatest are exact.
+ * Buckets are as wide as 1/64 of their lower bound (below 128 each value has its own), so that a
+ * percentile is off by less than 1 %.  Mean, least and greatest are exact.
  *
- *     value (binary)   1xxxxxx yyyyy     the leading one and six bits choose the bucket, the rest is dropped
- *     bucket idx       (bits dropped) * 64 + 1xxxxxx
+ *     value (binary)   1xxxxxx yyyyy     the leading one and six bits choose the bucket
+ *     bucket idx       (number of y) * 64 + 1xxxxxx
  *
- * Threads: one owner; others merge copies.  Errors: none.  Memory: 18 KiB in place; a zeroed one is empty.
+ * Threads: one owner; others merge copies.  Errors: none.  Memory: 18 KiB in place; a zeroed one is
+ *          empty.
  */
 #ifndef DLBLK_COMMON_HIST_H
 #define DLBLK_COMMON_HIST_H
@@ -17,11 +18,11 @@
 
 #include "common/assert.h"
 
-#define HIST_SUB_BITS   6u
-#define HIST_SUB_COUNT  (1u << HIST_SUB_BITS)
+#define HIST_SUB_BITS 6u
+#define HIST_SUB_COUNT (1u << HIST_SUB_BITS)
 #define HIST_VALUE_BITS 40u /* 2^40 ns are 18 minutes; what is longer counts as that */
-#define HIST_VALUE_MAX  ((1ull << HIST_VALUE_BITS) - 1)
-#define HIST_BUCKETS    ((HIST_VALUE_BITS - HIST_SUB_BITS + 1) * HIST_SUB_COUNT)
+#define HIST_VALUE_MAX ((1ull << HIST_VALUE_BITS) - 1)
+#define HIST_BUCKETS ((HIST_VALUE_BITS - HIST_SUB_BITS + 1) * HIST_SUB_COUNT)
 
 struct hist {
     uint64_t count;
@@ -67,8 +68,8 @@ void hist_merge(struct hist *hist, const struct hist *from);
 double hist_mean(const struct hist *hist);
 
 /*
- * The value that `percent` (0 to 100) of all values do not exceed: the middle of its bucket, within min and max.
- * 0 if it is empty.
+ * The value that `percent` (0 to 100) of all values do not exceed: the middle of its bucket, within
+ * min and max.  0 if it is empty.
  */
 uint64_t hist_percentile(const struct hist *hist, double percent);
 

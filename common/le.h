@@ -2,9 +2,9 @@
 /*
  * le.h: little-endian integers as they stand in frames and on disk.
  *
- * A le32 is not a number: a forgotten conversion does not compile.  It is made of bytes and so has no alignment: a
- * struct of these has no padding, and may be laid over a buffer at any address.  The compiler turns each of
- * these functions into one instruction.
+ * A le32 is not a number: a forgotten conversion does not compile.  It is made of bytes and so has
+ * no alignment: a struct of these has no padding, and may be laid over a buffer at any address.
+ * The compiler turns each of these functions into one instruction.
  *
  * Threads: any.  Errors: none.
  */

@@ -9,8 +9,9 @@
  *     list_for_each_entry(item, &head, node)
  *         use(item);
  *
- * A node is in one list or in none.  list_remove() leaves it fit for list_is_linked() and for the next push; a zeroed
- * node counts as not linked.  Nothing is allocated, everything takes constant time (list_length() apart).
+ * A node is in one list or in none.  list_remove() leaves it fit for list_is_linked() and for the
+ * next push; a zeroed node counts as not linked.  Nothing is allocated, everything takes constant
+ * time (list_length() apart).
  *
  * Threads: the owner's.  Errors: none; linking a linked node asserts.
  */
@@ -137,7 +138,7 @@ list_length(const struct list *head)
 
 /* The list must not be empty. */
 #define list_first_entry(head, type, member) list_entry((head)->next, type, member)
-#define list_last_entry(head, type, member)  list_entry((head)->prev, type, member)
+#define list_last_entry(head, type, member) list_entry((head)->prev, type, member)
 
 #define list_for_each(node, head) \
     for ((node) = (head)->next; (node) != (head); (node) = (node)->next)

@@ -18,7 +18,7 @@
 #include "common/text.h"
 
 #define MESSAGE_BYTES 1024 /* component, object and text; what is longer is cut */
-#define REPEAT_COUNT  32
+#define REPEAT_COUNT 32
 
 static const struct {
     const char *name;
@@ -79,8 +79,8 @@ log_set_fd(int fd)
 }
 
 /*
- * JOURNAL_STREAM holds device and inode of the socket that systemd made our stderr.  A child whose stderr was
- * redirected inherits the variable as well, so the numbers are compared.
+ * JOURNAL_STREAM holds device and inode of the socket that systemd made our stderr.  A child whose
+ * stderr was redirected inherits the variable as well, so the numbers are compared.
  */
 static bool
 log_fd_is_journal(int fd)

@@ -6,12 +6,15 @@
  *
  *     2026-01-31 10:15:30.123 warning meta server 3: no heartbeat for 12.5 s
  *
- * Under systemd (JOURNAL_STREAM names stderr) the priority as <N> stands in place of the time.  A line that was already
- * written in the last ten seconds is counted instead, and the count is written when they are over.
+ * Under systemd (JOURNAL_STREAM names stderr) the priority as <N> stands in place of the time.  A
+ * line that was already written in the last ten seconds is counted instead, and the count is
+ * written when they are over.
  *
- * Only programs log: common, proto and client return errors.  A function logs a failure or returns it, never both.
+ * Only programs log: common, proto and client return errors.  A function logs a failure or returns
+ * it, never both.
  *
- * Threads: any.  Errors: none: what can't be written is lost.  Memory: nothing is allocated.  Blocks: as stderr does.
+ * Threads: any.  Errors: none: what can't be written is lost.  Memory: nothing is allocated.
+ *          Blocks: as stderr does.
  */
 #ifndef DLBLK_COMMON_LOG_H
 #define DLBLK_COMMON_LOG_H
@@ -40,13 +43,13 @@ void log_write(enum log_level level, const char *component, const char *object, 
                ...) DL_ERROR_PRINTF(4, 5);
 
 /*
- * Write the counts of repeated lines whose interval is over at now_ns (clock_monotonic_ns()); a program calls it once
- * per second or so.  With UINT64_MAX all of them: before the program ends.
+ * Write the counts of repeated lines whose interval is over at now_ns (clock_monotonic_ns()); a
+ * program calls it once per second or so.  With UINT64_MAX all of them: before the program ends.
  */
 void log_flush_repeats(uint64_t now_ns);
 
 #define log_debug(component, object, ...) log_write(LOG_LEVEL_DEBUG, component, object, __VA_ARGS__)
-#define log_info(component, object, ...)  log_write(LOG_LEVEL_INFO, component, object, __VA_ARGS__)
+#define log_info(component, object, ...) log_write(LOG_LEVEL_INFO, component, object, __VA_ARGS__)
 #define log_warning(component, object, ...) \
     log_write(LOG_LEVEL_WARNING, component, object, __VA_ARGS__)
 #define log_error(component, object, ...) log_write(LOG_LEVEL_ERROR, component, object, __VA_ARGS__)

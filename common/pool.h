@@ -2,13 +2,15 @@
 /*
  * pool.h: a fixed number of equal items, taken and given back without allocation.
  *
- * For operations and buffers of the data path.  Items begin at multiples of 64 bytes, or of 4096 if item_bytes is a
- * multiple of that.  The item given back last is taken first, since it is in the cache; memory that was never
- * taken is never touched.  An empty pool is the back-pressure: the caller waits, or refuses.
+ * For operations and buffers of the data path.  Items begin at multiples of 64 bytes, or of 4096 if
+ * item_bytes is a multiple of that.  The item given back last is taken first, since it is in the
+ * cache; memory that was never taken is never touched.  An empty pool is the back-pressure: the
+ * caller waits, or refuses.
  *
  * Threads: one owner.  Blocks: never.
  * Errors:  pool_acquire() returns NULL when all are taken; giving back what is not taken asserts.
- * Memory:  one mapping made by pool_init(); with the address sanitizer items that are not taken are poisoned.
+ * Memory:  one mapping made by pool_init(); with the address sanitizer items that are not taken are
+ *          poisoned.
  */
 #ifndef DLBLK_COMMON_POOL_H
 #define DLBLK_COMMON_POOL_H
@@ -30,8 +32,7 @@
 #endif
 
 struct pool {
-    uint8_t *
-        base; /* of the mapping, which is mapping_bytes long: to be registered with the kernel, for example */
+    uint8_t *base; /* of one mapping: can be registered with the kernel as a whole */
     size_t mapping_bytes;
     size_t item_bytes; /* as rounded up */
     uint32_t item_count;

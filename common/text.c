@@ -72,8 +72,7 @@ text_parse_size(const char *what, const char *text, uint64_t min_bytes, uint64_t
     case PARSE_BAD_UNIT:
         code = dl_error_set(err, -DL_E_SIZE_INVALID, "%s: %s is not a size", what, quoted.text);
         dl_error_hint(
-            err,
-            "write a whole number with B, K, M, G, T or P (powers of 1024), such as 512, 4K or 10G");
+            err, "write a whole number with B, K, M, G, T or P (powers of 1024): 512, 4K, 10G");
         return code;
     case PARSE_TOO_LARGE:
         bytes = UINT64_MAX;

@@ -2,8 +2,9 @@
 /*
  * text.h: numbers, sizes, durations and names between text and values.
  *
- * Those that parse take `what`, the name of the thing for the message ("--size", "volume.segment_size"), and the range
- * that is allowed; the message says what was given, why it is refused and what would be accepted.
+ * Those that parse take `what`, the name of the thing for the message ("--size",
+ * "volume.segment_size"), and the range that is allowed; the message says what was given, why it is
+ * refused and what would be accepted.
  * Those that format return a struct with the text: printf("%s", text_of_size(bytes).text).
  *
  * Threads: any.  Memory: nothing is allocated.
@@ -28,8 +29,8 @@ struct text_quoted {
 };
 
 /*
- * "512", "4K", "4KiB", "10G", "2TiB": K M G T P are powers of 1024.  "10GB" is refused, since it means two
- * things; so are fractions.  -DL_E_SIZE_INVALID.
+ * "512", "4K", "4KiB", "10G", "2TiB": K M G T P are powers of 1024.  "10GB" is refused, since it
+ * means two things; so are fractions.  -DL_E_SIZE_INVALID.
  */
 int text_parse_size(const char *what, const char *text, uint64_t min_bytes, uint64_t max_bytes,
                     uint64_t *ret_bytes, struct dl_error *err);
@@ -54,7 +55,10 @@ struct text_short text_of_size(uint64_t bytes);
 /* "850 ns", "43.1 us", "1.2 ms", "12.5 s", "4 min 10 s", "3 h 20 min", "12 d 4 h". */
 struct text_short text_of_duration(uint64_t duration_ns);
 
-/* Text of unknown origin in quotes, with \xNN for what would spoil a terminal or a log, and "..." if it is long. */
+/*
+ * Text of unknown origin in quotes, with \xNN for what would spoil a terminal or a log, and "..."
+ * if it is long.
+ */
 struct text_quoted text_quote(const char *text);
 
 #endif

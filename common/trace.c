@@ -14,8 +14,8 @@
 static_assert((DL_TRACE_EVENTS & (DL_TRACE_EVENTS - 1)) == 0, "the ring's size is a power of two");
 
 /*
- * Rings are never freed: they are linked once, and handed from a thread that ends to one that starts.  So the dump can
- * walk the chain without a lock, even in a signal handler.
+ * Rings are never freed: they are linked once, and handed from a thread that ends to one that
+ * starts.  So the dump can walk the chain without a lock, even in a signal handler.
  */
 struct ring_owner {
     struct dl_trace_ring ring; /* first: a ring is its owner */

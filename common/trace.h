@@ -4,14 +4,16 @@
  *
  *     dl_trace("journal", "group %lu: %u records", sequence, record_count);
  *
- * An event costs some stores: the format is kept as a pointer and the arguments, at most four, as numbers; text is made
- * of them only when they are printed.  So format and component are string literals, and %s takes strings that live for
- * ever (names of states).  Conversions: d i u x p s and %%, with any length modifier, without width.
+ * An event costs some stores: the format is kept as a pointer and the arguments, at most four, as
+ * numbers; text is made of them only when they are printed.  So format and component are string
+ * literals, and %s takes strings that live for ever (names of states).  Conversions: d i u x p s
+ * and %%, with any length modifier, without width.
  *
- * Time: events carry the time last given to dl_trace_set_time(); a loop (or the simulator, with its virtual time) sets it
- * once per turn.
+ * Time: events carry the time last given to dl_trace_set_time(); a loop (or the simulator, with its
+ * virtual time) sets it once per turn.
  *
- * Threads: any; each writes a ring of its own, which outlives it until another thread takes it over.
+ * Threads: any; each writes a ring of its own, which outlives it until another thread takes it
+ *          over.
  * Errors:  without memory for a ring the thread's events are dropped.
  */
 #ifndef DLBLK_COMMON_TRACE_H
@@ -93,8 +95,8 @@ static inline void __attribute__((format(printf, 1, 2))) dl_trace_check(const ch
     } while (0)
 
 #define DL_TRACE_PICK(format, a, b, c, d, pick, ...) pick
-#define DL_TRACE_0(component, format)                dl_trace_write(component, format, 0, 0, 0, 0)
-#define DL_TRACE_1(component, format, a)             dl_trace_write(component, format, (uint64_t)(a), 0, 0, 0)
+#define DL_TRACE_0(component, format) dl_trace_write(component, format, 0, 0, 0, 0)
+#define DL_TRACE_1(component, format, a) dl_trace_write(component, format, (uint64_t)(a), 0, 0, 0)
 #define DL_TRACE_2(component, format, a, b) \
     dl_trace_write(component, format, (uint64_t)(a), (uint64_t)(b), 0, 0)
 #define DL_TRACE_3(component, format, a, b, c) \
@@ -103,15 +105,18 @@ static inline void __attribute__((format(printf, 1, 2))) dl_trace_check(const ch
     dl_trace_write(component, format, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), (uint64_t)(d))
 
 /*
- * Print the events of every thread, oldest first.  Uses nothing but write(2), so that a signal handler may call it.
- * Threads that go on running meanwhile can spoil single lines of theirs.
+ * Print the events of every thread, oldest first.  Uses nothing but write(2), so that a signal
+ * handler may call it.  Threads that go on running meanwhile can spoil single lines of theirs.
  */
 void dl_trace_dump(int fd);
 
 /* The same, but only the first call in the life of the process prints. */
 void dl_trace_dump_once(int fd);
 
-/* For programs, not for libraries: print the events to stderr when SIGABRT, SIGSEGV, SIGBUS, SIGILL or SIGFPE kills it. */
+/*
+ * For programs, not for libraries: print the events to stderr when SIGABRT, SIGSEGV, SIGBUS, SIGILL
+ * or SIGFPE kills it.
+ */
 void dl_trace_dump_on_crash(void);
 
 #endif

@@ -7,7 +7,8 @@
  *     vec_for_each(range, &ranges) use(range);
  *     vec_fini(&ranges);
  *
- * Items move when the array grows: no pointers to them are kept.  Not for the data path, which allocates nothing.
+ * Items move when the array grows: no pointers to them are kept.  Not for the data path, which
+ * allocates nothing.
  *
  * Threads: the owner's.  Errors: 0 or -DL_E_NO_MEMORY, then the array is as before.
  */

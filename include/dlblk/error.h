@@ -2,9 +2,9 @@
 /*
  * error.h: dlblk's error codes, and errors with text for people.
  *
- * A function that can fail returns 0 or a negative number: -errno of the system, or -DL_E_* of the list below.
- * Functions of the control path take a struct dl_error as their last argument and say there what failed, on which
- * object, and what to do; the data path returns the number alone.
+ * A function that can fail returns 0 or a negative number: -errno of the system, or -DL_E_* of the
+ * list below.  Functions of the control path take a struct dl_error as their last argument and say
+ * there what failed, on which object, and what to do; the data path returns the number alone.
  *
  * Threads: any.  Errors: none of these functions can fail.  Memory: nothing is allocated.
  */
@@ -22,9 +22,10 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 /*
- * number, NAME, errno, text.  The number is on the wire and in logs: never changed, never used again.  The errno is
- * what users of a block device see; of all the errno values an NBD client knows only EPERM, EIO, ENOMEM, EINVAL,
- * ENOSPC, EOVERFLOW, ENOTSUP and ESHUTDOWN, so what reaches a read or a write keeps to these.
+ * number, NAME, errno, text.  The number is on the wire and in logs: never changed, never used
+ * again.  The errno is what users of a block device see; of all the errno values an NBD client
+ * knows only EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP and ESHUTDOWN, so what reaches
+ * a read or a write keeps to these.
  */
 #define DL_ERRORS(X)                                                                            \
     /* disks and stored data */                                                                 \
@@ -100,18 +101,25 @@ enum dl_error_code {
 #undef X
 };
 
-/* The text of the list, or the system's for an errno; err may be negative or positive.  Valid until the thread's next call. */
+/*
+ * The text of the list, or the system's for an errno; err may be negative or positive.  Valid until
+ * the thread's next call.
+ */
 const char *dl_err_str(int err);
 
 /* "DL_E_NO_SPACE", "ENOSPC"; for logs.  As above. */
 const char *dl_err_name(int err);
 
-/* The positive errno that stands for err (negative or positive); 0 for 0; EIO for a code of a newer version. */
+/*
+ * The positive errno that stands for err (negative or positive); 0 for 0; EIO for a code of a newer
+ * version.
+ */
 int dl_err_class(int err);
 
 /*
- * The status field of a frame.  err is 0 or negative; an errno of the system travels as the code nearest to it.
- * From the wire: 0 or negative; a number that only a newer version knows stays a distinct negative number.
+ * The status field of a frame.  err is 0 or negative; an errno of the system travels as the code
+ * nearest to it.  From the wire: 0 or negative; a number that only a newer version knows stays a
+ * distinct negative number.
  */
 uint16_t dl_err_to_wire(int err);
 int dl_err_from_wire(uint16_t status);
@@ -119,7 +127,10 @@ int dl_err_from_wire(uint16_t status);
 #define DL_ERROR_TEXT_BYTES 384
 #define DL_ERROR_HINT_BYTES 256
 
-/* For people: what failed and why, on which object; and what to do next.  Both without newline, the hint may be empty. */
+/*
+ * For people: what failed and why, on which object; and what to do next.  Both without newline, the
+ * hint may be empty.
+ */
 struct dl_error {
     int code; /* negative, as returned */
     char text[DL_ERROR_TEXT_BYTES];
@@ -130,13 +141,17 @@ struct dl_error {
     __attribute__((format(printf, format_idx, first_idx)))
 
 /*
- * Set code and text and drop the hint.  err may be NULL.  Returns code, so that a failure is one statement:
+ * Set code and text and drop the hint.  err may be NULL.  Returns code, so that a failure is one
+ * statement:
  *
  *     return dl_error_set(err, -DL_E_VOLUME_UNKNOWN, "volume %s does not exist", name);
  */
 int dl_error_set(struct dl_error *err, int code, const char *format, ...) DL_ERROR_PRINTF(3, 4);
 
-/* Say what to do about it: "start it with dlblk-meta serve".  Follows dl_error_set().  err may be NULL. */
+/*
+ * Say what to do about it: "start it with dlblk-meta serve".  Follows dl_error_set().  err may be
+ * NULL.
+ */
 void dl_error_hint(struct dl_error *err, const char *format, ...) DL_ERROR_PRINTF(2, 3);
 
 /* Put a context in front of the text: dl_error_prefix(err, "%s: ", path).  err may be NULL. */

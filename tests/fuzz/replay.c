@@ -2,8 +2,8 @@
 /*
  * replay.c: the main() of a fuzz target in builds without libFuzzer.
  *
- * Gives every file of the folders (or the files) named on the command line to the target once.  A target
- * reports a finding by aborting, so that reaching the end is success.
+ * Gives every file of the folders (or the files) named on the command line to the target once.  A
+ * target reports a finding by aborting, so that reaching the end is success.
  */
 #include <errno.h>
 #include <fts.h>

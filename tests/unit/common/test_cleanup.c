@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Locals are cleaned up when their scope ends, in reverse order, and what was stolen or never set is left alone. */
+/*
+ * Locals are cleaned up when their scope ends, in reverse order, and what was stolen or never set
+ * is left alone.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <errno.h>

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Settings: each kind of value, who wins, and that every mistake in a file is told with its line. */
+/*
+ * Settings: each kind of value, who wins, and that every mistake in a file is told with its line.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <stdio.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The checksum is CRC-32C as published, can be continued at any place, and sees any one flipped bit. */
+/*
+ * The checksum is CRC-32C as published, can be continued at any place, and sees any one flipped
+ * bit.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <string.h>

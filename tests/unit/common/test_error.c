@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Error codes: each is told from every other and from the system's, goes over the wire and comes back as itself, and
- * has a text.  What a newer version sends stays a number; what no version sends is refused.
+ * Error codes: each is told from every other and from the system's, goes over the wire and comes
+ * back as itself, and has a text.  What a newer version sends stays a number; what no version sends
+ * is refused.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The histogram against a sorted array: percentiles are off by less than 1 %, mean, least and greatest by nothing;
- * merging two is recording everything into one.
+ * The histogram against a sorted array: percentiles are off by less than 1 %, mean, least and
+ * greatest by nothing; merging two is recording everything into one.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Integers of formats stand in memory least significant byte first, at any address, without padding. */
+/*
+ * Integers of formats stand in memory least significant byte first, at any address, without
+ * padding.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include "common/le.h"

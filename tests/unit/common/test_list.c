@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lists keep their order under every operation, and a node that is linked twice or removed twice is seen. */
+/*
+ * Lists keep their order under every operation, and a node that is linked twice or removed twice is
+ * seen.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <string.h>

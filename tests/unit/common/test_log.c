@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Log lines: their form on a file and in the journal, which levels are written, that a flood of equal lines becomes one
- * line and a count, and that nobody's text can forge a line.
+ * Log lines: their form on a file and in the journal, which levels are written, that a flood of
+ * equal lines becomes one line and a count, and that nobody's text can forge a line.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A pool gives out each item once, aligned, up to its count and not one more; wrong returns are seen. */
+/*
+ * A pool gives out each item once, aligned, up to its count and not one more; wrong returns are
+ * seen.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <string.h>

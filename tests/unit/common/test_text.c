@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sizes, numbers, durations and names: what is accepted, what is refused and with which words, what is printed. */
+/*
+ * Sizes, numbers, durations and names: what is accepted, what is refused and with which words, what
+ * is printed.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <string.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The event ring keeps the last 4096 events of each thread with their time and arguments, in order, and prints
- * them; also when a signal kills the program.  A ring outlives its thread and is used again.
+ * The event ring keeps the last 4096 events of each thread with their time and arguments, in order,
+ * and prints them; also when a signal kills the program.  A ring outlives its thread and is used
+ * again.
  */
 #include "tests/unit/lib/unit.h"
 
