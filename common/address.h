@@ -19,7 +19,7 @@
  * Where programs listen unless they are told otherwise.  One host can run many chunkservers: from
  * this port upwards.
  */
-#define DLBLK_PORT_META 7700
+#define DLBLK_PORT_META        7700
 #define DLBLK_PORT_CHUNKSERVER 7710
 
 #define DL_ADDRESS_HOST_BYTES 256 /* a name has at most 253 bytes */

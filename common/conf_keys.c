@@ -6,10 +6,10 @@
 #include "common/address.h"
 #include "common/conf.h"
 
-#define MIB (1ull << 20)
-#define TIB (1ull << 40)
+#define MIB       (1ull << 20)
+#define TIB       (1ull << 40)
 #define SECOND_MS 1000ull
-#define DAY_MS (86400 * SECOND_MS)
+#define DAY_MS    (86400 * SECOND_MS)
 
 const struct conf_key dlblk_conf_keys[] = {
     {"cluster", "meta", CONF_ADDRESSES, .default_port = DLBLK_PORT_META, .fallback = "127.0.0.1"},

@@ -18,11 +18,11 @@
 
 #include "common/assert.h"
 
-#define HIST_SUB_BITS 6u
-#define HIST_SUB_COUNT (1u << HIST_SUB_BITS)
+#define HIST_SUB_BITS   6u
+#define HIST_SUB_COUNT  (1u << HIST_SUB_BITS)
 #define HIST_VALUE_BITS 40u /* 2^40 ns are 18 minutes; what is longer counts as that */
-#define HIST_VALUE_MAX ((1ull << HIST_VALUE_BITS) - 1)
-#define HIST_BUCKETS ((HIST_VALUE_BITS - HIST_SUB_BITS + 1) * HIST_SUB_COUNT)
+#define HIST_VALUE_MAX  ((1ull << HIST_VALUE_BITS) - 1)
+#define HIST_BUCKETS    ((HIST_VALUE_BITS - HIST_SUB_BITS + 1) * HIST_SUB_COUNT)
 
 struct hist {
     uint64_t count;

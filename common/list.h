@@ -138,7 +138,7 @@ list_length(const struct list *head)
 
 /* The list must not be empty. */
 #define list_first_entry(head, type, member) list_entry((head)->next, type, member)
-#define list_last_entry(head, type, member) list_entry((head)->prev, type, member)
+#define list_last_entry(head, type, member)  list_entry((head)->prev, type, member)
 
 #define list_for_each(node, head) \
     for ((node) = (head)->next; (node) != (head); (node) = (node)->next)

@@ -18,7 +18,7 @@
 #include "common/text.h"
 
 #define MESSAGE_BYTES 1024 /* component, object and text; what is longer is cut */
-#define REPEAT_COUNT 32
+#define REPEAT_COUNT  32
 
 static const struct {
     const char *name;

@@ -49,7 +49,7 @@ void log_write(enum log_level level, const char *component, const char *object, 
 void log_flush_repeats(uint64_t now_ns);
 
 #define log_debug(component, object, ...) log_write(LOG_LEVEL_DEBUG, component, object, __VA_ARGS__)
-#define log_info(component, object, ...) log_write(LOG_LEVEL_INFO, component, object, __VA_ARGS__)
+#define log_info(component, object, ...)  log_write(LOG_LEVEL_INFO, component, object, __VA_ARGS__)
 #define log_warning(component, object, ...) \
     log_write(LOG_LEVEL_WARNING, component, object, __VA_ARGS__)
 #define log_error(component, object, ...) log_write(LOG_LEVEL_ERROR, component, object, __VA_ARGS__)

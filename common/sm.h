@@ -24,9 +24,9 @@
 #include "common/assert.h"
 #include "common/trace.h"
 
-#define SM_STATES_MAX 64
+#define SM_STATES_MAX  64
 #define SM_EDGE(state) (1ull << (state))
-#define SM_FINAL 0ull /* no edge leads out of it */
+#define SM_FINAL       0ull /* no edge leads out of it */
 
 struct sm_state {
     const char *name;

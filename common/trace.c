@@ -158,7 +158,6 @@ line_conversion(struct line *line, const char *format, uint64_t argument)
         line_number(line, is_long ? argument : (uint32_t)argument, 10, 1);
         break;
     case 'p':
-        is_long = true;
         line_text(line, "0x");
         line_number(line, argument, 16, 1);
         break;

@@ -95,12 +95,17 @@ static inline void __attribute__((format(printf, 1, 2))) dl_trace_check(const ch
     } while (0)
 
 #define DL_TRACE_PICK(format, a, b, c, d, pick, ...) pick
+
 #define DL_TRACE_0(component, format) dl_trace_write(component, format, 0, 0, 0, 0)
+
 #define DL_TRACE_1(component, format, a) dl_trace_write(component, format, (uint64_t)(a), 0, 0, 0)
+
 #define DL_TRACE_2(component, format, a, b) \
     dl_trace_write(component, format, (uint64_t)(a), (uint64_t)(b), 0, 0)
+
 #define DL_TRACE_3(component, format, a, b, c) \
     dl_trace_write(component, format, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), 0)
+
 #define DL_TRACE_4(component, format, a, b, c, d) \
     dl_trace_write(component, format, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), (uint64_t)(d))
 

@@ -11,7 +11,7 @@
  * The versions that this build speaks and writes.  proto/ and chunkserver/engine/format.h hold the
  * formats, and assert that their newest version is the one named here.
  */
-#define DLBLK_WIRE_VERSION 1
+#define DLBLK_WIRE_VERSION        1
 #define DLBLK_DISK_FORMAT_VERSION 1
 
 /*

@@ -123,7 +123,7 @@ test_mistakes_are_told_with_their_line(void **state)
         unsigned line;
         const char *message, *hint;
     } cases[] = {
-        {"[one]\nsize = 4096\nsise = 4096\n", 3, "unknown key 'sise' in section [one]",
+        {"[one]\nsize = 4096\nsizes = 4096\n", 3, "unknown key 'sizes' in section [one]",
          "text, name, number, size"},
         {"[one]\nlisten = a\n", 2, "unknown key 'listen' in section [one]",
          "text"}, /* another section's */
