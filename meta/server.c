@@ -1,0 +1,561 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Chunkservers: registration, heartbeats, up and down.
+ *
+ * Registration of a disk that is known:
+ *   a living connection of the same process    the old connection is a leftover, it is closed
+ *   ... of another process                     PING on it; an answer: a copied disk, refused; none in 1 s: closed
+ *   start count below the recorded one         the disk is an older copy of itself: refused
+ *   the recorded one, but another process      a copy that was started as often: refused
+ *   journal position below the recorded one    an older copy: refused
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/align.h"
+#include "common/assert.h"
+#include "common/text.h"
+#include "meta/internal.h"
+#include "meta/memory.h"
+
+#define SERVER_ID_MAX     0xffffffu /* struct segment_slot */
+#define DUPLICATE_PING_NS NS_PER_S
+#define PERSIST_EVERY_NS  (10 * NS_PER_S) /* the journal position of a server that writes */
+
+/* --- tables --- */
+
+static uint32_t
+label_number(struct meta_core *core, const char *text)
+{
+    struct meta_label *label;
+    size_t bytes = strlen(text) + 1;
+
+    if (text[0] == '\0')
+        return 0;
+    HASH_FIND_STR(core->labels, text, label);
+    if (label != NULL)
+        return label->number;
+    label = meta_alloc(sizeof(*label) + bytes);
+    label->number = ++core->label_count;
+    memcpy(label->text, text, bytes);
+    HASH_ADD_STR(core->labels, text, label);
+    return label->number;
+}
+
+void
+meta_server_set_labels(struct meta_core *core, struct meta_server *server)
+{
+    server->host_label = label_number(core, server->desc.host);
+    server->rack_label = label_number(core, server->desc.rack);
+    server->clique_label = label_number(core, server->desc.clique);
+}
+
+static void server_on_duplicate_timer(struct env_timer *timer);
+
+struct meta_server *
+meta_server_create(struct meta_core *core, const struct server_desc *desc)
+{
+    struct meta_server *server = meta_alloc(sizeof(*server));
+
+    dl_assert(desc->id > 0);
+    server->core = core;
+    server->desc = *desc;
+    meta_serial_init(&server->serial);
+    list_init(&server->duplicate_ops);
+    list_init(&server->commands);
+    server->duplicate_timer.fn = server_on_duplicate_timer;
+    server->journal_position = desc->journal_position;
+    server->capacity_bytes = desc->capacity_bytes;
+    server->used_bytes = desc->used_bytes;
+    meta_server_set_labels(core, server);
+    if (desc->id >= core->servers_end) {
+        core->servers = meta_realloc(core->servers, desc->id + 1, sizeof(struct meta_server *));
+        for (uint32_t id = core->servers_end; id <= desc->id; id++)
+            core->servers[id] = NULL;
+        core->servers_end = desc->id + 1;
+    }
+    dl_assert(core->servers[desc->id] == NULL);
+    core->servers[desc->id] = server;
+    HASH_ADD(hh, core->servers_by_uuid, desc.uuid, META_ID_BYTES, server);
+    core->server_count++;
+    return server;
+}
+
+void
+meta_server_free(struct meta_server *server)
+{
+    env_timer_stop(server->core->env, &server->duplicate_timer);
+    meta_peer_request_cancel(&server->duplicate_ping);
+    free(server);
+}
+
+struct meta_server *
+meta_server_by_id(struct meta_core *core, uint32_t id)
+{
+    return id < core->servers_end ? core->servers[id] : NULL;
+}
+
+struct meta_server *
+meta_server_by_uuid(struct meta_core *core, const uint8_t uuid[META_ID_BYTES])
+{
+    struct meta_server *server;
+
+    HASH_FIND(hh, core->servers_by_uuid, uuid, META_ID_BYTES, server);
+    return server;
+}
+
+const char *
+meta_server_text(const struct meta_server *server)
+{
+    static _Thread_local char texts[4][sizeof(server->desc.address) + 16];
+    static _Thread_local unsigned next;
+    char *text = texts[next++ % 4];
+
+    (void)snprintf(text, sizeof(texts[0]), "%" PRIu32 " (%s)", server->desc.id, server->desc.address);
+    return text;
+}
+
+void
+meta_server_problem(const struct meta_core *core, const struct meta_server *server, char *text,
+                    size_t text_bytes)
+{
+    uint64_t now_ns = env_now_ns(core->env);
+
+    text[0] = '\0';
+    if (!server->up)
+        (void)snprintf(text, text_bytes, "down: not heard of for %s",
+                       text_of_duration(now_ns - max_u64(server->heard_ns, core->started_ns)).text);
+    else if (server->session == NULL)
+        (void)snprintf(text, text_bytes, "connection lost %s ago",
+                       text_of_duration(now_ns - server->lost_ns).text);
+    else if (server->stopped[0] != '\0')
+        (void)snprintf(text, text_bytes, "takes no writes: %.80s", server->stopped);
+    else if (server->damaged)
+        (void)snprintf(text, text_bytes, "its journal is damaged");
+    else if (server->available_bytes == 0)
+        (void)snprintf(text, text_bytes, "full");
+}
+
+void
+meta_server_fill_address(Dl__ServerAddress *message, const struct meta_server *server)
+{
+    message->server_id = server->desc.id;
+    message->uuid =
+        (ProtobufCBinaryData){META_ID_BYTES, (uint8_t *)(uintptr_t)server->desc.uuid};
+    message->address = (char *)(uintptr_t)server->desc.address;
+    message->host = (char *)(uintptr_t)server->desc.host;
+    message->state = server->up ? DL__SERVER_STATE__SERVER_UP : DL__SERVER_STATE__SERVER_DOWN;
+}
+
+/* --- registration: what it says --- */
+
+static int
+register_check_label(const char *what, const char *label, struct dl_error *err)
+{
+    return label[0] == '\0' ? 0 : text_check_name(what, label, err);
+}
+
+/* The next desc of the server from the message; checked. */
+static int
+register_read(struct meta_op *op, struct server_desc *desc, struct dl_error *err)
+{
+    const Dl__ServerRegister *message = (const Dl__ServerRegister *)op->message;
+    struct dl_address address;
+    int result;
+
+    if (!meta_id_is_valid(message->uuid) ||
+        memcmp(message->uuid.data, op->session->server_uuid, META_ID_BYTES) != 0)
+        return dl_error_set(err, -DL_E_MESSAGE_MALFORMED,
+                            "SERVER_REGISTER names another disk than the connection's HELLO, %s",
+                            meta_id_format(op->session->server_uuid).text);
+    if (message->start_count == 0)
+        return dl_error_set(err, -DL_E_MESSAGE_MALFORMED,
+                            "SERVER_REGISTER of disk %s without a start count",
+                            meta_id_format(op->session->server_uuid).text);
+    result = dl_address_parse(message->address, 0, &address, err);
+    if (result < 0) {
+        dl_error_prefix(err, "SERVER_REGISTER: ");
+        return result;
+    }
+    if (register_check_label("host", message->host, err) < 0 ||
+        register_check_label("rack", message->rack, err) < 0 ||
+        register_check_label("clique", message->clique, err) < 0)
+        return err->code;
+    memcpy(desc->uuid, message->uuid.data, META_ID_BYTES);
+    memcpy(desc->instance, op->session->instance, META_ID_BYTES);
+    (void)snprintf(desc->address, sizeof(desc->address), "%s", dl_address_format(&address).text);
+    /* Without a label the machine is what the address says. */
+    (void)snprintf(desc->host, sizeof(desc->host), "%.128s",
+                   message->host[0] != '\0' ? message->host : address.host);
+    (void)snprintf(desc->rack, sizeof(desc->rack), "%s", message->rack);
+    (void)snprintf(desc->clique, sizeof(desc->clique), "%s", message->clique);
+    desc->start_count = message->start_count;
+    desc->journal_position = message->journal_position;
+    desc->capacity_bytes = message->capacity_bytes;
+    desc->used_bytes = min_u64(message->used_bytes, message->capacity_bytes);
+    meta_text_clean(desc->software, message->software);
+    return 0;
+}
+
+/* Has the disk gone back, or is it one of two? */
+static int
+register_check_history(const struct meta_server *server, const struct server_desc *desc,
+                       struct dl_error *err)
+{
+    const struct server_desc *known = &server->desc;
+    const char *uuid = meta_id_format(desc->uuid).text;
+
+    if (desc->start_count < known->start_count) {
+        (void)dl_error_set(err, -DL_E_SERVER_WENT_BACK,
+                           "disk %s says that it was started %" PRIu64
+                           " times, but server %s was started %" PRIu64 " times already",
+                           uuid, desc->start_count, meta_server_text(server), known->start_count);
+        dl_error_hint(err, "this is an older copy of the disk; start the server with the newest one");
+        return err->code;
+    }
+    if (desc->start_count == known->start_count &&
+        memcmp(desc->instance, known->instance, META_ID_BYTES) != 0) {
+        (void)dl_error_set(err, -DL_E_SERVER_DUPLICATE,
+                           "disk %s is a copy: start %" PRIu64
+                           " of it was another process, that of server %s",
+                           uuid, desc->start_count, meta_server_text(server));
+        dl_error_hint(err, "format the copy anew with dlblk-disk format --force, or start the original");
+        return err->code;
+    }
+    if (desc->journal_position < server->journal_position) {
+        (void)dl_error_set(err, -DL_E_SERVER_WENT_BACK,
+                           "the journal of disk %s ends at %" PRIu64 ", but server %s had got to %" PRIu64,
+                           uuid, desc->journal_position, meta_server_text(server),
+                           server->journal_position);
+        dl_error_hint(err, "this is an older copy of the disk; start the server with the newest one");
+        return err->code;
+    }
+    return 0;
+}
+
+/* --- registration: two processes with one disk --- */
+
+static void
+duplicate_resolved(struct meta_server *server, bool alive)
+{
+    struct dl_error err;
+
+    env_timer_stop(server->core->env, &server->duplicate_timer);
+    meta_peer_request_cancel(&server->duplicate_ping);
+    if (!alive && server->session != NULL) {
+        meta_log(server->core, META_LOG_WARNING, "server",
+                 "server %s: the connection from %s is dead, another process has the disk",
+                 meta_server_text(server), server->session->peer.text);
+        meta_session_close(server->session);
+        meta_server_session_down(server->core, server);
+    }
+    while (!list_is_empty(&server->duplicate_ops)) {
+        struct meta_op *op = list_first_entry(&server->duplicate_ops, struct meta_op, node);
+
+        if (!alive) {
+            meta_op_run_soon(op);
+            continue;
+        }
+        (void)dl_error_set(&err, -DL_E_SERVER_DUPLICATE,
+                           "disk %s is in use by another process: server %s, connected from %s",
+                           meta_id_format(server->desc.uuid).text, meta_server_text(server),
+                           server->session->peer.text);
+        dl_error_hint(&err, "a copied disk must be formatted anew: dlblk-disk format --force");
+        meta_op_fail(op, &err);
+    }
+}
+
+static void
+server_on_duplicate_ping(struct meta_peer_request *request, const struct frame *frame, int err)
+{
+    (void)err;
+    duplicate_resolved(list_entry(request, struct meta_server, duplicate_ping), frame != NULL);
+}
+
+static void
+server_on_duplicate_timer(struct env_timer *timer)
+{
+    duplicate_resolved(list_entry(timer, struct meta_server, duplicate_timer), false);
+}
+
+/* True: op waits for the old connection to show life. */
+static bool
+register_meets_other(struct meta_op *op, struct meta_server *server)
+{
+    struct meta_session *other = server->session;
+
+    if (other == NULL || other == op->session)
+        return false;
+    if (memcmp(other->instance, op->session->instance, META_ID_BYTES) == 0) {
+        meta_session_close(other);
+        meta_server_session_down(op->core, server);
+        return false;
+    }
+    meta_op_release(op);
+    meta_op_wait(op, &server->duplicate_ops);
+    if (server->duplicate_ping.session == NULL) {
+        meta_peer_request_send(other, &server->duplicate_ping, OP_PING, NULL,
+                               server_on_duplicate_ping);
+        env_timer_start(op->core->env, &server->duplicate_timer, DUPLICATE_PING_NS);
+    }
+    return true;
+}
+
+/* --- registration: the change --- */
+
+/* Committed: this connection is the server's. */
+static void
+register_finish(struct meta_op *op, struct meta_server *server)
+{
+    const Dl__ServerRegister *message = (const Dl__ServerRegister *)op->message;
+    Dl__ServerRegisterReply reply = DL__SERVER_REGISTER_REPLY__INIT;
+    struct meta_core *core = op->core;
+
+    if (op->session == NULL) {
+        server->lost_ns = env_now_ns(core->env);
+        meta_op_end(op);
+        return;
+    }
+    dl_assert(server->session == NULL || server->session == op->session);
+    if (!server->up)
+        meta_log(core, META_LOG_INFO, "server", "server %s: up: disk %s, start %" PRIu64 ", host %s",
+                 meta_server_text(server), meta_id_format(server->desc.uuid).text,
+                 server->desc.start_count, server->desc.host);
+    server->session = op->session;
+    op->session->server = server;
+    server->up = true;
+    server->lost = false;
+    server->heard_ns = env_now_ns(core->env);
+    server->heard_wall_ms = core->env->ops->wall_ms(core->env);
+    server->persisted_ns = server->heard_ns;
+    server->journal_position = server->desc.journal_position;
+    server->capacity_bytes = message->capacity_bytes;
+    server->used_bytes = min_u64(message->used_bytes, message->capacity_bytes);
+    server->available_bytes = server->capacity_bytes - server->used_bytes;
+    server->damaged = message->damaged;
+    server->stopped[0] = '\0';
+    if (server->damaged)
+        meta_log(core, META_LOG_ERROR, "server", "server %s: its journal is damaged",
+                 meta_server_text(server));
+    reply.server_id = server->desc.id;
+    reply.heartbeat_ms = (uint32_t)(core->options.heartbeat_ns / NS_PER_MS);
+    meta_op_reply(op, &reply.base);
+    meta_server_pump(server);
+}
+
+static void
+register_on_committed(struct meta_op *op)
+{
+    struct meta_server *server = op->server;
+
+    server->desc = *(struct server_desc *)op->scratch;
+    server->creating = false;
+    meta_server_set_labels(op->core, server);
+    register_finish(op, server);
+}
+
+static bool
+register_changes(const struct server_desc *a, const struct server_desc *b)
+{
+    return a->start_count != b->start_count || a->journal_position != b->journal_position ||
+           memcmp(a->instance, b->instance, META_ID_BYTES) != 0 ||
+           strcmp(a->address, b->address) != 0 || strcmp(a->host, b->host) != 0 ||
+           strcmp(a->rack, b->rack) != 0 || strcmp(a->clique, b->clique) != 0 ||
+           strcmp(a->software, b->software) != 0 || a->capacity_bytes != b->capacity_bytes;
+}
+
+static void
+register_commit(struct meta_op *op, struct meta_server *server, const struct server_desc *desc)
+{
+    op->server = server;
+    free(op->scratch);
+    op->scratch = meta_copy(desc, sizeof(*desc));
+    meta_record_put_server(&op->batch, desc);
+    meta_op_commit(op, register_on_committed);
+}
+
+static void
+register_new(struct meta_op *op, struct server_desc *desc)
+{
+    struct meta_core *core = op->core;
+    struct meta_server *server;
+    struct dl_error err;
+
+    if (core->server_count >= core->options.servers_max || core->next_server_id > SERVER_ID_MAX) {
+        (void)dl_error_set(&err, -DL_E_LIMIT, "the cluster has %" PRIu32 " servers, the most it can have",
+                           core->server_count);
+        meta_op_fail(op, &err);
+        return;
+    }
+    desc->id = core->next_server_id++;
+    desc->created_ms = core->env->ops->wall_ms(core->env);
+    server = meta_server_create(core, desc);
+    server->creating = true;
+    (void)meta_op_take(op, &server->serial);
+    meta_log(core, META_LOG_INFO, "server", "server %s: new: disk %s", meta_server_text(server),
+             meta_id_format(desc->uuid).text);
+    meta_record_put_counter(&op->batch, "next/server", core->next_server_id);
+    register_commit(op, server, desc);
+}
+
+void
+meta_run_server_register(struct meta_op *op)
+{
+    struct meta_core *core = op->core;
+    struct server_desc desc = {0};
+    struct meta_server *server;
+    struct dl_error err;
+
+    if (register_read(op, &desc, &err) < 0) {
+        meta_op_fail(op, &err);
+        return;
+    }
+    server = meta_server_by_uuid(core, desc.uuid);
+    if (server == NULL) {
+        register_new(op, &desc);
+        return;
+    }
+    if (!meta_op_take(op, &server->serial) || register_meets_other(op, server))
+        return;
+    if (register_check_history(server, &desc, &err) < 0) {
+        meta_log(core, META_LOG_ERROR, "server", "registration refused: %s", err.text);
+        meta_op_fail(op, &err);
+        return;
+    }
+    desc.id = server->desc.id;
+    desc.created_ms = server->desc.created_ms;
+    if (register_changes(&desc, &server->desc)) {
+        register_commit(op, server, &desc);
+        return;
+    }
+    register_finish(op, server);
+}
+
+/* --- heartbeats --- */
+
+void
+meta_run_server_heartbeat(struct meta_op *op)
+{
+    const Dl__ServerHeartbeat *message = (const Dl__ServerHeartbeat *)op->message;
+    Dl__ServerHeartbeatReply reply = DL__SERVER_HEARTBEAT_REPLY__INIT;
+    struct meta_server *server = op->session->server;
+    char stopped[sizeof(server->stopped)];
+    struct dl_error err;
+
+    if (server == NULL) {
+        (void)dl_error_set(&err, -DL_E_SERVER_UNKNOWN, "SERVER_HEARTBEAT before SERVER_REGISTER");
+        meta_op_fail(op, &err);
+        return;
+    }
+    server->heard_ns = env_now_ns(op->core->env);
+    server->heard_wall_ms = op->core->env->ops->wall_ms(op->core->env);
+    server->journal_position = max_u64(server->journal_position, message->journal_position);
+    server->capacity_bytes = message->capacity_bytes;
+    server->used_bytes = min_u64(message->used_bytes, message->capacity_bytes);
+    server->available_bytes = min_u64(message->available_bytes, message->capacity_bytes);
+    server->chunk_count = message->chunk_count;
+    meta_text_clean(stopped, message->stopped);
+    if (strcmp(stopped, server->stopped) != 0)
+        meta_log(op->core, stopped[0] != '\0' ? META_LOG_ERROR : META_LOG_INFO, "server",
+                 "server %s: %s%s", meta_server_text(server),
+                 stopped[0] != '\0' ? "takes no writes any more: " : "takes writes again", stopped);
+    memcpy(server->stopped, stopped, sizeof(stopped));
+    meta_op_reply(op, &reply.base);
+}
+
+/* --- the journal position: seldom to the store --- */
+
+static void
+persist_on_committed(struct meta_op *op)
+{
+    struct meta_server *server = op->server;
+
+    server->desc = *(struct server_desc *)op->scratch;
+    server->persisting = false;
+    meta_op_end(op);
+}
+
+static void
+persist_run(struct meta_op *op)
+{
+    struct meta_server *server = meta_server_by_id(op->core, (uint32_t)op->request_id);
+    struct server_desc desc;
+
+    if (!meta_op_take(op, &server->serial))
+        return;
+    desc = server->desc;
+    desc.journal_position = max_u64(desc.journal_position, server->journal_position);
+    desc.capacity_bytes = server->capacity_bytes;
+    desc.used_bytes = server->used_bytes;
+    op->server = server;
+    free(op->scratch);
+    op->scratch = meta_copy(&desc, sizeof(desc));
+    meta_record_put_server(&op->batch, &desc);
+    meta_op_commit(op, persist_on_committed);
+}
+
+static const struct meta_handler persist_handler = {.run = persist_run};
+
+static void
+server_persist(struct meta_core *core, struct meta_server *server)
+{
+    struct meta_op *op;
+
+    if (server->persisting || server->creating || core->phase != META_SERVING ||
+        server->journal_position <= server->desc.journal_position)
+        return;
+    server->persisting = true;
+    server->persisted_ns = env_now_ns(core->env);
+    op = meta_op_create_internal(core, &persist_handler);
+    op->request_id = server->desc.id;
+}
+
+/* --- up and down --- */
+
+void
+meta_server_session_down(struct meta_core *core, struct meta_server *server)
+{
+    struct meta_session *session = server->session;
+
+    if (session == NULL)
+        return;
+    session->server = NULL;
+    server->session = NULL;
+    server->lost_ns = env_now_ns(core->env);
+    server_persist(core, server);
+}
+
+static void
+server_down(struct meta_core *core, struct meta_server *server, const char *why)
+{
+    server->up = false;
+    server->lost = true;
+    meta_log(core, META_LOG_ERROR, "server", "server %s: down: %s; it holds %" PRIu64 " chunks of volumes",
+             meta_server_text(server), why, server->slot_count);
+}
+
+void
+meta_server_tick(struct meta_core *core, struct meta_server *server, uint64_t now_ns)
+{
+    uint64_t down_ns = core->options.server_down_ns;
+    char why[96];
+
+    if (server->creating)
+        return;
+    if (server->session != NULL && now_ns - server->heard_ns >= down_ns) {
+        (void)snprintf(why, sizeof(why), "no heartbeat for %s",
+                       text_of_duration(now_ns - server->heard_ns).text);
+        meta_session_close(server->session);
+        meta_server_session_down(core, server);
+        server_down(core, server, why);
+    } else if (server->session == NULL && !server->lost && now_ns - server->lost_ns >= down_ns) {
+        (void)snprintf(why, sizeof(why), "not connected for %s",
+                       text_of_duration(now_ns - server->lost_ns).text);
+        server_down(core, server, why);
+    }
+    if (now_ns - server->persisted_ns >= PERSIST_EVERY_NS)
+        server_persist(core, server);
+    meta_server_pump(server);
+}

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * SERVER_LIST and CLUSTER_STATUS.
+ *
+ * healthy    nothing to do
+ * degraded   something is wrong, but every volume can be read and written
+ * blocked    some reads or writes wait or fail until somebody does something: a server with chunks is down, too few
+ *            servers can take new segments
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/assert.h"
+#include "common/text.h"
+#include "common/version.h"
+#include "meta/internal.h"
+#include "meta/memory.h"
+
+#define PROBLEMS_MAX      100u
+#define PROBLEM_BYTES     256u
+#define FULL_PERCENT      90u
+
+/* --- servers --- */
+
+void
+meta_run_server_list(struct meta_op *op)
+{
+    const struct meta_core *core = op->core;
+    struct entry {
+        Dl__Server message;
+        char problem[META_TEXT_BYTES_MAX];
+    } *entries = meta_alloc(core->servers_end * sizeof(*entries));
+    Dl__ServerListReply reply = DL__SERVER_LIST_REPLY__INIT;
+
+    reply.servers = meta_alloc(core->servers_end * sizeof(Dl__Server *));
+    for (uint32_t id = 0; id < core->servers_end; id++) {
+        const struct meta_server *server = core->servers[id];
+        struct entry *entry = &entries[reply.n_servers];
+        Dl__Server *message = &entry->message;
+
+        if (server == NULL || server->creating)
+            continue;
+        dl__server__init(message);
+        message->id = id;
+        message->uuid = (ProtobufCBinaryData){META_ID_BYTES, (uint8_t *)(uintptr_t)server->desc.uuid};
+        message->address = (char *)(uintptr_t)server->desc.address;
+        message->host = (char *)(uintptr_t)server->desc.host;
+        message->rack = (char *)(uintptr_t)server->desc.rack;
+        message->clique = (char *)(uintptr_t)server->desc.clique;
+        message->software = (char *)(uintptr_t)server->desc.software;
+        message->state = server->up ? DL__SERVER_STATE__SERVER_UP : DL__SERVER_STATE__SERVER_DOWN;
+        message->capacity_bytes = server->capacity_bytes;
+        message->used_bytes = server->used_bytes;
+        message->chunk_count = server->chunk_count;
+        message->last_heard_ms = server->heard_wall_ms;
+        meta_server_problem(core, server, entry->problem, sizeof(entry->problem));
+        message->problem = entry->problem;
+        reply.servers[reply.n_servers++] = message;
+    }
+    meta_op_reply(op, &reply.base);
+    free(reply.servers);
+    free(entries);
+}
+
+/* --- the cluster --- */
+
+struct status {
+    const struct meta_core *core;
+    Dl__ClusterStatusReply *reply;
+    char (*problems)[PROBLEM_BYTES];
+    bool blocked;
+};
+
+DL_ERROR_PRINTF(3, 4)
+static void
+status_add(struct status *status, bool blocked, const char *format, ...)
+{
+    va_list arguments;
+
+    status->blocked = status->blocked || blocked;
+    if (status->reply->n_problems == PROBLEMS_MAX)
+        return;
+    va_start(arguments, format);
+    (void)vsnprintf(status->problems[status->reply->n_problems++], PROBLEM_BYTES, format, arguments);
+    va_end(arguments);
+}
+
+static void
+status_add_server(struct status *status, const struct meta_server *server)
+{
+    Dl__ClusterStatusReply *reply = status->reply;
+    char problem[META_TEXT_BYTES_MAX];
+
+    reply->servers_total++;
+    reply->servers_up += server->up;
+    reply->capacity_bytes += server->capacity_bytes;
+    reply->used_bytes += server->used_bytes;
+    meta_server_problem(status->core, server, problem, sizeof(problem));
+    if (problem[0] != '\0')
+        status_add(status, server->slot_count > 0,
+                   "server %s: %s; volumes have %" PRIu64 " chunks there: %s",
+                   meta_server_text(server), problem, server->slot_count,
+                   server->up ? "look at its log" : "start dlblk-chunkserver there");
+    else if (server->capacity_bytes > 0 &&
+             server->used_bytes >= server->capacity_bytes / 100 * FULL_PERCENT)
+        status_add(status, false, "server %s is %u %% full: add chunkservers, or delete volumes",
+                   meta_server_text(server), (unsigned)(server->used_bytes / (server->capacity_bytes / 100 + 1)));
+}
+
+static void
+status_add_volume(struct status *status, const struct meta_volume *volume)
+{
+    char text[PROBLEM_BYTES];
+
+    if (volume->creating)
+        return;
+    if (volume->desc.deleting) {
+        meta_deletion_text(status->core, volume, text, sizeof(text));
+        if (text[0] != '\0')
+            status_add(status, false, "%s", text);
+        return;
+    }
+    status->reply->volumes++;
+    status->reply->volume_bytes += volume->desc.size_bytes;
+    if (!volume->desc.owned || volume->desc.ready)
+        return;
+    meta_takeover_text(status->core, volume, text, sizeof(text));
+    status_add(status, true, "volume %s: its attach waits for %s", volume->desc.name,
+               text[0] != '\0' ? text : "its new owner to ask again");
+}
+
+static void
+status_fill(struct status *status)
+{
+    const struct meta_core *core = status->core;
+    Dl__ClusterStatusReply *reply = status->reply;
+    struct meta_volume *volume, *following;
+
+    for (uint32_t id = 0; id < core->servers_end; id++)
+        if (core->servers[id] != NULL && !core->servers[id]->creating)
+            status_add_server(status, core->servers[id]);
+    HASH_ITER(hh, core->volumes, volume, following)
+    status_add_volume(status, volume);
+    if (core->segment_count >= core->options.segments_max / 100 * FULL_PERCENT)
+        status_add(status, core->segment_count >= core->options.segments_max,
+                   "%" PRIu64 " segments are allocated, of at most %" PRIu32
+                   ": new volumes should have larger segments",
+                   core->segment_count, core->options.segments_max);
+    reply->segments = core->segment_count;
+    reply->uptime_ms = (env_now_ns(core->env) - core->started_ns) / NS_PER_MS;
+}
+
+void
+meta_run_cluster_status(struct meta_op *op)
+{
+    Dl__ClusterStatusReply reply = DL__CLUSTER_STATUS_REPLY__INIT;
+    struct status status = {.core = op->core, .reply = &reply};
+    char *pointers[PROBLEMS_MAX];
+
+    status.problems = meta_alloc(PROBLEMS_MAX * PROBLEM_BYTES);
+    status_fill(&status);
+    for (size_t i = 0; i < reply.n_problems; i++)
+        pointers[i] = status.problems[i];
+    reply.problems = pointers;
+    reply.cluster_id = (ProtobufCBinaryData){META_ID_BYTES, op->core->cluster_id};
+    reply.state = (char *)(uintptr_t)(status.blocked           ? "blocked"
+                                      : reply.n_problems != 0 ? "degraded"
+                                                              : "healthy");
+    reply.software = (char *)(uintptr_t)dlblk_version_text("dlblk-meta");
+    meta_op_reply(op, &reply.base);
+    free(status.problems);
+}
