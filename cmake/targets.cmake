@@ -85,8 +85,8 @@ endfunction()
 
 # dlblk_fuzz_target(NAME SOURCES FILE... [LINK TARGET...])
 # A program fuzz_NAME around LLVMFuzzerTestOneInput().  With the preset fuzz it searches; in every
-# other build it replays the corpus of tests/fuzz/corpus/NAME as the unit test fuzz_NAME, so that an input
-# that once failed is tried again by each compiler and sanitizer.
+# other build it replays the corpus of tests/fuzz/corpus/NAME as the unit test fuzz_NAME, so that an
+# input that once failed is tried again by each compiler and sanitizer.
 function(dlblk_fuzz_target name)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINK")
     add_executable(fuzz_${name} ${arg_SOURCES})
@@ -110,7 +110,8 @@ function(dlblk_man_page pod)
     add_custom_command(
         OUTPUT ${page}
         COMMAND ${POD2MAN} --utf8 --errors=die --name=${CMAKE_MATCH_1} --section=${CMAKE_MATCH_2}
-                --center=dlblk --release=${PROJECT_VERSION} ${CMAKE_CURRENT_SOURCE_DIR}/${pod} ${page}
+                --center=dlblk --release=${PROJECT_VERSION}
+                ${CMAKE_CURRENT_SOURCE_DIR}/${pod} ${page}
         DEPENDS ${pod}
         VERBATIM)
     add_custom_target(man-${CMAKE_MATCH_1}.${CMAKE_MATCH_2} ALL DEPENDS ${page})
