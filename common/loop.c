@@ -66,6 +66,7 @@ struct loop {
     struct io_req update_req;
 
     struct list tasks;
+    struct list tasks_next;
     struct hooks turn_end;
     struct hooks flush;
 
@@ -198,6 +199,7 @@ loop_create(struct loop **ret_loop, const struct loop_options *options, struct d
     loop->update_req.on_cqe = loop_on_update;
     loop->event_req.on_cqe = loop_on_event;
     list_init(&loop->tasks);
+    list_init(&loop->tasks_next);
     dl_owner_set(&loop->owner);
     loop->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (loop->event_fd < 0) {
@@ -476,6 +478,15 @@ loop_defer(struct loop *loop, struct env_task *task)
     list_push_back(&loop->tasks, &task->node);
 }
 
+void
+loop_defer_next(struct loop *loop, struct env_task *task)
+{
+    if (task->queued)
+        return;
+    task->queued = true;
+    list_push_back(&loop->tasks_next, &task->node);
+}
+
 static void
 hooks_add(struct hooks *hooks, void (*fn)(void *context), void *context)
 {
@@ -740,6 +751,8 @@ loop_turn_until(struct loop *loop, uint64_t deadline_ns)
     loop_arm_timeout(loop, loop->heap_count > 0 && loop->heap[1]->deadline_ns < deadline_ns
                                ? loop->heap[1]->deadline_ns
                                : deadline_ns);
+    dl_assert(list_is_empty(&loop->tasks));
+    list_splice_back(&loop->tasks, &loop->tasks_next);
     wait = deadline_ns > loop->now_ns && list_is_empty(&loop->tasks) && !loop_timer_due(loop);
     result = loop_enter(loop, wait);
     if (result == 0) {

@@ -87,6 +87,8 @@ void loop_timer_stop(struct loop *loop, struct env_timer *timer);
 /* --- deferred calls and hooks --- */
 
 void loop_defer(struct loop *loop, struct env_task *task);
+/* The same, in the next turn, which does not sleep: for work that lets others go first. */
+void loop_defer_next(struct loop *loop, struct env_task *task);
 
 /* Runs at the end of each turn, after the deferred calls, in the order in which hooks were added. */
 void loop_add_turn_end(struct loop *loop, void (*fn)(void *context), void *context);

@@ -33,8 +33,8 @@ struct net_options {
 };
 
 /* options may be NULL.  worker resolves names; NULL: the net starts one of its own at the first name. */
-int net_create(struct net **ret_net, struct loop *loop, struct worker *worker, const struct net_options *options,
-               struct dl_error *err);
+int net_create(struct net **ret_net, struct loop *loop, struct worker *worker,
+               const struct net_options *options, struct dl_error *err);
 /* No link and no listener may be left (net_stop() and the loop's turns do that).  NULL is allowed. */
 void net_destroy(struct net *net);
 /* What the cores get. */
@@ -44,8 +44,8 @@ struct env *net_env(struct net *net);
  * Accept connections: on_accept for each, with `core`.  Port 0 takes a free one: net_listener_address() tells.
  * A name that has several addresses is listened on at the first.
  */
-int net_listen(struct net *net, const struct dl_address *address, const struct link_events *events, void *core,
-               struct net_listener **ret_listener, struct dl_error *err);
+int net_listen(struct net *net, const struct dl_address *address, const struct link_events *events,
+               void *core, struct net_listener **ret_listener, struct dl_error *err);
 /* The numeric address with the real port. */
 const struct dl_address *net_listener_address(const struct net_listener *listener);
 /* No on_accept after this call; links stay.  The listener is gone. */
@@ -57,9 +57,9 @@ void net_stop(struct net *net, void (*on_stopped)(void *context), void *context)
 struct net_stats {
     uint64_t links, accepted, connected, connect_failures, refused, bad_frames;
     uint64_t frames_in, frames_out, bytes_in, bytes_out;
-    uint64_t receives, sends;       /* system calls, or completions of their io_uring forms */
-    uint64_t payload_bytes_copied;  /* through the receive buffer */
-    uint64_t payload_bytes_direct;  /* received where on_payload said */
+    uint64_t receives, sends;      /* system calls, or completions of their io_uring forms */
+    uint64_t payload_bytes_copied; /* through the receive buffer */
+    uint64_t payload_bytes_direct; /* received where on_payload said */
 };
 void net_get_stats(const struct net *net, struct net_stats *ret_stats);
 

@@ -30,7 +30,8 @@ struct worker_job {
 };
 
 /* Threads are started when jobs need them, at most threads_max; they have all signals blocked. */
-int worker_create(struct worker **ret_worker, struct loop *loop, unsigned threads_max, struct dl_error *err);
+int worker_create(struct worker **ret_worker, struct loop *loop, unsigned threads_max,
+                  struct dl_error *err);
 /* Waits for the jobs that run.  Every job's on_done must have run before.  NULL is allowed. */
 void worker_destroy(struct worker *worker);
 void worker_submit(struct worker *worker, struct worker_job *job);
