@@ -137,6 +137,18 @@ fake_fault_hits(struct fake_disk *fake, enum disk_io_kind kind, uint64_t offset_
     return true;
 }
 
+/* Another write or flush: is the power gone?  *ret_last: it goes during this one. */
+static bool
+fake_disk_power_gone(struct fake_disk *fake, bool *ret_last)
+{
+    *ret_last = false;
+    if (fake->power_armed && !fake->power_off && fake->power_countdown-- == 0) {
+        fake->power_off = true;
+        *ret_last = true;
+    }
+    return fake->power_off;
+}
+
 static bool
 fake_disk_is_bad(const struct fake_disk *fake, uint64_t offset_bytes, uint64_t length_bytes)
 {
@@ -267,6 +279,8 @@ fake_disk_complete_read(struct fake_disk *fake, const struct disk_io *io, uint64
     uint64_t at = io->offset_bytes;
     int err;
 
+    if (fake->power_off)
+        return -EIO;
     if (fake_fault_hits(fake, DISK_READ, io->offset_bytes, &err))
         return err;
     if (fake_disk_is_bad(fake, io->offset_bytes, length_bytes))
@@ -281,8 +295,16 @@ fake_disk_complete_read(struct fake_disk *fake, const struct disk_io *io, uint64
 static int
 fake_disk_complete_write(struct fake_disk *fake, struct fake_disk_write *write)
 {
+    bool last;
     int err;
 
+    if (fake_disk_power_gone(fake, &last)) {
+        if (last)
+            fake_disk_cache_add_failed(fake, write);
+        else
+            free(write);
+        return -EIO;
+    }
     if (fake_fault_hits(fake, DISK_WRITE, write->offset_bytes, &err)) {
         fake_disk_cache_add_failed(fake, write);
         return err;
@@ -294,8 +316,11 @@ fake_disk_complete_write(struct fake_disk *fake, struct fake_disk_write *write)
 static int
 fake_disk_complete_flush(struct fake_disk *fake, uint64_t covers_seq)
 {
+    bool last;
     int err;
 
+    if (fake_disk_power_gone(fake, &last))
+        return -EIO;
     if (fake_fault_hits(fake, DISK_FLUSH, 0, &err)) {
         fake_disk_cache_orphan(fake, covers_seq);
         return err;
@@ -351,6 +376,23 @@ uint32_t
 fake_disk_pending(const struct fake_disk *fake)
 {
     return fake->inflight_count;
+}
+
+uint32_t
+fake_disk_count(const struct fake_disk *fake, enum disk_io_kind kind, uint64_t from_bytes,
+                uint64_t to_bytes, uint64_t length_min)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < fake->inflight_count; i++) {
+        const struct fake_disk_io *flying = fake->inflight[i];
+
+        if (flying->io->kind != kind || flying->length_bytes < length_min)
+            continue;
+        count += kind == DISK_FLUSH ||
+                 (flying->io->offset_bytes >= from_bytes && flying->io->offset_bytes < to_bytes);
+    }
+    return count;
 }
 
 /* --- blocking forms --- */
@@ -575,6 +617,8 @@ fake_disk_crash(struct fake_disk *fake)
             crash_restore(fake, fake->inflight[i]->write);
     fake_disk_forget_inflight(fake);
     fake_disk_drop_cache(fake);
+    fake->power_armed = false;
+    fake->power_off = false;
 }
 
 void
@@ -618,6 +662,13 @@ fake_disk_fail(struct fake_disk *fake, enum disk_io_kind kind, uint64_t countdow
                                              .err = err,
                                              .from_bytes = from_bytes,
                                              .to_bytes = to_bytes};
+}
+
+void
+fake_disk_power_off_after(struct fake_disk *fake, uint64_t countdown)
+{
+    fake->power_armed = true;
+    fake->power_countdown = countdown;
 }
 
 void

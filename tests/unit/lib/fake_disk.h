@@ -73,6 +73,8 @@ struct fake_disk {
     uint32_t cache_count, cache_capacity;
     uint64_t completed_seq;
     struct fake_fault faults[3]; /* by disk_io_kind */
+    bool power_armed, power_off;
+    uint64_t power_countdown;
     uint64_t violations;
     char violation[160];
     /* counters */
@@ -97,6 +99,10 @@ void fake_disk_step(struct fake_disk *fake);
 /* The I/Os in flight. */
 uint32_t fake_disk_pending(const struct fake_disk *fake);
 
+/* Of these: of a kind, beginning in [from_bytes, to_bytes), of at least length_min bytes; flushes are everywhere. */
+uint32_t fake_disk_count(const struct fake_disk *fake, enum disk_io_kind kind, uint64_t from_bytes,
+                         uint64_t to_bytes, uint64_t length_min);
+
 /* Power cut.  No on_done runs for what was in flight: its memory may be gone already. */
 void fake_disk_crash(struct fake_disk *fake);
 /* Death of the process. */
@@ -107,6 +113,11 @@ void fake_disk_settle(struct fake_disk *fake);
 /* Fail `count` I/Os of `kind` after `countdown` that succeed; offsets [from_bytes, to_bytes). */
 void fake_disk_fail(struct fake_disk *fake, enum disk_io_kind kind, uint64_t countdown,
                     uint64_t count, int err, uint64_t from_bytes, uint64_t to_bytes);
+/*
+ * The power goes during the (countdown + 1)-th write or flush from now, for callers that use the blocking forms: that one
+ * is torn, and everything fails with -EIO and changes nothing until fake_disk_crash(), which also restores the power.
+ */
+void fake_disk_power_off_after(struct fake_disk *fake, uint64_t countdown);
 /* Reads that touch the range fail with -EIO until it is written again. */
 void fake_disk_set_bad(struct fake_disk *fake, uint64_t offset_bytes, uint64_t length_bytes,
                        bool bad);

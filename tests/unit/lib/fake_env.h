@@ -73,7 +73,10 @@ void fake_env_settle(struct fake_env *fake);
 bool fake_env_run(struct fake_env *fake, const bool *done, uint64_t max_turns);
 /* Turns until nothing is left but timers later than limit_ns from now. */
 void fake_env_run_for(struct fake_env *fake, uint64_t limit_ns);
-/* The process died: timers and tasks are forgotten, hooks too; the sources stay. */
+/*
+ * The process died: timers and tasks are forgotten, hooks too; the sources stay.  What stops its timers when it is
+ * destroyed is destroyed before.
+ */
 void fake_env_crash(struct fake_env *fake);
 
 #endif

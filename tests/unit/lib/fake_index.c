@@ -601,6 +601,28 @@ fake_index_reopen(struct fake_index *fake)
     fake->closed = false;
 }
 
+uint32_t
+fake_index_gets(const struct fake_index *fake)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < fake->event_count; i++)
+        count += fake->events[i]->get != NULL;
+    return count;
+}
+
+uint32_t
+fake_index_flushes(const struct fake_index *fake)
+{
+    return fake->event_count - fake_index_gets(fake);
+}
+
+uint32_t
+fake_index_batches(const struct fake_index *fake)
+{
+    return fake->batch_count - fake->reported_count;
+}
+
 /* --- behind the engine's back --- */
 
 const uint8_t *

@@ -58,6 +58,11 @@ void fake_index_crash(
     struct fake_index *fake); /* also for kill -9: the memtable dies with the process */
 void fake_index_reopen(struct fake_index *fake);
 
+/* Under way: started, not answered. */
+uint32_t fake_index_gets(const struct fake_index *fake);
+uint32_t fake_index_flushes(const struct fake_index *fake);
+uint32_t fake_index_batches(const struct fake_index *fake);
+
 /* Look and change behind the engine's back.  The value is the fake's, valid until the next call that changes it. */
 const uint8_t *fake_index_peek(const struct fake_index *fake, const void *key, uint32_t key_bytes,
                                uint32_t *ret_value_bytes);
