@@ -32,9 +32,9 @@
 #include "dlblk/error.h"
 #include "proto/frame.h"
 
-#define DEPTH_MAX   256u
-#define SERVERS_MAX 8u
-#define SLOTS       (2 * DEPTH_MAX)
+#define DEPTH_MAX     256u
+#define SERVERS_MAX   8u
+#define SLOTS         (2 * DEPTH_MAX)
 #define JOURNAL_BYTES (64ull << 20)
 #define DATA_BYTES    (256ull << 20)
 
@@ -143,9 +143,8 @@ server_read(struct link *link, const struct frame *frame)
 
     if (err != 0)
         die("READ", err);
-    if (server.fd >= 0 &&
-        pread(server.fd, op->payload, sectors * 4096ul,
-              (off_t)(JOURNAL_BYTES + read.target.offset_sectors * 4096ull)) < 0)
+    if (server.fd >= 0 && pread(server.fd, op->payload, sectors * 4096ul,
+                                (off_t)(JOURNAL_BYTES + read.target.offset_sectors * 4096ull)) < 0)
         die("pread", -errno);
     for (uint32_t i = 0; with_crc && i < sectors; i++)
         le32_store(op->crcs_and_kinds + i * 4ul, crc32c(0, op->payload + i * 4096ul, 4096));
@@ -222,7 +221,7 @@ server_open_file(unsigned number)
 __attribute__((noreturn)) static void
 server_main(unsigned number, int port_fd)
 {
-    struct dl_address address = { .host = "127.0.0.1" };
+    struct dl_address address = {.host = "127.0.0.1"};
     struct net_listener *listener;
     struct dl_error err;
     struct loop_stats loop_stats;
@@ -323,11 +322,11 @@ static void
 client_op_write(struct client_op *op, uint64_t id, uint32_t offset_sectors)
 {
     struct data_write write = {
-        .target = { .volume = 1,
-                    .config_epoch = 1,
-                    .lease_epoch = 1,
-                    .offset_sectors = offset_sectors,
-                    .length_sectors = sectors },
+        .target = {.volume = 1,
+                   .config_epoch = 1,
+                   .lease_epoch = 1,
+                   .offset_sectors = offset_sectors,
+                   .length_sectors = sectors},
         .version = (1ull << WIRE_VERSION_SEQUENCE_BITS) + 2,
         .stable_version = 1,
         .snapshot_seq = 1,
@@ -337,7 +336,7 @@ client_op_write(struct client_op *op, uint64_t id, uint32_t offset_sectors)
 
     for (uint32_t i = 0; with_crc && i < sectors; i++)
         op->crcs[i] = le32_of(crc32c(0, op->payload + i * 4096ul, 4096));
-    op->payload_iov = (struct iovec){ .iov_base = op->payload, .iov_len = sectors * 4096ul };
+    op->payload_iov = (struct iovec){.iov_base = op->payload, .iov_len = sectors * 4096ul};
     op->pending = 2 * server_count;
     for (uint32_t i = 0; i < server_count; i++) {
         frame_out_write(&op->frames[i], id, &write, op->crcs, &op->payload_iov, 1);
@@ -350,10 +349,8 @@ static void
 client_op_start(struct client_op *op)
 {
     uint64_t id = (uint64_t)(op - client.ops);
-    struct data_read read = { .target = { .volume = 1,
-                                          .config_epoch = 1,
-                                          .lease_epoch = 1,
-                                          .length_sectors = sectors } };
+    struct data_read read = {
+        .target = {.volume = 1, .config_epoch = 1, .lease_epoch = 1, .length_sectors = sectors}};
     uint32_t offset_sectors;
 
     client.random_state = client.random_state * 6364136223846793005ull + 1442695040888963407ull;
@@ -490,10 +487,10 @@ client_run(const uint16_t *ports)
     for (uint32_t i = 0; i < depth; i++)
         client.ops[i].payload = buffer_new(sectors * 4096ul);
     for (uint32_t i = 0; i < server_count; i++) {
-        struct dl_address address = { .host = "127.0.0.1", .port = ports[i] };
+        struct dl_address address = {.host = "127.0.0.1", .port = ports[i]};
 
-        client.links[i] =
-            link_connect(net_env(client.net), &address, &client_events, &client, NULL);
+        client.links[i] = link_connect(net_env(client.net), &address, &client_events, &client,
+                                       NULL);
     }
     if (loop_run(client.loop) != 0)
         die("loop", -EIO);

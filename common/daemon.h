@@ -23,15 +23,16 @@ struct daemon;
 struct dl_error;
 
 /*
- * Blocks SIGTERM, SIGINT and SIGHUP for this and all later threads, ignores SIGPIPE, and on SIGABRT, SIGSEGV, SIGBUS,
- * SIGILL and SIGFPE prints the event ring (log.h) before the process dies of the signal.
- * If argv[1] is --version: prints it and exits.
+ * Blocks SIGTERM and SIGINT for this and all later threads, ignores SIGPIPE, and has the last events (trace.h) printed
+ * when SIGABRT, SIGSEGV, SIGBUS, SIGILL or SIGFPE kills the process.  If argv[1] is --version: prints it and exits.
  */
 void daemon_init(const char *program, int argc, char **argv);
 
 /* on_signal runs for the first SIGTERM or SIGINT.  A second one ends the process at once, with status 1. */
-int daemon_create(struct daemon **ret_daemon, struct loop *loop, void (*on_signal)(void *context, int signal),
-                  void *context, struct dl_error *err);
+int daemon_create(struct daemon **ret_daemon, struct loop *loop,
+                  void (*on_signal)(void *context, int signal), void *context,
+                  struct dl_error *err);
+/* Before loop_destroy(), after the loop's end: makes some turns.  NULL is allowed. */
 void daemon_destroy(struct daemon *daemon);
 
 /* Told to systemd, if it started us (Type=notify), else nothing happens. */

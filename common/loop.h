@@ -36,7 +36,8 @@ struct loop;
 /* --- life --- */
 
 struct loop_options {
-    uint32_t entries; /* of the submission queue; 0: 512.  When it is full in the middle of a turn it is submitted early. */
+    uint32_t
+        entries; /* of the submission queue; 0: 512.  When it is full in the middle of a turn it is submitted early. */
     uint32_t files;   /* places for registered files; 0: 1024 */
     uint32_t spin_us; /* poll for so long before sleeping, if the last turns were busy; 0: never */
 };
