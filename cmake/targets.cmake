@@ -83,6 +83,22 @@ function(dlblk_unit_test name)
         LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77)
 endfunction()
 
+# dlblk_functional_test(FILE.sh [TIMEOUT SECONDS])
+# A script with real daemons, run by ctest as FILE with the label functional.  It prints TAP, finds
+# the build directory in DLBLK_BUILD, and exits with 77 where it can't run, which CI counts as a
+# failure.
+function(dlblk_functional_test script)
+    cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "")
+    if(NOT arg_TIMEOUT)
+        set(arg_TIMEOUT 300)
+    endif()
+    string(REGEX REPLACE "[.]sh$" "" name ${script})
+    add_test(NAME ${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/${script})
+    set_tests_properties(${name} PROPERTIES
+        LABELS functional TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77
+        ENVIRONMENT "DLBLK_BUILD=${PROJECT_BINARY_DIR}")
+endfunction()
+
 # dlblk_fuzz_target(NAME SOURCES FILE... [LINK TARGET...])
 # A program fuzz_NAME around LLVMFuzzerTestOneInput().  With the preset fuzz it searches; in every
 # other build it replays the corpus of tests/fuzz/corpus/NAME as the unit test fuzz_NAME, so that an
