@@ -21,7 +21,7 @@ target_include_directories(dlblk_compile INTERFACE
 target_compile_definitions(dlblk_compile INTERFACE _GNU_SOURCE)
 target_compile_options(dlblk_compile INTERFACE
     -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wvla
-    -Wpointer-arith -Wwrite-strings -Wundef -Wformat=2 -Wimplicit-fallthrough -Wredundant-decls
+    -Wpointer-arith -Wwrite-strings -Wundef -Wformat=2 -Wredundant-decls
     -fno-common -fvisibility=hidden)
 if(DLBLK_WERROR)
     target_compile_options(dlblk_compile INTERFACE -Werror)
