@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cluster.h: a whole cluster in a simulated world: a metadata service, chunkservers, clients with their work, faults.
+ *
+ * The real cores of all three, on sim.h for network and time, model_store.h for disks, the metadata service's store in
+ * memory.  A run has three parts:
+ *   chaos   clients open volumes, read, write, discard, close, take volumes from each other; processes die and come back,
+ *           links break, the network is cut, disks are full or fail
+ *   calm    nothing fails any more; every request that is under way must end in bounded time
+ *   verdict each volume is opened once more, read whole and compared, closed cleanly; then all copies must be alike and
+ *           nothing pending
+ * The oracle judges every read and every acknowledgement on the way.
+ */
+#ifndef DLBLK_TESTS_CLUSTER_H
+#define DLBLK_TESTS_CLUSTER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chunkserver/core.h"
+#include "client/core.h"
+#include "client/volume.h"
+#include "meta/core.h"
+#include "meta/store_memory.h"
+#include "tests/sim/model_store.h"
+#include "tests/sim/oracle.h"
+#include "tests/sim/sim.h"
+
+#define CLUSTER_SERVERS_MAX 6u
+#define CLUSTER_CLIENTS_MAX 4u
+#define CLUSTER_VOLUMES_MAX 3u
+#define CLIENT_OPS_MAX      24u
+
+struct cluster;
+
+/* --- what a seed makes of it --- */
+
+struct cluster_profile {
+    uint32_t server_count, client_count, volume_count;
+    uint32_t replicas, min_write;
+    uint32_t depth;            /* requests of a client under way */
+    uint32_t write_percent, zero_percent, flush_percent; /* the rest reads */
+    uint32_t large_percent;    /* requests of up to more than a segment */
+    uint32_t hot_percent;      /* requests to a few blocks */
+    uint32_t steal_percent;    /* of opens */
+    uint32_t session_ops;      /* a session ends after about so many */
+    uint64_t think_ns;         /* between two requests of a place, at most */
+    uint64_t request_timeout_ms;
+    uint64_t operations;       /* of all clients: the chaos ends after so many */
+    uint64_t chaos_ns;         /* or after so much time */
+    uint64_t fault_ns;         /* between two faults, on average; 0: none */
+    bool disks_fail;
+    bool scratch_volumes;
+};
+
+/* --- processes --- */
+
+struct sim_meta {
+    struct sim_process process;
+    struct store_memory_db *db;
+    struct store *store;
+    struct meta_core *core;
+    struct sim_event restart_event;
+    struct cluster *cluster;
+};
+
+struct sim_server {
+    struct sim_process process;
+    struct model_disk disk;
+    uint8_t uuid[16];
+    struct chunk_store *store;
+    struct chunkserver_core *core;
+    bool stopping;
+    struct sim_event restart_event;
+    struct cluster *cluster;
+};
+
+/* --- volumes --- */
+
+struct sim_volume {
+    char name[32];
+    uint64_t id; /* as the metadata service gave it */
+    uint64_t size_bytes;
+    uint32_t segment_bytes, logical_block_bytes, stripe_width, stripe_unit_bytes;
+    struct oracle oracle;
+    uint32_t lease_epoch_max; /* of those who have opened it */
+};
+
+/* --- clients --- */
+
+struct sim_client;
+
+/* One request of a client. */
+struct client_op {
+    struct dlblk_request request;
+    struct sim_client *client;
+    bool active;
+    uint64_t number; /* of its submission by this client */
+    uint64_t key;
+    uint64_t first_block, block_count;
+    uint64_t submitted_ns;
+    uint8_t *memory, *buffer;
+    size_t buffer_bytes;
+    uint64_t *bounds;
+    uint64_t first_value;
+    struct iovec iov[4];
+    struct sim_event think_event;
+};
+
+enum client_state { CLIENT_IDLE, CLIENT_OPENING, CLIENT_RUNNING, CLIENT_CLOSING, CLIENT_RETIRED };
+
+struct sim_client {
+    struct sim_process process;
+    struct cluster *cluster;
+    struct client_core *core;
+    uint32_t idx;
+    enum client_state state;
+    struct sim_volume *target;
+    struct client_volume *volume;
+    struct client_volume_open open;
+    uint32_t lease_epoch;
+    uint64_t session_ops_left;
+    uint64_t state_since_ns;
+    uint32_t active_ops;
+    bool stop_wanted;   /* calm: finish and go */
+    bool sweep;         /* the verdict: read the whole volume in order */
+    uint64_t sweep_next_block;
+    bool closing_wanted;
+    uint32_t open_flags; /* of a sweep */
+    uint64_t submissions;
+    int last_close_err;
+    struct client_op ops[CLIENT_OPS_MAX];
+    struct sim_event state_event;
+    struct sim_event restart_event;
+};
+
+/* --- the admin: creates volumes, and scratch volumes that it deletes again --- */
+
+struct sim_admin;
+
+struct cluster_counters {
+    uint64_t reads, writes, zeroes, flushes, failed, acknowledged, blocks_read, blocks_written;
+    uint64_t opens, opens_refused, steals, closes_clean, closes_unclean, fenced;
+    uint64_t errors_by_code[128];
+    uint64_t meta_kills, server_kills, client_kills, power_cuts, pauses, partitions, cuts, disk_faults;
+    uint64_t server_stops, scratch_created, scratch_deleted;
+    uint64_t chunks_compared, sectors_compared;
+};
+
+struct cluster {
+    struct sim_world world;
+    struct cluster_profile profile;
+    struct fake_rng rng; /* what clients do */
+    struct fake_rng fault_rng;
+    uint8_t cluster_id[16];
+    struct sim_meta meta;
+    struct sim_server servers[CLUSTER_SERVERS_MAX];
+    struct sim_client clients[CLUSTER_CLIENTS_MAX];
+    struct sim_volume volumes[CLUSTER_VOLUMES_MAX];
+    struct sim_admin *admin;
+    struct sim_event fault_event;
+    bool calm; /* no more faults */
+    struct cluster_counters counters;
+};
+
+/*
+ * What a run did: name, how often it must have happened in a hundred runs, expression (of c counters, n network,
+ * ORACLE() and DISK() sums).
+ */
+#define CLUSTER_REPORT(X)                                               \
+    X(events, 1000000, cluster->world.event_count)                      \
+    X(simulated_s, 100, cluster->world.now_ns / SIM_S)                  \
+    X(requests, 100000, c->acknowledged + c->failed)                    \
+    X(acknowledged, 100000, c->acknowledged)                            \
+    X(failed, 100, c->failed)                                           \
+    X(reads, 10000, c->reads)                                           \
+    X(writes, 10000, c->writes)                                         \
+    X(zeroes, 1000, c->zeroes)                                          \
+    X(flushes, 100, c->flushes)                                         \
+    X(blocks_read, 100000, c->blocks_read)                              \
+    X(blocks_written, 100000, c->blocks_written)                        \
+    X(opens, 500, c->opens)                                             \
+    X(opens_refused, 100, c->opens_refused)                             \
+    X(steals, 100, c->steals)                                           \
+    X(closes_clean, 100, c->closes_clean)                               \
+    X(closes_unclean, 50, c->closes_unclean)                            \
+    X(settled_blocks, 1000, ORACLE(settled))                            \
+    X(reads_of_unacknowledged, 10, ORACLE(reads_of_unacknowledged))     \
+    X(server_kills, 200, c->server_kills)                               \
+    X(server_stops, 20, c->server_stops)                                \
+    X(meta_kills, 100, c->meta_kills)                                   \
+    X(client_kills, 100, c->client_kills)                               \
+    X(power_cuts, 10, c->power_cuts)                                    \
+    X(pauses, 100, c->pauses)                                           \
+    X(partitions, 100, c->partitions)                                   \
+    X(links_cut, 100, c->cuts)                                          \
+    X(links_cut_in_payload, 1, n->cuts_in_payload)                      \
+    X(links_silent, 10, n->silent)                                      \
+    X(links_paused, 10, n->pauses)                                      \
+    X(connects, 1000, n->connects)                                      \
+    X(frames, 1000000, n->frames)                                       \
+    X(frames_lost, 1000, n->frames_lost)                                \
+    X(bits_flipped, 10, n->flips)                                       \
+    X(scratch_deleted, 10, c->scratch_deleted)                          \
+    X(groups, 10000, DISK(groups))                                      \
+    X(groups_kept, 10, DISK(groups_kept))                               \
+    X(groups_lost, 10, DISK(groups_lost))                               \
+    X(duplicates, 100, DISK(duplicates))                                \
+    X(outdated_sectors, 1, DISK(outdated_sectors))                      \
+    X(large_writes, 100, DISK(large_writes))                            \
+    X(fences, 100, DISK(fences))                                        \
+    X(fences_undone, 1, DISK(fences_undone))                            \
+    X(chunks_deleted, 10, DISK(deletes))                                \
+    X(no_space, 10, DISK(no_space))                                     \
+    X(media_errors, 10, DISK(write_errors) + DISK(read_errors))         \
+    X(read_flips, 10, DISK(read_flips))                                 \
+    X(chunks_compared, 500, c->chunks_compared)                         \
+    X(sectors_compared, 100000, c->sectors_compared)
+
+enum cluster_report_idx {
+#define X(name, minimum, expression) REPORT_##name,
+    CLUSTER_REPORT(X)
+#undef X
+    CLUSTER_REPORT_COUNT
+};
+
+struct cluster_report {
+    uint64_t values[CLUSTER_REPORT_COUNT];
+    uint64_t errors_by_code[128];
+    uint64_t history_hash;
+};
+
+extern const char *const cluster_report_names[CLUSTER_REPORT_COUNT];
+extern const uint64_t cluster_report_minimums[CLUSTER_REPORT_COUNT];
+
+/* One seed, from beginning to end.  A violation ends the program. */
+void cluster_run(struct cluster *cluster, uint64_t seed, bool trace, struct cluster_report *ret_report);
+
+/* --- between the files --- */
+
+/* processes.c */
+void meta_init(struct cluster *cluster);
+void meta_start(struct sim_meta *meta);
+void meta_kill(struct sim_meta *meta, bool silent);
+void server_init(struct cluster *cluster, uint32_t idx);
+void server_start(struct sim_server *server);
+void server_kill(struct sim_server *server, bool silent);
+/* Orderly: it goes down when it has finished. */
+void server_stop(struct sim_server *server);
+void processes_fini(struct cluster *cluster);
+/* After a random while, or right away when calm begins. */
+void restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn, uint64_t max_ns);
+
+/* workload.c */
+void client_init(struct cluster *cluster, uint32_t idx);
+void client_start(struct sim_client *client);
+void client_kill(struct sim_client *client, bool silent);
+/* Finish what is under way, close, and stay idle. */
+void client_wind_down(struct sim_client *client);
+bool client_is_idle(const struct sim_client *client);
+/* Open this volume with these flags and read all of it; then close.  Nothing may fail. */
+void client_sweep(struct sim_client *client, struct sim_volume *volume, uint32_t open_flags);
+void client_fini(struct sim_client *client);
+
+/* admin.c */
+void admin_create(struct cluster *cluster);
+void admin_destroy(struct cluster *cluster);
+/* Creates the volumes of the run; true when all are there. */
+bool admin_is_ready(const struct cluster *cluster);
+/* Now and then: a scratch volume is made, written and deleted. */
+void admin_scratch(struct cluster *cluster);
+bool admin_is_idle(const struct cluster *cluster);
+
+/* faults.c */
+void faults_start(struct cluster *cluster);
+/* Everything is healed and comes back. */
+void faults_stop(struct cluster *cluster);
+
+/* verdict.c */
+/* After clean closes: all copies of all segments are the same, nothing is pending. */
+void verdict_compare_copies(struct cluster *cluster);
+/* No chunk is left of a volume that was deleted. */
+bool verdict_deleted_are_gone(const struct cluster *cluster);
+
+#endif

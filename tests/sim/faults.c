@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* faults.c: what goes wrong, and when it ends.  See cluster.h. */
+#include "tests/sim/cluster.h"
+
+#define PAUSE_NS_MAX     (8 * SIM_S)
+#define PARTITION_NS_MAX (8 * SIM_S)
+
+static uint64_t
+fault_random(struct cluster *cluster, uint64_t bound)
+{
+    return fake_rng_below(&cluster->fault_rng, bound);
+}
+
+static bool
+fault_percent(struct cluster *cluster, uint32_t percent)
+{
+    return fake_rng_percent(&cluster->fault_rng, percent);
+}
+
+/* Mostly short, sometimes up to the whole. */
+static uint64_t
+fault_duration(struct cluster *cluster, uint64_t max_ns)
+{
+    uint64_t duration_ns = 1 + fault_random(cluster, max_ns);
+
+    return fault_percent(cluster, 50) ? duration_ns / 20 + 1 : duration_ns;
+}
+
+static struct sim_process *
+fault_process(struct cluster *cluster)
+{
+    uint64_t servers = cluster->profile.server_count;
+    uint64_t pick = fault_random(cluster, servers + cluster->profile.client_count + 1);
+
+    if (pick < servers)
+        return &cluster->servers[pick].process;
+    if (pick < servers + cluster->profile.client_count)
+        return &cluster->clients[pick - servers].process;
+    return &cluster->meta.process;
+}
+
+static struct sim_server *
+fault_server(struct cluster *cluster)
+{
+    return &cluster->servers[fault_random(cluster, cluster->profile.server_count)];
+}
+
+static void
+fault_kill_server(struct cluster *cluster)
+{
+    struct sim_server *server = fault_server(cluster);
+
+    if (server->process.up)
+        server_kill(server, fault_percent(cluster, 20));
+}
+
+static void
+fault_kill_meta(struct cluster *cluster)
+{
+    if (cluster->meta.process.up)
+        meta_kill(&cluster->meta, fault_percent(cluster, 20));
+}
+
+static void
+fault_kill_client(struct cluster *cluster)
+{
+    struct sim_client *client =
+        &cluster->clients[fault_random(cluster, cluster->profile.client_count)];
+
+    if (!client->process.up)
+        return;
+    client_kill(client, fault_percent(cluster, 20));
+    cluster->counters.client_kills++;
+}
+
+/* The lights go out: everything at once, apart from the admin. */
+static void
+fault_power_cut(struct cluster *cluster)
+{
+    bool clients_too = fault_percent(cluster, 50);
+
+    cluster->counters.power_cuts++;
+    for (uint32_t i = 0; i < cluster->profile.server_count; i++)
+        if (cluster->servers[i].process.up)
+            server_kill(&cluster->servers[i], true);
+    if (cluster->meta.process.up)
+        meta_kill(&cluster->meta, true);
+    for (uint32_t i = 0; i < cluster->profile.client_count && clients_too; i++)
+        if (cluster->clients[i].process.up)
+            client_kill(&cluster->clients[i], true);
+}
+
+static void
+fault_pause(struct cluster *cluster)
+{
+    struct sim_process *process = fault_process(cluster);
+
+    if (!process->up)
+        return;
+    sim_process_pause(process, fault_duration(cluster, PAUSE_NS_MAX));
+    cluster->counters.pauses++;
+}
+
+/* One process is alone, or two don't hear each other, or only one of them. */
+static void
+fault_partition(struct cluster *cluster)
+{
+    struct sim_process *one = fault_process(cluster);
+    struct sim_process *other = fault_process(cluster);
+    uint64_t duration_ns = fault_duration(cluster, PARTITION_NS_MAX);
+
+    if (one == other)
+        return;
+    cluster->counters.partitions++;
+    if (fault_percent(cluster, 30)) {
+        for (uint32_t i = 0; i < cluster->world.process_count; i++) {
+            sim_net_block(&cluster->world, one, cluster->world.processes[i], duration_ns);
+            sim_net_block(&cluster->world, cluster->world.processes[i], one, duration_ns);
+        }
+        return;
+    }
+    sim_net_block(&cluster->world, one, other, duration_ns);
+    if (fault_percent(cluster, 70))
+        sim_net_block(&cluster->world, other, one, duration_ns);
+}
+
+static void
+fault_cut_link(struct cluster *cluster)
+{
+    struct sim_process *process = fault_process(cluster);
+
+    if (process->up && sim_net_cut_one(process, fake_rng_next(&cluster->fault_rng)))
+        cluster->counters.cuts++;
+}
+
+static void
+fault_stop_server(struct cluster *cluster)
+{
+    struct sim_server *server = fault_server(cluster);
+
+    if (server->process.up && server->process.paused_until_ns <= cluster->world.now_ns)
+        server_stop(server);
+}
+
+/* A disk becomes bad in some way, or good again. */
+static void
+fault_disk(struct cluster *cluster)
+{
+    struct model_profile *profile = &fault_server(cluster)->disk.profile;
+
+    if (!cluster->profile.disks_fail)
+        return;
+    cluster->counters.disk_faults++;
+    switch (fault_random(cluster, 6)) {
+    case 0:
+        profile->full = true;
+        break;
+    case 1:
+        profile->read_errors_per_million = 20000;
+        break;
+    case 2:
+        profile->write_errors_per_million = 10000;
+        break;
+    case 3:
+        profile->read_flips_per_million = 20000;
+        break;
+    default:
+        profile->full = false;
+        profile->read_errors_per_million = 0;
+        profile->write_errors_per_million = 0;
+        profile->read_flips_per_million = 0;
+        break;
+    }
+}
+
+static void faults_next(struct cluster *cluster);
+
+static void
+fault_happens(struct sim_event *event)
+{
+    struct cluster *cluster = list_entry(event, struct cluster, fault_event);
+    static const struct {
+        uint32_t weight;
+        void (*fn)(struct cluster *cluster);
+    } kinds[] = {
+        { 22, fault_kill_server }, { 10, fault_kill_meta },  { 14, fault_kill_client },
+        { 2, fault_power_cut },    { 12, fault_pause },      { 12, fault_partition },
+        { 20, fault_cut_link },    { 4, fault_stop_server }, { 8, fault_disk },
+        { 6, admin_scratch },
+    };
+    uint64_t total = 0;
+    uint64_t pick;
+    uint32_t i = 0;
+
+    for (uint32_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++)
+        total += kinds[k].weight;
+    pick = fault_random(cluster, total);
+    while (pick >= kinds[i].weight)
+        pick -= kinds[i++].weight;
+    if (kinds[i].fn != admin_scratch || cluster->profile.scratch_volumes)
+        kinds[i].fn(cluster);
+    faults_next(cluster);
+}
+
+static void
+faults_next(struct cluster *cluster)
+{
+    sim_schedule(&cluster->world, &cluster->fault_event, NULL, fault_happens,
+                 1 + fault_random(cluster, 2 * cluster->profile.fault_ns));
+}
+
+void
+faults_start(struct cluster *cluster)
+{
+    if (cluster->profile.fault_ns > 0)
+        faults_next(cluster);
+}
+
+void
+faults_stop(struct cluster *cluster)
+{
+    struct sim_world *world = &cluster->world;
+
+    cluster->calm = true;
+    sim_cancel(world, &cluster->fault_event);
+    sim_net_unblock_all(world);
+    world->net.flips_per_million = 0;
+    for (uint32_t i = 0; i < world->process_count; i++)
+        world->processes[i]->paused_until_ns = 0;
+    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+        struct model_profile *profile = &cluster->servers[i].disk.profile;
+
+        profile->full = false;
+        profile->read_errors_per_million = 0;
+        profile->write_errors_per_million = 0;
+        profile->read_flips_per_million = 0;
+    }
+}

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * model_store.h: a model of the storage engine behind chunk_store.h, with what a crash may take from it.
+ *
+ * The disk outlives the processes that open it.  It holds what was acknowledged, plus what survived of crashes:
+ * - Requests join a group; groups become durable in order, each whole or not at all.  At most two are under way.
+ * - A large write joins a group when its data has been written, so smaller ones that came later overtake it.
+ * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged, and exists whole.
+ * - A fence holds for requests at once, but survives a crash only with its group.
+ * The engine's own crash tests show that the engine is no worse.
+ *
+ * Threads: one.  Errors: as chunk_store.h, and those that the profile asks for.
+ */
+#ifndef DLBLK_TESTS_MODEL_STORE_H
+#define DLBLK_TESTS_MODEL_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chunkserver/chunk_store.h"
+#include "chunkserver/chunk_table.h"
+#include "common/env.h"
+#include "tests/unit/lib/fake_rng.h"
+
+struct model_profile {
+    uint64_t read_ns_min, read_ns_max;
+    uint64_t group_ns_min, group_ns_max; /* data, journal and flush of a group */
+    uint64_t large_ns_max;               /* the data of a large write */
+    uint32_t write_errors_per_million, read_errors_per_million;
+    uint32_t read_flips_per_million;     /* reads that return a flipped bit */
+    bool full;                           /* no space for new data, apart from the reserve */
+};
+
+struct model_counters {
+    uint64_t groups, groups_kept, groups_lost, records_kept, records_lost;
+    uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
+    uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes;
+};
+
+struct model_sector {
+    uint64_t version;
+    uint32_t birth;
+    uint32_t crc;
+    enum sector_kind kind;
+    uint8_t *data; /* SECTOR_DATA */
+};
+
+/* chunk->store_private */
+struct model_chunk {
+    struct model_sector *sectors;
+    uint32_t sector_count; /* those behind are holes */
+};
+
+struct model_disk {
+    struct chunk_table *chunks;
+    uint64_t start_count;
+    uint64_t journal_position;
+    uint64_t next_local_id;
+    uint64_t used_sectors;
+    struct model_profile profile;
+    struct model_counters counters;
+    struct fake_rng rng;
+};
+
+void model_disk_init(struct model_disk *disk, uint64_t seed);
+void model_disk_fini(struct model_disk *disk);
+
+/* Raises start_count.  One store at a time. */
+struct chunk_store *model_store_open(struct model_disk *disk, struct env *env);
+/* The process dies.  Before the requests' memory goes; no timer or task of the env runs any more. */
+void model_store_crash(struct chunk_store *store);
+/* After stop's on_done. */
+void model_store_destroy(struct chunk_store *store);
+
+#endif

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* processes.c: the lives of the metadata service and of the chunkservers.  See cluster.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "dlblk/error.h"
+#include "tests/sim/cluster.h"
+
+#define META_RESTART_NS_MAX   (3 * SIM_S)
+#define SERVER_RESTART_NS_MAX (8 * SIM_S)
+#define WRITE_BUFFER_BYTES    ((size_t)3 << 20) /* small: links are paused now and then */
+#define READ_BUFFER_BYTES     ((size_t)3 << 20)
+#define OPERATIONS_MAX        24u
+
+void
+restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn, uint64_t max_ns)
+{
+    uint64_t delay_ns = cluster->calm ? 0 : 1 + fake_rng_below(&cluster->fault_rng, max_ns);
+
+    /* Most come back soon: what is lost meanwhile is more than what is lost by a long absence. */
+    if (fake_rng_percent(&cluster->fault_rng, 50))
+        delay_ns /= 50;
+    sim_schedule(&cluster->world, event, NULL, fn, delay_ns);
+}
+
+/* --- the metadata service --- */
+
+static void
+meta_on_log(void *context, enum meta_log_level level, const char *component, const char *text)
+{
+    struct sim_meta *meta = context;
+
+    (void)level;
+    sim_trace(meta->process.world, &meta->process, "says: %s: %s", component, text);
+}
+
+static void
+meta_on_fatal(void *context, int err, const char *text, const char *hint)
+{
+    struct sim_meta *meta = context;
+
+    sim_fail(meta->process.world, "the metadata service gives up: %s: %s (%s)", dl_err_name(err),
+             text, hint == NULL ? "" : hint);
+}
+
+void
+meta_init(struct cluster *cluster)
+{
+    struct sim_meta *meta = &cluster->meta;
+    struct store_batch batch = { 0 };
+
+    sim_process_init(&meta->process, &cluster->world, "meta");
+    meta->cluster = cluster;
+    meta->db = store_memory_db_create();
+    meta_cluster_init_batch(&batch, cluster->cluster_id, 1700000000000u);
+    for (uint32_t i = 0; i < batch.count; i++)
+        store_memory_db_put(meta->db, batch.edits[i].key, batch.edits[i].value);
+    store_batch_fini(&batch);
+}
+
+void
+meta_start(struct sim_meta *meta)
+{
+    struct store_memory_options store_options = {
+        .delay_ns_min = 20 * SIM_US,
+        .delay_ns_max = 500 * SIM_US,
+    };
+    struct meta_options options = {
+        .on_fatal = meta_on_fatal,
+        .on_log = meta_on_log,
+        .context = meta,
+    };
+    struct sim_process *before;
+
+    sim_process_start(&meta->process);
+    before = sim_enter(&meta->process);
+    meta->store = store_memory_open(meta->db, &meta->process.env, &store_options);
+    meta->core = meta_core_create(&meta->process.env, meta->store, &options);
+    sim_require(meta->process.world, meta->core != NULL, "meta_core_create");
+    sim_process_listen(&meta->process, &meta_link_events, meta->core);
+    sim_leave(&meta->process, before);
+}
+
+static void
+meta_on_restart(struct sim_event *event)
+{
+    meta_start(list_entry(event, struct sim_meta, restart_event));
+}
+
+static void
+meta_down(struct sim_meta *meta, bool silent)
+{
+    sim_process_kill(&meta->process, silent);
+    store_memory_crash(meta->store, fake_rng_next(&meta->cluster->fault_rng));
+    meta_core_destroy(meta->core);
+    meta->store = NULL;
+    meta->core = NULL;
+}
+
+void
+meta_kill(struct sim_meta *meta, bool silent)
+{
+    meta_down(meta, silent);
+    meta->cluster->counters.meta_kills++;
+    restart_later(meta->cluster, &meta->restart_event, meta_on_restart, META_RESTART_NS_MAX);
+}
+
+/* --- chunkservers --- */
+
+void
+server_init(struct cluster *cluster, uint32_t idx)
+{
+    struct sim_server *server = &cluster->servers[idx];
+    char name[16];
+
+    (void)snprintf(name, sizeof(name), "server%u", idx + 1);
+    sim_process_init(&server->process, &cluster->world, name);
+    server->cluster = cluster;
+    memset(server->uuid, (int)(0x10 + idx), sizeof(server->uuid));
+    model_disk_init(&server->disk, cluster->world.seed * 131 + idx);
+}
+
+void
+server_start(struct sim_server *server)
+{
+    struct cluster *cluster = server->cluster;
+    struct chunkserver_options options = {
+        .metas = { { .host = "meta", .port = 1 } },
+        .meta_count = 1,
+        .operations_max = OPERATIONS_MAX,
+        .write_buffer_bytes = WRITE_BUFFER_BYTES,
+        .read_buffer_bytes = READ_BUFFER_BYTES,
+    };
+    char address[32];
+    struct sim_process *before;
+    int err;
+
+    sim_process_start(&server->process);
+    server->stopping = false;
+    before = sim_enter(&server->process);
+    server->store = model_store_open(&server->disk, &server->process.env);
+    (void)snprintf(address, sizeof(address), "%s:1", server->process.name);
+    memcpy(options.cluster_id, cluster->cluster_id, sizeof(options.cluster_id));
+    memcpy(options.server_uuid, server->uuid, sizeof(options.server_uuid));
+    memset(options.instance, (int)server->process.life, sizeof(options.instance));
+    options.start_count = server->disk.start_count;
+    options.journal_position = server->disk.journal_position;
+    options.advertise = address;
+    options.host = server->process.name;
+    err = chunkserver_core_create(&server->core, &server->process.env, server->store, &options);
+    sim_require(&cluster->world, err == 0, "chunkserver_core_create: %s", dl_err_str(err));
+    sim_process_listen(&server->process, chunkserver_core_events(), server->core);
+    sim_leave(&server->process, before);
+}
+
+static void
+server_on_restart(struct sim_event *event)
+{
+    server_start(list_entry(event, struct sim_server, restart_event));
+}
+
+static void
+server_restart_later(struct sim_server *server)
+{
+    restart_later(server->cluster, &server->restart_event, server_on_restart, SERVER_RESTART_NS_MAX);
+}
+
+void
+server_kill(struct sim_server *server, bool silent)
+{
+    sim_process_kill(&server->process, silent);
+    sim_cancel(&server->cluster->world, &server->restart_event);
+    model_store_crash(server->store);
+    chunkserver_core_destroy(server->core);
+    server->store = NULL;
+    server->core = NULL;
+    server->cluster->counters.server_kills++;
+    server_restart_later(server);
+}
+
+/* The process has ended by itself. */
+static void
+server_on_exit(struct sim_event *event)
+{
+    struct sim_server *server = list_entry(event, struct sim_server, restart_event);
+
+    if (!server->process.up)
+        return;
+    sim_process_kill(&server->process, false);
+    chunkserver_core_destroy(server->core);
+    model_store_destroy(server->store);
+    server->store = NULL;
+    server->core = NULL;
+    server->cluster->counters.server_stops++;
+    server_restart_later(server);
+}
+
+static void
+server_on_stopped(void *context, int err)
+{
+    struct sim_server *server = context;
+
+    sim_require(&server->cluster->world, err == 0, "%s: stop: %s", server->process.name,
+                dl_err_str(err));
+    sim_schedule(&server->cluster->world, &server->restart_event, NULL, server_on_exit, 0);
+}
+
+void
+server_stop(struct sim_server *server)
+{
+    struct sim_process *before;
+
+    if (server->stopping)
+        return;
+    sim_trace(&server->cluster->world, &server->process, "is asked to stop");
+    server->stopping = true;
+    before = sim_enter(&server->process);
+    server->process.listen_events = NULL;
+    chunkserver_core_stop(server->core, server_on_stopped, server);
+    sim_leave(&server->process, before);
+}
+
+void
+processes_fini(struct cluster *cluster)
+{
+    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+        struct sim_server *server = &cluster->servers[i];
+
+        if (server->process.up) {
+            sim_process_kill(&server->process, true);
+            model_store_crash(server->store);
+            chunkserver_core_destroy(server->core);
+        }
+        model_disk_fini(&server->disk);
+        sim_process_fini(&server->process);
+    }
+    if (cluster->meta.process.up)
+        meta_down(&cluster->meta, true);
+    sim_process_fini(&cluster->meta.process);
+    store_memory_db_destroy(cluster->meta.db);
+}
