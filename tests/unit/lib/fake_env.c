@@ -123,8 +123,9 @@ fake_env_defer(struct env *env, struct env_task *task)
     if (task->queued)
         return;
     if (fake->tasks_head + fake->tasks_count == fake->tasks_capacity) {
-        memmove(fake->tasks, fake->tasks + fake->tasks_head,
-                fake->tasks_count * sizeof(struct env_task *));
+        if (fake->tasks_count > 0)
+            memmove(fake->tasks, fake->tasks + fake->tasks_head,
+                    fake->tasks_count * sizeof(struct env_task *));
         fake->tasks_head = 0;
         if (fake->tasks_count * 2 >= fake->tasks_capacity) {
             fake->tasks_capacity = fake->tasks_capacity * 2 + 16;
