@@ -39,13 +39,6 @@ static struct {
 static struct dlblk_client *client;
 static struct served_set volumes;
 
-/* An NBD connection. */
-struct connection {
-    struct served *served;
-    struct dlblk_volume_geometry geometry; /* at its start: an NBD export doesn't change its size */
-    bool read_only;
-};
-
 /* --- errors --- */
 
 /* NBD has numbers for these; nbdkit makes EINVAL of all others, which would blame the client. */
@@ -82,14 +75,13 @@ report(const struct dl_error *err)
 
 /* What a data callback returns. */
 static int
-finish(const struct connection *connection, const char *what, uint32_t count, uint64_t offset,
-       int err)
+finish(const struct served *served, const char *what, uint32_t count, uint64_t offset, int err)
 {
     if (err == 0)
         return 0;
     counter_add(errors, 1);
-    nbdkit_error("volume %s: %s of %" PRIu32 " bytes at %" PRIu64 ": %s (%s)",
-                 connection->served->name, what, count, offset, dl_err_str(err), dl_err_name(err));
+    nbdkit_error("volume %s: %s of %" PRIu32 " bytes at %" PRIu64 ": %s (%s)", served->name, what,
+                 count, offset, dl_err_str(err), dl_err_name(err));
     nbdkit_set_error(nbd_errno(err));
     return -1;
 }
@@ -236,9 +228,12 @@ datenlord_after_fork(void)
 static void
 datenlord_cleanup(void)
 {
+    struct dl_error err = {0};
+
     if (client == NULL)
         return;
-    served_set_fini(&volumes);
+    if (served_set_close(&volumes, &err) != 0)
+        report(&err);
     dlblk_client_destroy(client);
     client = NULL;
 }
@@ -256,6 +251,16 @@ datenlord_dump_plugin(void)
     printf("datenlord_commit=%s\n", dlblk_version_commit());
     printf("datenlord_wire_version=%d\n", DLBLK_WIRE_VERSION);
     printf("datenlord_volume_name_max=%u\n", DLBLK_NAME_BYTES_MAX);
+}
+
+static struct dlblk_volume_geometry
+geometry_of(void *handle)
+{
+    const struct served *served = handle;
+    struct dlblk_volume_geometry geometry;
+
+    dlblk_volume_get_geometry(served->volume, &geometry);
+    return geometry;
 }
 
 /* --- exports --- */
@@ -318,10 +323,10 @@ datenlord_default_export(int readonly, int is_tls)
 static const char *
 datenlord_export_description(void *handle)
 {
-    const struct connection *connection = handle;
+    const struct served *served = handle;
 
-    return nbdkit_printf_intern("dlblk volume %s, %" PRIu64 " MiB", connection->served->name,
-                                connection->geometry.size_bytes >> 20);
+    return nbdkit_printf_intern("dlblk volume %s, %" PRIu64 " MiB", served->name,
+                                geometry_of(handle).size_bytes >> 20);
 }
 
 /* NULL if the export name names nothing that is served here. */
@@ -352,44 +357,34 @@ datenlord_open(int readonly)
 {
     uint32_t flags = (readonly ? DLBLK_OPEN_READ_ONLY : 0) | (config.steal ? DLBLK_OPEN_STEAL : 0);
     const char *name = export_to_volume();
-    struct connection *connection;
+    struct served *served;
     struct dl_error err = {0};
 
     if (name == NULL)
         return NULL;
-    connection = calloc(1, sizeof(*connection));
-    if (connection == NULL) {
-        nbdkit_error("out of memory");
-        return NULL;
-    }
-    if (served_acquire(&volumes, client, name, flags, &connection->served, &err) != 0) {
+    if (served_acquire(&volumes, client, name, flags, &served, &err) != 0) {
         report(&err);
-        free(connection);
         return NULL;
     }
-    dlblk_volume_get_geometry(connection->served->volume, &connection->geometry);
-    connection->read_only = readonly || connection->geometry.read_only;
     counter_add(connections, 1);
-    return connection;
+    return served;
 }
 
+/* Not called for connections that are open when nbdkit is told to end. */
 static void
 datenlord_close(void *handle)
 {
-    struct connection *connection = handle;
     struct dl_error err = {0};
 
-    if (served_release(&volumes, connection->served, &err) != 0)
+    if (served_release(&volumes, handle, &err) != 0)
         report(&err);
-    free(connection);
 }
 
+/* nbdkit asks once for each connection: one that comes after a resize sees the new size. */
 static int64_t
 datenlord_get_size(void *handle)
 {
-    const struct connection *connection = handle;
-
-    return (int64_t)connection->geometry.size_bytes;
+    return (int64_t)geometry_of(handle).size_bytes;
 }
 
 static int
@@ -405,9 +400,7 @@ datenlord_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint3
 static int
 datenlord_can_write(void *handle)
 {
-    const struct connection *connection = handle;
-
-    return !connection->read_only;
+    return !geometry_of(handle).read_only;
 }
 
 /* A flush covers what was written through any connection: all share one libdlblk volume. */
@@ -424,13 +417,6 @@ datenlord_can_fua(void *handle)
 {
     (void)handle;
     return NBDKIT_FUA_NATIVE;
-}
-
-static int
-datenlord_can_zero(void *handle)
-{
-    (void)handle;
-    return NBDKIT_ZERO_NATIVE;
 }
 
 static int
@@ -457,67 +443,64 @@ count_fua(uint32_t flags)
 }
 
 static void
-count_partial(const struct connection *connection, uint32_t count, uint64_t offset)
+count_partial(const struct served *served, uint32_t count, uint64_t offset)
 {
-    if (!block_io_is_aligned(&connection->served->io, count, offset))
+    if (!block_io_is_aligned(&served->io, count, offset))
         counter_add(partial_writes, 1);
 }
 
 static int
 datenlord_pread(void *handle, void *buffer, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct connection *connection = handle;
+    struct served *served = handle;
 
     (void)flags;
     counter_add(reads, 1);
     counter_add(read_bytes, count);
-    return finish(connection, "read", count, offset,
-                  block_io_read(&connection->served->io, buffer, count, offset));
+    return finish(served, "read", count, offset, block_io_read(&served->io, buffer, count, offset));
 }
 
 static int
 datenlord_pwrite(void *handle, const void *buffer, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct connection *connection = handle;
+    struct served *served = handle;
 
     counter_add(writes, 1);
     counter_add(write_bytes, count);
     count_fua(flags);
-    count_partial(connection, count, offset);
-    return finish(connection, "write", count, offset,
-                  block_io_write(&connection->served->io, buffer, count, offset));
+    count_partial(served, count, offset);
+    return finish(served, "write", count, offset,
+                  block_io_write(&served->io, buffer, count, offset));
 }
 
 static int
 datenlord_flush(void *handle, uint32_t flags)
 {
-    struct connection *connection = handle;
+    struct served *served = handle;
 
     (void)flags;
     counter_add(flushes, 1);
-    return finish(connection, "flush", 0, 0, block_io_flush(&connection->served->io));
+    return finish(served, "flush", 0, 0, block_io_flush(&served->io));
 }
 
 static int
 datenlord_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct connection *connection = handle;
+    struct served *served = handle;
 
     counter_add(trims, 1);
     counter_add(trim_bytes, count);
     count_fua(flags);
-    return finish(connection, "trim", count, offset,
-                  block_io_trim(&connection->served->io, count, offset));
+    return finish(served, "trim", count, offset, block_io_trim(&served->io, count, offset));
 }
 
 /* Whole blocks are zeroed without sending data; a range that has none inside is a write like any other. */
 static int
 datenlord_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct connection *connection = handle;
+    struct served *served = handle;
 
-    if ((flags & NBDKIT_FLAG_FAST_ZERO) &&
-        !block_io_zero_is_fast(&connection->served->io, count, offset)) {
+    if ((flags & NBDKIT_FLAG_FAST_ZERO) && !block_io_zero_is_fast(&served->io, count, offset)) {
         counter_add(zeroes_not_fast, 1);
         nbdkit_set_error(EOPNOTSUPP);
         return -1;
@@ -525,9 +508,8 @@ datenlord_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
     counter_add(zeroes, 1);
     counter_add(zero_bytes, count);
     count_fua(flags);
-    count_partial(connection, count, offset);
-    return finish(connection, "zero", count, offset,
-                  block_io_zero(&connection->served->io, count, offset));
+    count_partial(served, count, offset);
+    return finish(served, "zero", count, offset, block_io_zero(&served->io, count, offset));
 }
 
 /* --- extents --- */
@@ -555,7 +537,7 @@ static int
 datenlord_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                   struct nbdkit_extents *extents)
 {
-    struct connection *connection = handle;
+    struct served *served = handle;
     const uint64_t mask = BLOCK_IO_BLOCK_BYTES_MAX - 1;
     uint64_t first = offset & ~mask;
     uint64_t end;
@@ -567,11 +549,11 @@ datenlord_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
     if (count > EXTENTS_BYTES_MAX)
         count = EXTENTS_BYTES_MAX;
     end = (offset + count + mask) & ~mask;
-    if (end > connection->geometry.size_bytes)
-        end = connection->geometry.size_bytes;
+    if (end > geometry_of(handle).size_bytes)
+        end = geometry_of(handle).size_bytes;
     counter_add(extents, 1);
-    return finish(connection, "block status", count, offset,
-                  dlblk_extents(connection->served->volume, end - first, first, extent_add, &walk));
+    return finish(served, "block status", count, offset,
+                  dlblk_extents(served->volume, end - first, first, extent_add, &walk));
 }
 
 static struct nbdkit_plugin plugin = {
@@ -599,7 +581,7 @@ static struct nbdkit_plugin plugin = {
     .can_flush = datenlord_yes,
     .is_rotational = datenlord_no,
     .can_trim = datenlord_yes,
-    .can_zero = datenlord_can_zero,
+    .can_zero = datenlord_yes,
     .can_fast_zero = datenlord_yes,
     .can_extents = datenlord_yes,
     .can_fua = datenlord_can_fua,

@@ -12,14 +12,6 @@ served_set_init(struct served_set *set)
     list_init(&set->volumes);
 }
 
-void
-served_set_fini(struct served_set *set)
-{
-    dl_assert(list_is_empty(&set->volumes));
-    (void)pthread_cond_destroy(&set->changed);
-    (void)pthread_mutex_destroy(&set->mutex);
-}
-
 static struct served *
 served_find(struct served_set *set, const char *name)
 {
@@ -120,6 +112,41 @@ served_release(struct served_set *set, struct served *served, struct dl_error *e
         result = dlblk_volume_close(served->volume, err);
         (void)pthread_mutex_lock(&set->mutex);
         served_remove(set, served);
+    }
+    (void)pthread_mutex_unlock(&set->mutex);
+    return result;
+}
+
+/* With the mutex, which is given back meanwhile. */
+static int
+served_close(struct served_set *set, struct served *served, struct dl_error *err)
+{
+    int result;
+
+    while (served->state == SERVED_OPENING)
+        (void)pthread_cond_wait(&set->changed, &set->mutex);
+    if (served->state != SERVED_OPEN)
+        return 0;
+    served->state = SERVED_CLOSED;
+    (void)pthread_mutex_unlock(&set->mutex);
+    result = dlblk_volume_close(served->volume, err);
+    (void)pthread_mutex_lock(&set->mutex);
+    return result;
+}
+
+int
+served_set_close(struct served_set *set, struct dl_error *err)
+{
+    struct dl_error later;
+    struct served *served;
+    int result = 0;
+
+    (void)pthread_mutex_lock(&set->mutex);
+    list_for_each_entry (served, &set->volumes, node) {
+        int close_result = served_close(set, served, result == 0 ? err : &later);
+
+        if (result == 0)
+            result = close_result;
     }
     (void)pthread_mutex_unlock(&set->mutex);
     return result;

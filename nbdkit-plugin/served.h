@@ -21,7 +21,7 @@
 #include "dlblk/client.h"
 #include "nbdkit-plugin/block_io.h"
 
-enum served_state { SERVED_OPENING, SERVED_OPEN, SERVED_CLOSING };
+enum served_state { SERVED_OPENING, SERVED_OPEN, SERVED_CLOSING, SERVED_CLOSED };
 
 struct served {
     struct list node;
@@ -40,8 +40,11 @@ struct served_set {
 };
 
 void served_set_init(struct served_set *set);
-/* Every volume must have been released. */
-void served_set_fini(struct served_set *set);
+/*
+ * The end: detach what is still attached, since nbdkit does not close the connections that are open when it is told to
+ * end.  Nothing is freed: a thread that nbdkit no longer waits for may still look.  The first error is returned.
+ */
+int served_set_close(struct served_set *set, struct dl_error *err);
 
 /* flags: of dlblk_volume_open(); those of the first connection count. */
 int served_acquire(struct served_set *set, struct dlblk_client *client, const char *name,

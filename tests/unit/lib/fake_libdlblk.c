@@ -377,6 +377,48 @@ keep_text(int idx, const char *text)
     return fake.texts[idx];
 }
 
+/* --- another process's test: see fake_libdlblk.h --- */
+
+static int
+error_by_name(const char *name)
+{
+    for (int code = 1; code < DL_E_FIRST + 4096; code++) {
+        if (strcmp(dl_err_name(code), name) == 0)
+            return -code;
+    }
+    dl_unreachable();
+}
+
+static void
+add_volumes_of_environment(void)
+{
+    static bool added;
+    const char *text = getenv("FAKE_LIBDLBLK_VOLUMES");
+    char name[64];
+    unsigned mib, block;
+    int used;
+
+    while (text != NULL && !added &&
+           sscanf(text, " %63s %u %u%n", name, &mib, &block, &used) == 3) {
+        fake_libdlblk_add_volume(name, (uint64_t)mib << 20, block);
+        text += used;
+    }
+    added = true;
+}
+
+static void
+set_fault_of_environment(void)
+{
+    const char *text = getenv("FAKE_LIBDLBLK_FAIL");
+    char name[64];
+    unsigned op, countdown;
+
+    if (text == NULL)
+        return;
+    dl_assert(sscanf(text, "%u %u %63s", &op, &countdown, name) == 3);
+    fake_libdlblk_fail((enum dlblk_op)op, countdown, error_by_name(name));
+}
+
 /* --- client --- */
 
 int
@@ -389,6 +431,8 @@ dlblk_client_create(struct dlblk_client **ret_client, const struct dlblk_client_
     fake.client_options.meta = keep_text(0, fake.client_options.meta);
     fake.client_options.config_path = keep_text(1, fake.client_options.config_path);
     fake.client_options.program = keep_text(2, fake.client_options.program);
+    add_volumes_of_environment();
+    set_fault_of_environment();
     if (fake.unreachable) {
         (void)dl_error_set(err, -DL_E_META_UNREACHABLE, "the metadata service cannot be reached");
         dl_error_hint(err, "start it");

@@ -6,6 +6,9 @@
  * the order of their submission, which is what libdlblk promises for requests that overlap, and after a delay, so that
  * many are in flight.
  *
+ * A process that can't call the functions below takes volumes and a fault from its environment when the first client is
+ * created: FAKE_LIBDLBLK_VOLUMES="NAME MIB BLOCK ..." and FAKE_LIBDLBLK_FAIL="OP COUNTDOWN DL_E_NAME".
+ *
  * Threads: as client.h says; the functions here from the test's thread while no request is in flight.
  */
 #ifndef DLBLK_TESTS_FAKE_LIBDLBLK_H

@@ -6,6 +6,7 @@
 #include "tests/unit/lib/unit.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "nbdkit-plugin/served.h"
@@ -29,7 +30,8 @@ static int
 teardown(void **state)
 {
     (void)state;
-    served_set_fini(&set);
+    assert_int_equal(served_set_close(&set, NULL), 0);
+    assert_int_equal(fake_libdlblk_open_count(), 0);
     dlblk_client_destroy(client);
     return 0;
 }
@@ -78,6 +80,24 @@ test_failed_attach_leaves_nothing(void **state)
     assert_int_equal(served_release(&set, served, &err), 0);
 }
 
+/* What nbdkit doesn't close when it ends is detached all the same. */
+static void
+test_close_detaches_what_is_left(void **state)
+{
+    struct served *a, *b;
+
+    (void)state;
+    assert_int_equal(served_acquire(&set, client, "a", 0, &a, NULL), 0);
+    assert_int_equal(served_acquire(&set, client, "b", 0, &b, NULL), 0);
+    assert_int_equal(served_set_close(&set, NULL), 0);
+    assert_int_equal(fake_libdlblk_open_count(), 0);
+    /* Still there to look at. */
+    assert_string_equal(a->name, "a");
+    free(a);
+    free(b);
+    list_init(&set.volumes);
+}
+
 #define THREADS 8
 #define ROUNDS  50
 
@@ -121,4 +141,5 @@ test_connections_at_the_same_time(void **state)
 
 UNIT_MAIN(cmocka_unit_test_setup_teardown(test_connections_share_a_volume, setup, teardown),
           cmocka_unit_test_setup_teardown(test_failed_attach_leaves_nothing, setup, teardown),
+          cmocka_unit_test_setup_teardown(test_close_detaches_what_is_left, setup, teardown),
           cmocka_unit_test_setup_teardown(test_connections_at_the_same_time, setup, teardown))
