@@ -158,7 +158,7 @@ datenlord_config_complete(void)
 #define datenlord_config_help                                                         \
     "[volume=]NAME            Volume to serve (default: the export name selects).\n"  \
     "meta=HOST:PORT[,...]     Metadata service (default: $DLBLK_META, then the\n"     \
-    "                         configuration file, then 127.0.0.1:9470).\n"            \
+    "                         configuration file, then 127.0.0.1).\n"                 \
     "config=FILE              Configuration file (default: /etc/dlblk/dlblk.conf).\n" \
     "timeout=SECONDS          I/O is sent again for this long (default: 30).\n"       \
     "connect-timeout=SECONDS  Wait for the metadata service (default: 10).\n"         \
