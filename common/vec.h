@@ -80,9 +80,9 @@ vec_grow(void **items, size_t *capacity, size_t count, size_t item_bytes)
     (free((vec)->items), (vec)->items = NULL, (vec)->count = 0, (vec)->capacity = 0, (void)0)
 
 /* `item` becomes a pointer to each item in turn.  (An empty array has no address to count from.) */
-#define vec_for_each(item, vec)                                                           \
-    for (__typeof__((vec)->items) item = (vec)->items,                                    \
-                                  item##_end = item == NULL ? NULL : item + (vec)->count; \
+#define vec_for_each(item, vec)                                                             \
+    for (__typeof__(*(vec)->items) *item = (vec)->items,                                    \
+                                   *item##_end = item == NULL ? NULL : item + (vec)->count; \
          item != item##_end; item++)
 
 #endif
