@@ -15,13 +15,20 @@
 #include "proto/control.pb-c.h"
 #include "tests/sim/cluster.h"
 
-#define RETRY_NS_MAX      (500 * SIM_MS)
-#define SCRATCH_WRITES    8u
-#define SCRATCH_BYTES     (3u << 20)
-#define SCRATCH_PIECE     65536u
-#define OPEN_TRIES_MAX    4u
+#define RETRY_NS_MAX   (500 * SIM_MS)
+#define SCRATCH_WRITES 8u
+#define SCRATCH_BYTES  (3u << 20)
+#define SCRATCH_PIECE  65536u
+#define OPEN_TRIES_MAX 4u
 
-enum admin_state { ADMIN_IDLE, ADMIN_CREATING, ADMIN_OPENING, ADMIN_WRITING, ADMIN_CLOSING, ADMIN_DELETING };
+enum admin_state {
+    ADMIN_IDLE,
+    ADMIN_CREATING,
+    ADMIN_OPENING,
+    ADMIN_WRITING,
+    ADMIN_CLOSING,
+    ADMIN_DELETING
+};
 
 struct sim_admin {
     struct sim_process process;
@@ -114,7 +121,7 @@ admin_start_create(struct sim_admin *admin)
     admin->create.logical_block_bytes = made != NULL ? made->logical_block_bytes : 4096;
     admin->create.stripe_width = made != NULL ? made->stripe_width : 1;
     admin->create.stripe_unit_bytes = made != NULL ? made->stripe_unit_bytes : 0;
-    admin->create.change_id = (ProtobufCBinaryData){ sizeof(admin->change_id), admin->change_id };
+    admin->create.change_id = (ProtobufCBinaryData){sizeof(admin->change_id), admin->change_id};
     memset(&admin->call, 0, sizeof(admin->call));
     admin->call.opcode = OP_VOLUME_CREATE;
     admin->call.request = &admin->create.base;
@@ -161,10 +168,11 @@ admin_write(struct sim_admin *admin)
 
         memset(request, 0, sizeof(*request));
         request->op = DLBLK_WRITE;
-        request->offset_bytes =
-            fake_rng_below(&admin->cluster->rng, SCRATCH_BYTES / SCRATCH_PIECE) * SCRATCH_PIECE;
+        request->offset_bytes = fake_rng_below(&admin->cluster->rng,
+                                               SCRATCH_BYTES / SCRATCH_PIECE) *
+                                SCRATCH_PIECE;
         request->length_bytes = SCRATCH_PIECE;
-        request->iov_one = (struct iovec){ .iov_base = admin->piece, .iov_len = SCRATCH_PIECE };
+        request->iov_one = (struct iovec){.iov_base = admin->piece, .iov_len = SCRATCH_PIECE};
         request->iov = &request->iov_one;
         request->iov_count = 1;
         request->on_done = admin_on_written;
@@ -225,7 +233,7 @@ admin_start_delete(struct sim_admin *admin)
 {
     dl__volume_delete__init(&admin->delete);
     admin->delete.name = admin->name;
-    admin->delete.change_id = (ProtobufCBinaryData){ sizeof(admin->change_id), admin->change_id };
+    admin->delete.change_id = (ProtobufCBinaryData){sizeof(admin->change_id), admin->change_id};
     memset(&admin->call, 0, sizeof(admin->call));
     admin->call.opcode = OP_VOLUME_DELETE;
     admin->call.request = &admin->delete.base;
@@ -300,7 +308,7 @@ admin_create(struct cluster *cluster)
 {
     struct sim_admin *admin = calloc(1, sizeof(*admin));
     struct client_core_options options = {
-        .meta = { { .host = "meta", .port = 1 } },
+        .meta = {{.host = "meta", .port = 1}},
         .meta_count = 1,
         .owner = "admin",
         .on_event = admin_on_client_event,

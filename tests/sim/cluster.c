@@ -9,7 +9,7 @@
 #define SETUP_NS   (60 * SIM_S)
 #define CALM_NS    (150 * SIM_S) /* in which everything that is under way must end */
 #define VERDICT_NS (90 * SIM_S)
-#define EVENTS_MAX 30000000u     /* more than any good run takes */
+#define EVENTS_MAX 30000000u /* more than any good run takes */
 
 static uint64_t
 pick(struct fake_rng *rng, uint64_t low, uint64_t high)
@@ -50,7 +50,8 @@ static void
 choose_network(struct sim_net_profile *net, struct fake_rng *rng)
 {
     net->delay_min_ns = pick(rng, 5, 50) * SIM_US;
-    net->delay_max_ns = net->delay_min_ns + pick(rng, 10, fake_rng_percent(rng, 20) ? 5000 : 400) * SIM_US;
+    net->delay_max_ns = net->delay_min_ns +
+                        pick(rng, 10, fake_rng_percent(rng, 20) ? 5000 : 400) * SIM_US;
     net->tail_permille = (uint32_t)pick(rng, 0, 10);
     net->tail_ns = pick(rng, 1, 100) * SIM_MS;
     net->flips_per_million = fake_rng_percent(rng, 30) ? (uint32_t)pick(rng, 50, 1000) : 0;
@@ -159,8 +160,8 @@ report_fill(const struct cluster *cluster, struct cluster_report *ret_report)
     const struct sim_net_stats *n = &cluster->world.net_stats;
     uint32_t i = 0;
 
-#define ORACLE(member) oracle_sum(cluster, offsetof(struct oracle, member))
-#define DISK(member)   disk_sum(cluster, offsetof(struct model_counters, member))
+#define ORACLE(member)               oracle_sum(cluster, offsetof(struct oracle, member))
+#define DISK(member)                 disk_sum(cluster, offsetof(struct model_counters, member))
 #define X(name, minimum, expression) ret_report->values[i++] = (expression);
     CLUSTER_REPORT(X)
 #undef X
@@ -214,7 +215,7 @@ print_unfinished(const struct cluster *cluster)
 {
     for (uint32_t i = 0; i < cluster->profile.client_count; i++) {
         const struct sim_client *client = &cluster->clients[i];
-        struct dlblk_volume_stats stats = { 0 };
+        struct dlblk_volume_stats stats = {0};
 
         if (client_is_idle(client))
             continue;
@@ -227,7 +228,9 @@ print_unfinished(const struct cluster *cluster)
                       stats.blocked[0] == '\0' ? "nothing" : stats.blocked);
         for (uint32_t k = 0; k < CLIENT_OPS_MAX; k++)
             if (client->ops[k].active)
-                (void)fprintf(stderr, "    request %" PRIu64 " op %d blocks %" PRIu64 " + %" PRIu64 " for %.3f s\n",
+                (void)fprintf(stderr,
+                              "    request %" PRIu64 " op %d blocks %" PRIu64 " + %" PRIu64
+                              " for %.3f s\n",
                               client->ops[k].number, (int)client->ops[k].request.op,
                               client->ops[k].first_block, client->ops[k].block_count,
                               (double)(cluster->world.now_ns - client->ops[k].submitted_ns) / 1e9);

@@ -38,17 +38,17 @@ struct cluster;
 struct cluster_profile {
     uint32_t server_count, client_count, volume_count;
     uint32_t replicas, min_write;
-    uint32_t depth;            /* requests of a client under way */
+    uint32_t depth;                                      /* requests of a client under way */
     uint32_t write_percent, zero_percent, flush_percent; /* the rest reads */
-    uint32_t large_percent;    /* requests of up to more than a segment */
-    uint32_t hot_percent;      /* requests to a few blocks */
-    uint32_t steal_percent;    /* of opens */
-    uint32_t session_ops;      /* a session ends after about so many */
-    uint64_t think_ns;         /* between two requests of a place, at most */
+    uint32_t large_percent;                              /* requests of up to more than a segment */
+    uint32_t hot_percent;                                /* requests to a few blocks */
+    uint32_t steal_percent;                              /* of opens */
+    uint32_t session_ops;                                /* a session ends after about so many */
+    uint64_t think_ns; /* between two requests of a place, at most */
     uint64_t request_timeout_ms;
-    uint64_t operations;       /* of all clients: the chaos ends after so many */
-    uint64_t chaos_ns;         /* or after so much time */
-    uint64_t fault_ns;         /* between two faults, on average; 0: none */
+    uint64_t operations; /* of all clients: the chaos ends after so many */
+    uint64_t chaos_ns;   /* or after so much time */
+    uint64_t fault_ns;   /* between two faults, on average; 0: none */
     bool disks_fail;
     bool scratch_volumes;
 };
@@ -122,8 +122,8 @@ struct sim_client {
     uint64_t session_ops_left;
     uint64_t state_since_ns;
     uint32_t active_ops;
-    bool stop_wanted;   /* calm: finish and go */
-    bool sweep;         /* the verdict: read the whole volume in order */
+    bool stop_wanted; /* calm: finish and go */
+    bool sweep;       /* the verdict: read the whole volume in order */
     uint64_t sweep_next_block;
     bool closing_wanted;
     uint32_t open_flags; /* of a sweep */
@@ -142,7 +142,8 @@ struct cluster_counters {
     uint64_t reads, writes, zeroes, flushes, failed, acknowledged, blocks_read, blocks_written;
     uint64_t opens, opens_refused, steals, closes_clean, closes_unclean, fenced;
     uint64_t errors_by_code[128];
-    uint64_t meta_kills, server_kills, client_kills, power_cuts, pauses, partitions, cuts, disk_faults;
+    uint64_t meta_kills, server_kills, client_kills, power_cuts, pauses, partitions, cuts,
+        disk_faults;
     uint64_t server_stops, scratch_created, scratch_deleted;
     uint64_t chunks_compared, sectors_compared;
 };
@@ -167,61 +168,61 @@ struct cluster {
  * What a run did: name, how often it must have happened in a hundred runs, expression (of c counters, n network,
  * ORACLE() and DISK() sums).
  */
-#define CLUSTER_REPORT(X)                                               \
-    X(events, 1000000, cluster->world.event_count)                      \
-    X(simulated_s, 100, cluster->world.now_ns / SIM_S)                  \
-    X(requests, 100000, c->acknowledged + c->failed)                    \
-    X(acknowledged, 100000, c->acknowledged)                            \
-    X(failed, 100, c->failed)                                           \
-    X(reads, 10000, c->reads)                                           \
-    X(writes, 10000, c->writes)                                         \
-    X(zeroes, 1000, c->zeroes)                                          \
-    X(flushes, 100, c->flushes)                                         \
-    X(blocks_read, 100000, c->blocks_read)                              \
-    X(blocks_written, 100000, c->blocks_written)                        \
-    X(opens, 500, c->opens)                                             \
-    X(opens_refused, 100, c->opens_refused)                             \
-    X(steals, 100, c->steals)                                           \
-    X(closes_clean, 100, c->closes_clean)                               \
-    X(closes_unclean, 50, c->closes_unclean)                            \
-    X(settled_blocks, 1000, ORACLE(settled))                            \
-    X(reads_of_unacknowledged, 10, ORACLE(reads_of_unacknowledged))     \
-    X(server_kills, 200, c->server_kills)                               \
-    X(server_stops, 20, c->server_stops)                                \
-    X(meta_kills, 100, c->meta_kills)                                   \
-    X(client_kills, 100, c->client_kills)                               \
-    X(power_cuts, 10, c->power_cuts)                                    \
-    X(pauses, 100, c->pauses)                                           \
-    X(partitions, 100, c->partitions)                                   \
-    X(links_cut, 100, c->cuts)                                          \
-    X(links_cut_in_payload, 1, n->cuts_in_payload)                      \
-    X(links_silent, 10, n->silent)                                      \
-    X(links_paused, 10, n->pauses)                                      \
-    X(connects, 1000, n->connects)                                      \
-    X(frames, 1000000, n->frames)                                       \
-    X(frames_lost, 1000, n->frames_lost)                                \
-    X(bits_flipped, 10, n->flips)                                       \
-    X(scratch_deleted, 10, c->scratch_deleted)                          \
-    X(groups, 10000, DISK(groups))                                      \
-    X(groups_kept, 10, DISK(groups_kept))                               \
-    X(groups_lost, 10, DISK(groups_lost))                               \
-    X(duplicates, 100, DISK(duplicates))                                \
-    X(outdated_sectors, 1, DISK(outdated_sectors))                      \
-    X(large_writes, 100, DISK(large_writes))                            \
-    X(fences, 100, DISK(fences))                                        \
-    X(fences_undone, 1, DISK(fences_undone))                            \
-    X(chunks_deleted, 10, DISK(deletes))                                \
-    X(no_space, 10, DISK(no_space))                                     \
-    X(media_errors, 10, DISK(write_errors) + DISK(read_errors))         \
-    X(read_flips, 10, DISK(read_flips))                                 \
-    X(chunks_compared, 500, c->chunks_compared)                         \
+#define CLUSTER_REPORT(X)                                           \
+    X(events, 1000000, cluster->world.event_count)                  \
+    X(simulated_s, 100, cluster->world.now_ns / SIM_S)              \
+    X(requests, 100000, c->acknowledged + c->failed)                \
+    X(acknowledged, 100000, c->acknowledged)                        \
+    X(failed, 100, c->failed)                                       \
+    X(reads, 10000, c->reads)                                       \
+    X(writes, 10000, c->writes)                                     \
+    X(zeroes, 1000, c->zeroes)                                      \
+    X(flushes, 100, c->flushes)                                     \
+    X(blocks_read, 100000, c->blocks_read)                          \
+    X(blocks_written, 100000, c->blocks_written)                    \
+    X(opens, 500, c->opens)                                         \
+    X(opens_refused, 100, c->opens_refused)                         \
+    X(steals, 100, c->steals)                                       \
+    X(closes_clean, 100, c->closes_clean)                           \
+    X(closes_unclean, 50, c->closes_unclean)                        \
+    X(settled_blocks, 1000, ORACLE(settled))                        \
+    X(reads_of_unacknowledged, 10, ORACLE(reads_of_unacknowledged)) \
+    X(server_kills, 200, c->server_kills)                           \
+    X(server_stops, 20, c->server_stops)                            \
+    X(meta_kills, 100, c->meta_kills)                               \
+    X(client_kills, 100, c->client_kills)                           \
+    X(power_cuts, 10, c->power_cuts)                                \
+    X(pauses, 100, c->pauses)                                       \
+    X(partitions, 100, c->partitions)                               \
+    X(links_cut, 100, c->cuts)                                      \
+    X(links_cut_in_payload, 1, n->cuts_in_payload)                  \
+    X(links_silent, 10, n->silent)                                  \
+    X(links_paused, 10, n->pauses)                                  \
+    X(connects, 1000, n->connects)                                  \
+    X(frames, 1000000, n->frames)                                   \
+    X(frames_lost, 1000, n->frames_lost)                            \
+    X(bits_flipped, 10, n->flips)                                   \
+    X(scratch_deleted, 10, c->scratch_deleted)                      \
+    X(groups, 10000, DISK(groups))                                  \
+    X(groups_kept, 10, DISK(groups_kept))                           \
+    X(groups_lost, 10, DISK(groups_lost))                           \
+    X(duplicates, 100, DISK(duplicates))                            \
+    X(outdated_sectors, 1, DISK(outdated_sectors))                  \
+    X(large_writes, 100, DISK(large_writes))                        \
+    X(fences, 100, DISK(fences))                                    \
+    X(fences_undone, 1, DISK(fences_undone))                        \
+    X(chunks_deleted, 10, DISK(deletes))                            \
+    X(no_space, 10, DISK(no_space))                                 \
+    X(media_errors, 10, DISK(write_errors) + DISK(read_errors))     \
+    X(read_flips, 10, DISK(read_flips))                             \
+    X(chunks_compared, 500, c->chunks_compared)                     \
     X(sectors_compared, 100000, c->sectors_compared)
 
 enum cluster_report_idx {
 #define X(name, minimum, expression) REPORT_##name,
     CLUSTER_REPORT(X)
 #undef X
-    CLUSTER_REPORT_COUNT
+        CLUSTER_REPORT_COUNT
 };
 
 struct cluster_report {
@@ -234,7 +235,8 @@ extern const char *const cluster_report_names[CLUSTER_REPORT_COUNT];
 extern const uint64_t cluster_report_minimums[CLUSTER_REPORT_COUNT];
 
 /* One seed, from beginning to end.  A violation ends the program. */
-void cluster_run(struct cluster *cluster, uint64_t seed, bool trace, struct cluster_report *ret_report);
+void cluster_run(struct cluster *cluster, uint64_t seed, bool trace,
+                 struct cluster_report *ret_report);
 
 /* --- between the files --- */
 
@@ -249,7 +251,8 @@ void server_kill(struct sim_server *server, bool silent);
 void server_stop(struct sim_server *server);
 void processes_fini(struct cluster *cluster);
 /* After a random while, or right away when calm begins. */
-void restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn, uint64_t max_ns);
+void restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn,
+                   uint64_t max_ns);
 
 /* workload.c */
 void client_init(struct cluster *cluster, uint32_t idx);

@@ -8,9 +8,9 @@
 #include "common/list.h"
 #include "dlblk/error.h"
 
-#define GROUPS_MAX          2u
-#define LARGE_SECTORS_MIN   17u /* more than 64 KiB of data */
-#define CAPACITY_BYTES      (1ull << 36)
+#define GROUPS_MAX        2u
+#define LARGE_SECTORS_MIN 17u /* more than 64 KiB of data */
+#define CAPACITY_BYTES    (1ull << 36)
 
 enum record_kind { RECORD_WRITE, RECORD_CHANGE, RECORD_HINT };
 
@@ -101,7 +101,7 @@ sector_clear(struct model_disk *disk, struct model_sector *sector)
         disk->used_sectors--;
     }
     free(sector->data);
-    *sector = (struct model_sector){ .kind = SECTOR_HOLE };
+    *sector = (struct model_sector){.kind = SECTOR_HOLE};
 }
 
 static void
@@ -299,9 +299,9 @@ model_arm(struct model_store *model)
 
     if (!list_is_empty(&model->groups))
         due_ns = list_first_entry(&model->groups, struct group, node)->due_ns;
-    list_for_each_entry(record, &model->large, node)
+    list_for_each_entry (record, &model->large, node)
         due_ns = record->due_ns < due_ns ? record->due_ns : due_ns;
-    list_for_each_entry(read, &model->reads, node)
+    list_for_each_entry (read, &model->reads, node)
         due_ns = read->due_ns < due_ns ? read->due_ns : due_ns;
     if (due_ns == UINT64_MAX)
         env_timer_stop(model->env, &model->timer);
@@ -352,17 +352,16 @@ fence_must_wait(const struct model_store *model, const struct record *fence)
 
     if (fence->kind != RECORD_CHANGE || fence->change->kind != STORE_FENCE)
         return false;
-    list_for_each_entry(record, &model->large, node)
-        if (record->seq < fence->seq &&
-            record->write->key.volume == fence->change->key.volume)
+    list_for_each_entry (record, &model->large, node)
+        if (record->seq < fence->seq && record->write->key.volume == fence->change->key.volume)
             return true;
-    list_for_each_entry(record, &model->open, node)
+    list_for_each_entry (record, &model->open, node)
         if (record->seq < fence->seq && record->kind == RECORD_WRITE &&
             record->write->key.volume == fence->change->key.volume)
             return true;
     struct group *group;
-    list_for_each_entry(group, &model->groups, node)
-        list_for_each_entry(record, &group->records, node)
+    list_for_each_entry (group, &model->groups, node)
+        list_for_each_entry (record, &group->records, node)
             if (record->seq < fence->seq && record->kind == RECORD_WRITE &&
                 record->write->key.volume == fence->change->key.volume)
                 return true;
@@ -389,7 +388,7 @@ model_check_waiting(struct model_store *model)
 {
     struct record *record, *following;
 
-    list_for_each_entry_safe(record, following, &model->waiting, node) {
+    list_for_each_entry_safe (record, following, &model->waiting, node) {
         if (fence_must_wait(model, record))
             continue;
         list_remove(&record->node);
@@ -464,7 +463,8 @@ read_fill(struct model_disk *disk, struct store_read *read)
         }
     }
     if (model_chance(disk, disk->profile.read_flips_per_million) && read->data_sectors > 0) {
-        uint64_t bit = fake_rng_below(&disk->rng, (uint64_t)read->length_sectors * SECTOR_BYTES * 8);
+        uint64_t bit = fake_rng_below(&disk->rng,
+                                      (uint64_t)read->length_sectors * SECTOR_BYTES * 8);
 
         disk->counters.read_flips++;
         buffer[bit / 8] ^= (uint8_t)(1u << (bit % 8));
@@ -507,7 +507,7 @@ model_run_due(struct model_store *model, uint64_t now_ns)
     struct pending_read *read;
     struct group *group;
 
-    list_for_each_entry(record, &model->large, node) {
+    list_for_each_entry (record, &model->large, node) {
         if (record->due_ns > now_ns)
             continue;
         list_remove(&record->node);
@@ -515,7 +515,7 @@ model_run_due(struct model_store *model, uint64_t now_ns)
         model_close_group(model);
         return true;
     }
-    list_for_each_entry(read, &model->reads, node) {
+    list_for_each_entry (read, &model->reads, node) {
         if (read->due_ns > now_ns)
             continue;
         read_complete(model, read);
@@ -694,7 +694,7 @@ group_crash(struct model_disk *disk, struct group *group, bool keep)
 {
     struct record *record;
 
-    list_for_each_entry(record, &group->records, node) {
+    list_for_each_entry (record, &group->records, node) {
         if (keep) {
             disk->counters.records_kept++;
             (void)record_apply(disk, record);

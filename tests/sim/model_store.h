@@ -27,8 +27,8 @@ struct model_profile {
     uint64_t group_ns_min, group_ns_max; /* data, journal and flush of a group */
     uint64_t large_ns_max;               /* the data of a large write */
     uint32_t write_errors_per_million, read_errors_per_million;
-    uint32_t read_flips_per_million;     /* reads that return a flipped bit */
-    bool full;                           /* no space for new data, apart from the reserve */
+    uint32_t read_flips_per_million; /* reads that return a flipped bit */
+    bool full;                       /* no space for new data, apart from the reserve */
 };
 
 struct model_counters {

@@ -45,8 +45,7 @@ oracle_grow(struct oracle *oracle, uint64_t block_count)
 {
     if (block_count <= oracle->block_count)
         return;
-    oracle->blocks =
-        oracle_resize(oracle, oracle->blocks, block_count, sizeof(oracle->blocks[0]));
+    oracle->blocks = oracle_resize(oracle, oracle->blocks, block_count, sizeof(oracle->blocks[0]));
     memset(oracle->blocks + oracle->block_count, 0,
            (block_count - oracle->block_count) * sizeof(oracle->blocks[0]));
     oracle->block_count = block_count;
@@ -92,7 +91,9 @@ oracle_print_block(const struct oracle *oracle, uint64_t idx)
 {
     const struct oracle_block *block = &oracle->blocks[idx];
 
-    (void)fprintf(stderr, "%s block %" PRIu64 ": seen %u.%u by owners up to %u, settled by %u: %u.%u value %" PRIu64 "\n",
+    (void)fprintf(stderr,
+                  "%s block %" PRIu64
+                  ": seen %u.%u by owners up to %u, settled by %u: %u.%u value %" PRIu64 "\n",
                   oracle->name, idx, epoch_of_key(block->seen_key), (uint32_t)block->seen_key,
                   block->seen_epoch, block->settled_epoch, epoch_of_key(block->settled_key),
                   (uint32_t)block->settled_key, block->settled_value);
@@ -119,14 +120,15 @@ block_add(struct oracle *oracle, struct oracle_block *block, uint64_t key, uint6
 
     if (block->count == block->capacity) {
         block->capacity = block->capacity * 2 + 8;
-        block->writes = oracle_resize(oracle, block->writes, block->capacity, sizeof(block->writes[0]));
+        block->writes = oracle_resize(oracle, block->writes, block->capacity,
+                                      sizeof(block->writes[0]));
     }
     /* A replaced owner that doesn't know it yet submits with a lower key. */
     while (idx > 0 && block->writes[idx - 1].key > key) {
         block->writes[idx] = block->writes[idx - 1];
         idx--;
     }
-    block->writes[idx] = (struct oracle_write){ .key = key, .value = value };
+    block->writes[idx] = (struct oracle_write){.key = key, .value = value};
     block->count++;
 }
 
@@ -160,7 +162,8 @@ block_acknowledge(struct oracle *oracle, uint64_t idx, const struct oracle_write
         write->value != block->settled_value) {
         oracle_print_block(oracle, idx);
         sim_fail(oracle->world,
-                 "%s block %" PRIu64 ": write %u.%u is acknowledged after owner %u saw %u.%u in its place",
+                 "%s block %" PRIu64
+                 ": write %u.%u is acknowledged after owner %u saw %u.%u in its place",
                  oracle->name, idx, epoch_of_key(write->key), (uint32_t)write->key,
                  block->settled_epoch, epoch_of_key(block->settled_key),
                  (uint32_t)block->settled_key);
@@ -201,8 +204,8 @@ block_acknowledged_key(const struct oracle_block *block, uint32_t lease_epoch)
 }
 
 uint64_t
-oracle_read_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_block,
-                  uint64_t count, uint64_t *bounds)
+oracle_read_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_block, uint64_t count,
+                  uint64_t *bounds)
 {
     for (uint64_t i = 0; i < count; i++) {
         const struct oracle_block *block = &oracle->blocks[first_block + i];

@@ -37,12 +37,13 @@ struct oracle_write {
 };
 
 struct oracle_block {
-    struct oracle_write *writes; /* ascending keys; what was there at first is not among them: key 0, value 0 */
+    struct oracle_write
+        *writes; /* ascending keys; what was there at first is not among them: key 0, value 0 */
     uint32_t count, capacity;
-    uint64_t acknowledged_key;  /* the highest */
-    uint64_t seen_key;          /* the highest that a read returned ... */
-    uint32_t seen_epoch;        /* ... to readers up to this epoch */
-    uint32_t settled_epoch;     /* 2.: the latest owner that saw a write of earlier ones */
+    uint64_t acknowledged_key; /* the highest */
+    uint64_t seen_key;         /* the highest that a read returned ... */
+    uint32_t seen_epoch;       /* ... to readers up to this epoch */
+    uint32_t settled_epoch;    /* 2.: the latest owner that saw a write of earlier ones */
     uint64_t settled_key;
     uint64_t settled_value;
 };

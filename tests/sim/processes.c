@@ -47,7 +47,7 @@ void
 meta_init(struct cluster *cluster)
 {
     struct sim_meta *meta = &cluster->meta;
-    struct store_batch batch = { 0 };
+    struct store_batch batch = {0};
 
     sim_process_init(&meta->process, &cluster->world, "meta");
     meta->cluster = cluster;
@@ -125,7 +125,7 @@ server_start(struct sim_server *server)
 {
     struct cluster *cluster = server->cluster;
     struct chunkserver_options options = {
-        .metas = { { .host = "meta", .port = 1 } },
+        .metas = {{.host = "meta", .port = 1}},
         .meta_count = 1,
         .operations_max = OPERATIONS_MAX,
         .write_buffer_bytes = WRITE_BUFFER_BYTES,
@@ -162,7 +162,8 @@ server_on_restart(struct sim_event *event)
 static void
 server_restart_later(struct sim_server *server)
 {
-    restart_later(server->cluster, &server->restart_event, server_on_restart, SERVER_RESTART_NS_MAX);
+    restart_later(server->cluster, &server->restart_event, server_on_restart,
+                  SERVER_RESTART_NS_MAX);
 }
 
 void

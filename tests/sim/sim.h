@@ -52,12 +52,12 @@ struct sim_event {
 
 struct sim_net_profile {
     uint64_t delay_min_ns, delay_max_ns;
-    uint32_t tail_permille;    /* of the frames that take up to tail_ns */
+    uint32_t tail_permille; /* of the frames that take up to tail_ns */
     uint64_t tail_ns;
     uint32_t flips_per_million; /* frames with a flipped bit */
-    uint32_t silent_percent;   /* of broken links: one side isn't told */
-    uint32_t split_percent;    /* of frames with a payload: it comes later than head and body */
-    uint64_t buffer_bytes;     /* in the sockets of one direction */
+    uint32_t silent_percent;    /* of broken links: one side isn't told */
+    uint32_t split_percent;     /* of frames with a payload: it comes later than head and body */
+    uint64_t buffer_bytes;      /* in the sockets of one direction */
 };
 
 struct sim_net_stats {
@@ -157,10 +157,10 @@ void sim_link_pause(struct env *env, struct link *link, bool paused);
 __attribute__((noreturn)) void sim_fail(const struct sim_world *world, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-#define sim_require(world, condition, ...)          \
-    do {                                            \
-        if (!(condition))                           \
-            sim_fail(world, __VA_ARGS__);           \
+#define sim_require(world, condition, ...) \
+    do {                                   \
+        if (!(condition))                  \
+            sim_fail(world, __VA_ARGS__);  \
     } while (0)
 
 void sim_trace_write(const struct sim_world *world, const struct sim_process *process,

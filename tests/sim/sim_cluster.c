@@ -24,9 +24,9 @@
 #include "dlblk/error.h"
 #include "tests/sim/cluster.h"
 
-#define JOBS_MAX       64u
-#define SEED_SECONDS   120u /* of real time: a seed that takes longer hangs */
-#define REPORT_RUNS    100u /* the minimums of a report are for so many */
+#define JOBS_MAX     64u
+#define SEED_SECONDS 120u /* of real time: a seed that takes longer hangs */
+#define REPORT_RUNS  100u /* the minimums of a report are for so many */
 
 struct options {
     uint64_t first, count;
@@ -80,7 +80,8 @@ run_seed(const struct options *options, uint64_t seed, struct cluster_report *re
     if (options->replay) {
         cluster_run(cluster, seed, false, &second);
         if (second.history_hash != ret_report->history_hash) {
-            (void)fprintf(stderr, "seed %" PRIu64 ": two runs differ: %#" PRIx64 " and %#" PRIx64 "\n",
+            (void)fprintf(stderr,
+                          "seed %" PRIu64 ": two runs differ: %#" PRIx64 " and %#" PRIx64 "\n",
                           seed, ret_report->history_hash, second.history_hash);
             _Exit(1);
         }
@@ -91,7 +92,7 @@ run_seed(const struct options *options, uint64_t seed, struct cluster_report *re
 static __attribute__((noreturn)) void
 child_main(const struct options *options, uint64_t seed, int fd)
 {
-    struct cluster_report report = { 0 };
+    struct cluster_report report = {0};
 
     (void)alarm(SEED_SECONDS);
     run_seed(options, seed, &report);
@@ -152,7 +153,8 @@ job_end(struct runner *runner, struct job *job, int status)
     if (WIFSIGNALED(status))
         (void)fprintf(stderr, "seed %" PRIu64 ": killed by signal %d%s\n", job->seed,
                       WTERMSIG(status), WTERMSIG(status) == SIGALRM ? ": it hangs" : "");
-    (void)fprintf(stderr, "seed %" PRIu64 " FAILED; again: sim_cluster --seed %" PRIu64 " --trace\n",
+    (void)fprintf(stderr,
+                  "seed %" PRIu64 " FAILED; again: sim_cluster --seed %" PRIu64 " --trace\n",
                   job->seed, job->seed);
 }
 
@@ -221,7 +223,8 @@ check_minimums(const struct cluster_report *report, uint64_t runs)
 
         if (report->values[i] >= minimum)
             continue;
-        (void)fprintf(stderr, "too little happened: %s %" PRIu64 ", at least %" PRIu64 " expected\n",
+        (void)fprintf(stderr,
+                      "too little happened: %s %" PRIu64 ", at least %" PRIu64 " expected\n",
                       cluster_report_names[i], report->values[i], minimum);
         result = 3;
     }
@@ -251,7 +254,8 @@ run_many(const struct options *options)
     runner_loop(runner);
     if (!options->quiet) {
         print_report(&runner->total);
-        (void)printf("%" PRIu64 " seeds from %" PRIu64 ", %" PRIu64 " failed, %.1f s, %.1f seeds/s\n",
+        (void)printf("%" PRIu64 " seeds from %" PRIu64 ", %" PRIu64
+                     " failed, %.1f s, %.1f seeds/s\n",
                      runner->done, options->first, runner->failed, now_s() - begin_s,
                      (double)runner->done / (now_s() - begin_s));
     }
@@ -266,7 +270,7 @@ run_many(const struct options *options)
 static int
 run_single(const struct options *options)
 {
-    struct cluster_report report = { 0 };
+    struct cluster_report report = {0};
 
     run_seed(options, options->first, &report);
     if (!options->quiet) {
@@ -296,17 +300,17 @@ static void
 parse_options(struct options *options, int argc, char **argv)
 {
     static const struct option longs[] = {
-        { "seeds", required_argument, NULL, 'n' },  { "from", required_argument, NULL, 'f' },
-        { "count", required_argument, NULL, 'c' },  { "seed", required_argument, NULL, 's' },
-        { "trace", no_argument, NULL, 't' },        { "replay", no_argument, NULL, 'r' },
-        { "jobs", required_argument, NULL, 'j' },   { "quiet", no_argument, NULL, 'q' },
-        { "first-failure", no_argument, NULL, 'x' }, { "no-minimums", no_argument, NULL, 'm' },
-        { "help", no_argument, NULL, 'h' },         { 0 },
+        {"seeds", required_argument, NULL, 'n'},   {"from", required_argument, NULL, 'f'},
+        {"count", required_argument, NULL, 'c'},   {"seed", required_argument, NULL, 's'},
+        {"trace", no_argument, NULL, 't'},         {"replay", no_argument, NULL, 'r'},
+        {"jobs", required_argument, NULL, 'j'},    {"quiet", no_argument, NULL, 'q'},
+        {"first-failure", no_argument, NULL, 'x'}, {"no-minimums", no_argument, NULL, 'm'},
+        {"help", no_argument, NULL, 'h'},          {0},
     };
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     int c;
 
-    *options = (struct options){ .first = 1 };
+    *options = (struct options){.first = 1};
     options->jobs = processors < 1 ? 1 : processors > JOBS_MAX ? JOBS_MAX : (uint32_t)processors;
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         switch (c) {

@@ -32,9 +32,9 @@ struct sim_message {
     enum rx_kind kind;
     uint32_t from_idx; /* process */
     uint64_t deliver_ns;
-    int err;           /* RX_END */
-    bool checked;      /* header and body were decoded */
-    bool placed;       /* on_payload was asked */
+    int err;      /* RX_END */
+    bool checked; /* header and body were decoded */
+    bool placed;  /* on_payload was asked */
     struct frame frame;
     uint32_t bytes;
     uint8_t data[];
@@ -169,7 +169,7 @@ end_rx_truncate(struct sim_end *end)
     struct sim_message *message, *following;
     uint64_t idx = 0;
 
-    list_for_each_entry_safe(message, following, &end->rx, node) {
+    list_for_each_entry_safe (message, following, &end->rx, node) {
         if (idx++ < keep)
             continue;
         world->net_stats.frames_lost++;
@@ -306,8 +306,8 @@ message_place(struct sim_end *end, struct sim_message *message)
 
     if (message->placed || message->frame.payload_bytes == 0)
         return true;
-    message->frame.payload =
-        end->link.events->on_payload(end->link.core, &end->link, &message->frame);
+    message->frame.payload = end->link.events->on_payload(end->link.core, &end->link,
+                                                          &message->frame);
     if (end->state != END_UP || (message->frame.payload == NULL && end->paused))
         return false;
     message->placed = true;
@@ -467,7 +467,7 @@ sim_link_send(struct env *env, struct link *link, struct frame_out *frame)
     sim_require(world, frame->on_sent != NULL, "%s: a frame without on_sent", end->process->name);
     sim_require(world, end->state != END_CONNECTING, "%s sent on a link that is not up yet",
                 end->process->name);
-    frame->node = (struct list){ NULL, NULL };
+    frame->node = (struct list){NULL, NULL};
     list_push_back(&end->tx, &frame->node);
     sim_trace(world, end->process, "link %" PRIu64 " -> opcode %u request %" PRIu64, link->id,
               le16_load(frame->head + offsetof(struct frame_header_wire, opcode)),
@@ -561,7 +561,7 @@ static void
 end_connect_to(struct sim_end *end, struct sim_process *target)
 {
     struct sim_world *world = end->process->world;
-    struct dl_address from = { .port = (uint16_t)(10000 + end->link.id % 50000) };
+    struct dl_address from = {.port = (uint16_t)(10000 + end->link.id % 50000)};
     struct sim_end *accepted;
 
     (void)snprintf(from.host, sizeof(from.host), "%s", end->process->name);
@@ -628,15 +628,15 @@ sim_process_drop_links(struct sim_process *process, bool silent)
 {
     struct sim_end *end, *following;
 
-    list_for_each_entry_safe(end, following, &process->ends, node) {
+    list_for_each_entry_safe (end, following, &process->ends, node) {
         end_leave_peer(end, false, silent);
         end_free(end);
     }
 }
 
 void
-sim_net_block(struct sim_world *world, const struct sim_process *from,
-              const struct sim_process *to, uint64_t duration_ns)
+sim_net_block(struct sim_world *world, const struct sim_process *from, const struct sim_process *to,
+              uint64_t duration_ns)
 {
     sim_trace(world, NULL, "nothing gets from %s to %s for %.3f s", from->name, to->name,
               (double)duration_ns / 1e9);

@@ -9,9 +9,9 @@
 #include "tests/sim/sim.h"
 
 /* A loop's turn takes so long at most: what is deferred in it runs at its end, with what else happens meanwhile. */
-#define TURN_NS_MAX        (30 * SIM_US)
-#define TIMER_LATE_NS_MAX  (50 * SIM_US)
-#define CLOCK_DRIFT_MAX    40 /* of 1024 */
+#define TURN_NS_MAX         (30 * SIM_US)
+#define TIMER_LATE_NS_MAX   (50 * SIM_US)
+#define CLOCK_DRIFT_MAX     40 /* of 1024 */
 #define CLOCK_OFFSET_NS_MAX (100000 * SIM_S)
 
 /* --- told --- */
@@ -241,12 +241,12 @@ sim_env_timer_start(struct env *env, struct env_timer *timer, uint64_t delay_ns)
     sim_env_timer_stop(env, timer);
     if (process->timer_count + 2 > process->timer_capacity) {
         process->timer_capacity = process->timer_capacity * 2 + 16;
-        process->timers =
-            realloc(process->timers, process->timer_capacity * sizeof(struct env_timer *));
+        process->timers = realloc(process->timers,
+                                  process->timer_capacity * sizeof(struct env_timer *));
         sim_require(world, process->timers != NULL, "no memory");
     }
-    timer->deadline_ns =
-        world->now_ns + real_ns + 1 + fake_rng_below(&world->net_rng, TIMER_LATE_NS_MAX);
+    timer->deadline_ns = world->now_ns + real_ns + 1 +
+                         fake_rng_below(&world->net_rng, TIMER_LATE_NS_MAX);
     process->timer_count++;
     timers_set(process, process->timer_count, timer);
     timers_up(process, process->timer_count);
@@ -275,7 +275,7 @@ sim_env_defer(struct env *env, struct env_task *task)
     if (task->queued)
         return;
     task->queued = true;
-    task->node = (struct list){ NULL, NULL };
+    task->node = (struct list){NULL, NULL};
     list_push_back(&process->tasks, &task->node);
     if (process->turn_event.heap_idx == 0)
         sim_schedule(world, &process->turn_event, process, process_on_turn,
@@ -331,8 +331,8 @@ sim_process_start(struct sim_process *process)
     process->life++;
     process->paused_until_ns = 0;
     process->clock_offset_ns = fake_rng_below(&world->net_rng, CLOCK_OFFSET_NS_MAX);
-    process->clock_drift =
-        (int32_t)fake_rng_below(&world->net_rng, 2 * CLOCK_DRIFT_MAX + 1) - CLOCK_DRIFT_MAX;
+    process->clock_drift = (int32_t)fake_rng_below(&world->net_rng, 2 * CLOCK_DRIFT_MAX + 1) -
+                           CLOCK_DRIFT_MAX;
     sim_trace(world, process, "starts: life %u", process->life);
 }
 

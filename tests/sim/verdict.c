@@ -27,7 +27,7 @@ find_copy(struct cluster *cluster, const struct chunk_key *key)
 static const struct model_sector *
 copy_sector(const struct chunk *chunk, uint32_t idx)
 {
-    static const struct model_sector hole = { .kind = SECTOR_HOLE };
+    static const struct model_sector hole = {.kind = SECTOR_HOLE};
     const struct model_chunk *content = chunk == NULL ? NULL : chunk->store_private;
 
     return content == NULL || idx >= content->sector_count ? &hole : &content->sectors[idx];
@@ -51,7 +51,7 @@ compare_sector(struct cluster *cluster, const struct chunk_key *key, uint32_t id
 static void
 compare_segment(struct cluster *cluster, const struct sim_volume *volume, uint32_t segment)
 {
-    struct chunk_key key = { .volume = volume->id, .segment = segment };
+    struct chunk_key key = {.volume = volume->id, .segment = segment};
     struct chunk *first = find_copy(cluster, &key);
 
     for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++) {

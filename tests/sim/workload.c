@@ -14,11 +14,11 @@
 #include "dlblk/error.h"
 #include "tests/sim/cluster.h"
 
-#define BLOCKS_MAX         512u
-#define IDLE_NS_MAX        (400 * SIM_MS)
-#define RESTART_NS_MAX     (3 * SIM_S)
-#define SWEEP_BLOCKS       64u
-#define SCRIBBLE           0xa5
+#define BLOCKS_MAX     512u
+#define IDLE_NS_MAX    (400 * SIM_MS)
+#define RESTART_NS_MAX (3 * SIM_S)
+#define SWEEP_BLOCKS   64u
+#define SCRIBBLE       0xa5
 
 static uint64_t
 work_random(struct sim_client *client, uint64_t bound)
@@ -69,15 +69,15 @@ client_expect_error(const struct sim_client *client, const char *what, int err)
 
     sim_require(world, err < 0, "%s: %s failed with %d, which is no error", client->process.name,
                 what, err);
-    sim_require(world, err != -DL_E_INTERNAL && err != -DL_E_MESSAGE_MALFORMED &&
-                           err != -DL_E_RANGE && err != -DL_E_ALIGNMENT && err != -EINVAL &&
-                           err != -DL_E_OPCODE_UNKNOWN && err != -DL_E_CHUNK_UNKNOWN &&
-                           err != -DL_E_EPOCH_OLD,
+    sim_require(world,
+                err != -DL_E_INTERNAL && err != -DL_E_MESSAGE_MALFORMED && err != -DL_E_RANGE &&
+                    err != -DL_E_ALIGNMENT && err != -EINVAL && err != -DL_E_OPCODE_UNKNOWN &&
+                    err != -DL_E_CHUNK_UNKNOWN && err != -DL_E_EPOCH_OLD,
                 "%s: %s failed: %s", client->process.name, what, dl_err_str(err));
     if (err == -DL_E_LEASE_OLD && client->target != NULL)
-        sim_require(world, client->target->lease_epoch_max > client->lease_epoch ||
-                               client->cluster->counters.opens_refused > 0 ||
-                               !client->cluster->calm,
+        sim_require(world,
+                    client->target->lease_epoch_max > client->lease_epoch ||
+                        client->cluster->counters.opens_refused > 0 || !client->cluster->calm,
                     "%s: %s: shut out, though it is the last owner", client->process.name, what);
     count_error(client->cluster, err);
 }
@@ -101,7 +101,8 @@ block_value(const struct client_op *op, const uint8_t *memory, size_t block_byte
     for (size_t i = sizeof(value); i < block_bytes; i += sizeof(value)) {
         memcpy(&other, memory + i, sizeof(other));
         sim_require(&op->client->cluster->world, other == value,
-                    "%s: block %" PRIu64 " of %s is torn: values %" PRIu64 " and %" PRIu64 " at %zu",
+                    "%s: block %" PRIu64 " of %s is torn: values %" PRIu64 " and %" PRIu64
+                    " at %zu",
                     op->client->process.name, block, op->client->target->name, value, other, i);
     }
     return value;
@@ -199,7 +200,8 @@ op_on_done(struct dlblk_request *request, int err)
                 client->process.name);
     sim_trace(&client->cluster->world, &client->process,
               "request %" PRIu64 " (op %d, blocks %" PRIu64 " + %" PRIu64 ") ends: %s", op->number,
-              (int)op->request.op, op->first_block, op->block_count, err == 0 ? "ok" : dl_err_name(err));
+              (int)op->request.op, op->first_block, op->block_count,
+              err == 0 ? "ok" : dl_err_name(err));
     op->active = false;
     client->active_ops--;
     op_judge(op, err);
@@ -271,8 +273,8 @@ op_make_buffer(struct client_op *op)
 
         if (i + 1 < pieces && bytes > 1)
             bytes = 1 + work_random(client, bytes - 1);
-        op->iov[op->request.iov_count++] =
-            (struct iovec){ .iov_base = op->buffer + at, .iov_len = bytes };
+        op->iov[op->request.iov_count++] = (struct iovec){.iov_base = op->buffer + at,
+                                                          .iov_len = bytes};
         at += bytes;
     }
     op->iov[op->request.iov_count - 1].iov_len += op->buffer_bytes - at;
@@ -348,7 +350,8 @@ sweep_next(struct client_op *op)
         return false;
     op->request.op = DLBLK_READ;
     op->first_block = client->sweep_next_block;
-    op->block_count = total - op->first_block < SWEEP_BLOCKS ? total - op->first_block : SWEEP_BLOCKS;
+    op->block_count = total - op->first_block < SWEEP_BLOCKS ? total - op->first_block
+                                                             : SWEEP_BLOCKS;
     client->sweep_next_block += op->block_count;
     return true;
 }
@@ -561,7 +564,7 @@ client_start(struct sim_client *client)
 {
     struct cluster *cluster = client->cluster;
     struct client_core_options options = {
-        .meta = { { .host = "meta", .port = 1 } },
+        .meta = {{.host = "meta", .port = 1}},
         .meta_count = 1,
         .owner = client->process.name,
         .request_timeout_ms = (uint32_t)cluster->profile.request_timeout_ms,
