@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core.h: the client without I/O: connections to the metadata service and to chunkservers, volumes on top of them.
+ * core.h: the client without I/O: connections to the metadata service and to chunkservers, volumes
+ * on top of them.
  *
- * Used by libdlblk (client/lib.c) on a loop and by the simulator on virtual time.  Everything it needs of the world
- * comes through an env (common/env.h).
+ * Used by libdlblk (client/lib.c) on a loop and by the simulator on virtual time.  Everything it
+ * needs of the world comes through an env (common/env.h).
  *
  * Threads: the env's; nothing here may be called from another.  Blocks: never.
  * Errors:  0 or a negative DL_E_* in callbacks; no callback runs inside the call that starts it.
- * Memory:  requests and calls are the caller's and stay put until their callback has begun; it may free them.
+ * Memory:  requests and calls are the caller's and stay put until their callback has begun; it may
+ *          free them.
  * Prints:  nothing: on_event.
  *
  *     client_core_create(&core, env, &options);
@@ -36,25 +38,29 @@ struct client_core;
 
 struct client_core_options {
     struct dl_address meta[CLIENT_META_ADDRESSES_MAX];
-    size_t meta_count;             /* at least 1 */
-    const char *owner;             /* "host pid program": who has a volume attached, for display */
-    const char *host;              /* this machine's label: reads prefer servers with the same; may be NULL */
-    uint32_t connect_timeout_ms;   /* of control calls while nobody answers; 0: 10 s */
-    uint32_t request_timeout_ms;   /* how long I/O is sent again before it fails; 0: 30 s */
-    uint32_t attach_timeout_ms;    /* how long an attach waits for a dead owner's servers; 0: 30 s */
-    uint64_t in_flight_bytes_max;  /* of all volumes; what is beyond waits; 0: 64 MiB */
-    dlblk_event_fn on_event;       /* may be NULL */
+    size_t meta_count; /* at least 1 */
+    const char *owner; /* "host pid program": who has a volume attached, for display */
+    const char *host;  /* this machine's label: reads prefer servers with the same; may be NULL */
+    uint32_t connect_timeout_ms;  /* of control calls while nobody answers; 0: 10 s */
+    uint32_t request_timeout_ms;  /* how long I/O is sent again before it fails; 0: 30 s */
+    uint32_t attach_timeout_ms;   /* how long an attach waits for a dead owner's servers; 0: 30 s */
+    uint64_t in_flight_bytes_max; /* of all volumes; what is beyond waits; 0: 64 MiB */
+    dlblk_event_fn on_event;      /* may be NULL */
     void *event_context;
 };
 
 /* Starts to connect to the metadata service.  -DL_E_NO_MEMORY. */
 int client_core_create(struct client_core **ret_core, struct env *env,
                        const struct client_core_options *options);
-/* All volumes are closed.  Closes the links; calls that are still pending fail with -DL_E_CANCELLED; then on_stopped. */
+/*
+ * All volumes are closed.  Closes the links; calls that are still pending fail with
+ * -DL_E_CANCELLED; then on_stopped.
+ */
 void client_core_stop(struct client_core *core, void (*on_stopped)(void *context), void *context);
 /*
- * After on_stopped; NULL is allowed.  Or at any time, if the env is thrown away as well (a simulated crash): then links,
- * timers and tasks must be gone, and no callback of any request ever runs.
+ * After on_stopped; NULL is allowed.  Or at any time, if the env is thrown away as well (a
+ * simulated crash): then links, timers and tasks must be gone, and no callback of any request ever
+ * runs.
  */
 void client_core_destroy(struct client_core *core);
 
@@ -66,7 +72,10 @@ const char *client_core_meta_problem(const struct client_core *core);
 /* --- requests to the metadata service --- */
 
 struct client_meta_call;
-/* err and call->error: 0 or what went wrong.  call->reply (NULL unless err == 0) is freed after on_done. */
+/*
+ * err and call->error: 0 or what went wrong.  call->reply (NULL unless err == 0) is freed after
+ * on_done.
+ */
 typedef void (*client_meta_call_fn)(struct client_meta_call *call, int err);
 
 /*
@@ -88,11 +97,10 @@ struct client_meta_call {
     uint32_t send_count; /* more than 1: an earlier one may have been carried out */
 
     /* for the core */
-    struct client_core *core;
-    uint64_t request_id;
+    struct client_core *core;       /* NULL: not active */
+    struct meta_exchange *exchange; /* NULL: waits for a connection */
     uint64_t start_ns;
-    int err;
-    bool active;
+    int failed; /* on_done with this from the core's task */
     struct list node;
 };
 
@@ -104,7 +112,7 @@ struct client_core_stats {
     uint64_t in_flight_bytes, in_flight_bytes_highest;
     uint64_t replies_unknown; /* replies to requests that had been given up */
     uint64_t reconnects;
-    uint64_t buffers_bytes;   /* memory for what can't be sent from or received into the caller's */
+    uint64_t buffers_bytes; /* memory for what can't be sent from or received into the caller's */
 };
 void client_core_get_stats(const struct client_core *core, struct client_core_stats *ret_stats);
 

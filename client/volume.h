@@ -25,7 +25,7 @@ struct client_volume_open {
     const char *name; /* borrowed until on_done */
     uint32_t flags;   /* enum dlblk_open_flags, DLBLK_OPEN_READ_SLOT */
     client_volume_open_fn on_done;
-    void *context;    /* the caller's */
+    void *context; /* the caller's */
 
     struct client_volume *volume; /* result, if err == 0 */
     struct dl_error error;
@@ -34,18 +34,23 @@ struct client_volume_open {
 void client_volume_open(struct client_core *core, struct client_volume_open *open);
 
 /*
- * Waits for what is in flight, detaches, and frees the volume, whatever on_closed gets: 0; -DL_E_LEASE_OLD: it had been
- * taken over; else what kept it from being detached cleanly (the next owner then has a takeover to do).
- * `error` stays valid during on_closed.  Requests submitted after this call fail.
+ * Waits for what is in flight, detaches, and frees the volume, whatever on_closed gets: 0;
+ * -DL_E_LEASE_OLD: it had been taken over; else what kept it from being detached cleanly (the next
+ * owner then has a takeover to do). `error` stays valid during on_closed.  Requests submitted after
+ * this call fail.
  */
 typedef void (*client_volume_close_fn)(void *context, int err, const struct dl_error *error);
-void client_volume_close(struct client_volume *volume, client_volume_close_fn on_closed, void *context);
+void client_volume_close(struct client_volume *volume, client_volume_close_fn on_closed,
+                         void *context);
 
 /* --- I/O: requests as in dlblk/client.h --- */
 
 void client_volume_submit(struct client_volume *volume, struct dlblk_request *request);
 
-/* Which parts have data: fn for runs in order, adjacent runs differ; a return value other than 0 ends it with that. */
+/*
+ * Which parts have data: fn for runs in order, adjacent runs differ; a return value other than 0
+ * ends it with that.
+ */
 struct client_extents;
 typedef void (*client_extents_fn)(struct client_extents *extents, int err);
 

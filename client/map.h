@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * map.h: which slots of which servers hold a volume's segments: the client's copy of metadata's
+ * map.
+ *
+ * All allocated segments of an attached volume are here: one that is not reads as zeroes without a
+ * question.  (Only the owner has segments allocated, and a reader's volume has no owner.)  A
+ * segment's address stays while the volume is open, so that operations can point to it.  About 90
+ * bytes each.
+ *
+ *        (none) --- first write ---> WANTED --- allocated ---> READY
+ *                                                                ^
+ *        attach after an unclean owner ---> UNRESOLVED --- resolved
+ *
+ * Threads: the env's.
+ */
+#ifndef DLBLK_CLIENT_MAP_H
+#define DLBLK_CLIENT_MAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/assert.h"
+#include "common/list.h"
+#include "proto/control.pb-c.h"
+
+#define MAP_PAGE_SEGMENTS 1024u
+
+struct segment_writer; /* stable.h */
+
+enum segment_state {
+    SEGMENT_WANTED = 1, /* not allocated yet; somebody waits for it */
+    SEGMENT_READY,
+    SEGMENT_UNRESOLVED, /* a takeover has not got to it: nothing may be read or written */
+};
+
+struct segment_slot {
+    uint32_t server_id : 24;
+    uint32_t state : 8; /* Dl__SlotState */
+    uint32_t attempt;
+};
+
+struct segment {
+    uint32_t index;
+    uint32_t config_epoch;
+    uint64_t sequence_last; /* of the versions given under this lease */
+    struct segment_writer
+        *writer;         /* NULL: nothing written that is not stable and confirmed everywhere */
+    struct list waiters; /* io_op.wait_node: WANTED or UNRESOLVED */
+    uint8_t state;
+    uint8_t slot_count;
+    bool allocating;             /* an ALLOCATE names it */
+    struct segment_slot slots[]; /* room for map->slots_max */
+};
+
+struct segment_map {
+    struct segment ***pages; /* page_count pages of MAP_PAGE_SEGMENTS; NULL: none of them */
+    uint32_t page_count;
+    uint32_t slots_max;
+    uint32_t segment_count; /* entries that exist */
+};
+
+void client_map_init(struct segment_map *map, uint32_t slots_max);
+void client_map_fini(struct segment_map *map);
+
+/* NULL: not allocated, and nobody waits for it. */
+static inline struct segment *
+client_map_get(const struct segment_map *map, uint32_t index)
+{
+    uint32_t page = index / MAP_PAGE_SEGMENTS;
+
+    if (page >= map->page_count || map->pages[page] == NULL)
+        return NULL;
+    return map->pages[page][index % MAP_PAGE_SEGMENTS];
+}
+
+static inline bool
+segment_is_allocated(const struct segment *segment)
+{
+    return segment != NULL && segment->state != SEGMENT_WANTED;
+}
+
+static inline bool
+segment_slot_is_read(const struct segment_slot *slot)
+{
+    return slot->state == DL__SLOT_STATE__SLOT_IN_SYNC;
+}
+
+/* Recovering slots get every write too. */
+static inline bool
+segment_slot_is_written(const struct segment_slot *slot)
+{
+    return slot->state == DL__SLOT_STATE__SLOT_IN_SYNC ||
+           slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
+}
+
+/* The segment, new as WANTED if it was not there.  NULL: no memory. */
+struct segment *client_map_want(struct segment_map *map, uint32_t index);
+
+/* The first that exists at or behind `index`; NULL: none. */
+struct segment *client_map_next(const struct segment_map *map, uint32_t index);
+
+/*
+ * Take what the metadata service says about a segment.  True in ret_changed if its slots are new or
+ * changed. -DL_E_MESSAGE_MALFORMED: it can't be; -DL_E_NO_MEMORY.
+ */
+int client_map_apply(struct segment_map *map, const Dl__Segment *message,
+                     struct segment **ret_segment, bool *ret_changed);
+
+#endif

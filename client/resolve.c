@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * resolve.c: one range made alike.
+ *
+ *   START --- range granted ---> READ <--- another slot ---+
+ *                                 |  \---------------------+
+ *                                 | content here
+ *                                 v
+ *                               WRITE <--- next run --+
+ *                                 |  \----------------+
+ *                                 v
+ *                               DONE
+ *
+ *   START  suspends: the range lock, or the volume's task (nothing happens inside client_resolve_start())
+ *   READ   suspends: a slot's answer, for as long as it is away
+ *   WRITE  suspends: all slots' acknowledgements
+ *
+ * A run is a row of sectors that all have data, or all have none: the latter become a zero extent.
+ */
+#include "client/resolve.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/read_op.h"
+#include "client/write_op.h"
+#include "dlblk/error.h"
+
+enum resolve_state { RESOLVE_START, RESOLVE_READ, RESOLVE_WRITE, RESOLVE_DONE };
+
+static const struct sm_state resolve_states[] = {
+    [RESOLVE_START] = {"START", SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_DONE)},
+    [RESOLVE_READ] = {"READ",
+                      SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
+    [RESOLVE_WRITE] = {"WRITE", SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
+    [RESOLVE_DONE] = {"DONE", SM_FINAL},
+};
+static const struct sm_table resolve_table = SM_TABLE("resolve", resolve_states);
+
+struct resolve {
+    struct sm sm;
+    struct client_volume *volume;
+    struct list node; /* volume->resolves */
+    struct resolve_range range;
+    struct range_lock_entry lock;
+    struct env_task task;
+    struct read_op *read; /* under way */
+    struct write_op *write;
+    uint32_t slot;    /* that is read */
+    uint32_t failed;  /* bit per slot: can't deliver it */
+    uint32_t written; /* sectors of the range that are alike again */
+    uint32_t run;     /* sectors being written */
+    int err;
+    uint8_t *buffer;
+    uint8_t kinds[WINDOW_SECTORS];
+};
+
+static void resolve_step(struct resolve *resolve);
+
+static uint32_t
+resolve_bytes(const struct resolve *resolve)
+{
+    return resolve->range.sector_count * WIRE_SECTOR_BYTES;
+}
+
+/* --- reading --- */
+
+static bool
+resolve_may_read(const struct resolve *resolve, uint32_t slot)
+{
+    return segment_slot_is_read(&resolve->range.segment->slots[slot]) &&
+           (resolve->failed & 1u << slot) == 0;
+}
+
+/* The highest rank; among equals one whose server is there.  READ_ANY_SLOT: all have failed. */
+static uint32_t
+resolve_choose(const struct resolve *resolve)
+{
+    const struct segment *segment = resolve->range.segment;
+    uint32_t best = READ_ANY_SLOT;
+    bool best_is_up = false;
+
+    for (uint32_t i = 0; i < segment->slot_count; i++) {
+        bool is_up = client_session_is_up(
+            &client_core_server(resolve->volume->core, segment->slots[i].server_id)->session);
+
+        if (!resolve_may_read(resolve, i))
+            continue;
+        if (best != READ_ANY_SLOT &&
+            (resolve->range.ranks[i] < resolve->range.ranks[best] ||
+             (resolve->range.ranks[i] == resolve->range.ranks[best] && (best_is_up || !is_up))))
+            continue;
+        best = i;
+        best_is_up = is_up;
+    }
+    return best;
+}
+
+static bool
+resolve_slots_are_alike(const struct resolve *resolve)
+{
+    const struct segment *segment = resolve->range.segment;
+    uint64_t rank = 0;
+
+    for (uint32_t i = 0; i < segment->slot_count; i++) {
+        if (!segment_slot_is_read(&segment->slots[i]))
+            continue;
+        if (rank != 0 && rank != resolve->range.ranks[i])
+            return false;
+        rank = resolve->range.ranks[i];
+        if (rank == 0)
+            return false;
+    }
+    return resolve->range.listed;
+}
+
+/* What a slot lists as written can't be a hole: it does not have what it lists. */
+static bool
+resolve_has_listed_holes(const struct resolve *resolve)
+{
+    return resolve->range.listed && resolve->range.ranks[resolve->slot] != 0 &&
+           memchr(resolve->kinds, WIRE_SECTOR_HOLE, resolve->range.sector_count) != NULL;
+}
+
+static void
+resolve_on_read(struct read_op *read, int err)
+{
+    struct resolve *resolve = client_read_context(read);
+
+    dl_assert(resolve->read == read);
+    resolve->read = NULL;
+    if (err == 0 && resolve_has_listed_holes(resolve))
+        err = -DL_E_INDEX_CORRUPT;
+    if (err == 0) {
+        if (resolve->err == 0)
+            sm_move(&resolve->sm, RESOLVE_WRITE);
+    } else if (resolve->err == 0 &&
+               (err == -DL_E_CRC_DATA || err == -DL_E_MEDIA_READ || err == -DL_E_INDEX_CORRUPT)) {
+        resolve->failed |= 1u << resolve->slot;
+        sm_move(&resolve->sm, RESOLVE_READ);
+    } else if (resolve->err == 0) {
+        resolve->err = err;
+    }
+    resolve_step(resolve);
+}
+
+static void
+resolve_start_read(struct resolve *resolve)
+{
+    struct read_own own = {
+        .segment = resolve->range.segment,
+        .first_sector = resolve->range.first_sector,
+        .sector_count = resolve->range.sector_count,
+        .slot = resolve->slot,
+        .buffer = resolve->buffer,
+        .kinds = resolve->kinds,
+        .deadline_ns = VOLUME_NO_DEADLINE,
+        .pool = &resolve->volume->fill_ops,
+        .on_done = resolve_on_read,
+        .context = resolve,
+    };
+
+    resolve->read = client_read_start_own(resolve->volume, &own);
+}
+
+/* --- writing --- */
+
+static void
+resolve_on_write(struct write_op *write, int err)
+{
+    struct resolve *resolve = client_write_context(write);
+
+    resolve->write = NULL;
+    if (err != 0 && resolve->err == 0)
+        resolve->err = err;
+    if (err == 0)
+        resolve->written += resolve->run;
+    if (resolve->err == 0)
+        sm_move(&resolve->sm, RESOLVE_WRITE);
+    resolve_step(resolve);
+}
+
+static void
+resolve_start_write(struct resolve *resolve)
+{
+    struct resolve_range *range = &resolve->range;
+    bool data = resolve->kinds[resolve->written] == WIRE_SECTOR_DATA;
+    struct write_own own = {
+        .segment = range->segment,
+        .first_sector = range->first_sector + resolve->written,
+        .buffer = data ? resolve->buffer + bytes_of_sectors(resolve->written) : NULL,
+        .on_done = resolve_on_write,
+        .context = resolve,
+    };
+
+    while (resolve->written + own.sector_count < range->sector_count &&
+           (resolve->kinds[resolve->written + own.sector_count] == WIRE_SECTOR_DATA) == data)
+        own.sector_count++;
+    resolve->run = own.sector_count;
+    client_write_start_own(resolve->volume, &own, &resolve->write);
+}
+
+/* --- the steps --- */
+
+static void
+resolve_finish(struct resolve *resolve)
+{
+    struct client_volume *volume = resolve->volume;
+    struct resolve_range range = resolve->range;
+    int err = resolve->err;
+
+    dl_assert(resolve->read == NULL);
+    dl_assert(resolve->write == NULL);
+    if (range_lock_is_held(&resolve->lock))
+        range_lock_release(&volume->lock, &resolve->lock);
+    if (range_lock_has_ready(&volume->lock) || volume->close != NULL)
+        client_volume_defer(volume);
+    list_remove(&resolve->node);
+    volume->resolve_count--;
+    buffers_release(&volume->core->buffers, resolve->buffer, resolve_bytes(resolve));
+    free(resolve);
+    range.on_done(range.context, err);
+}
+
+static void
+resolve_step(struct resolve *resolve)
+{
+    if (resolve->err != 0 && resolve->sm.state != RESOLVE_DONE)
+        sm_move(&resolve->sm, RESOLVE_DONE);
+    if (resolve->sm.state == RESOLVE_START)
+        sm_move(&resolve->sm, RESOLVE_READ);
+    if (resolve->sm.state == RESOLVE_READ) {
+        resolve->slot = resolve_choose(resolve);
+        if (resolve->slot != READ_ANY_SLOT) {
+            resolve_start_read(resolve);
+            return; /* suspended: the slot's answer */
+        }
+        if (!resolve_slots_are_alike(resolve))
+            resolve->err = -DL_E_MEDIA_READ;
+        sm_move(&resolve->sm, RESOLVE_DONE);
+    }
+    if (resolve->sm.state == RESOLVE_WRITE) {
+        if (resolve->written < resolve->range.sector_count) {
+            resolve_start_write(resolve);
+            return; /* suspended: acknowledgements */
+        }
+        sm_move(&resolve->sm, RESOLVE_DONE);
+    }
+    resolve_finish(resolve);
+}
+
+static void
+resolve_on_granted(struct range_lock_entry *entry)
+{
+    resolve_step(list_entry(entry, struct resolve, lock));
+}
+
+static void
+resolve_on_task(struct env_task *task)
+{
+    struct resolve *resolve = list_entry(task, struct resolve, task);
+
+    if (resolve->err != 0 || !resolve->range.exclusive ||
+        range_lock_acquire(&resolve->volume->lock, &resolve->lock, resolve->range.segment->index,
+                           resolve->range.first_sector, resolve->range.sector_count, true))
+        resolve_step(resolve);
+}
+
+struct resolve *
+client_resolve_start(struct client_volume *volume, const struct resolve_range *range)
+{
+    struct resolve *resolve = calloc(1, sizeof(*resolve));
+
+    dl_assert(client_resolve_may_start(volume));
+    dl_assert(range->sector_count > 0);
+    dl_assert(range->sector_count <= WINDOW_SECTORS);
+    if (resolve == NULL)
+        return NULL;
+    resolve->volume = volume;
+    resolve->range = *range;
+    resolve->buffer = buffers_acquire(&volume->core->buffers, resolve_bytes(resolve));
+    if (resolve->buffer == NULL) {
+        free(resolve);
+        return NULL;
+    }
+    sm_init(&resolve->sm, &resolve_table, RESOLVE_START, range->segment->index);
+    resolve->lock.on_granted = resolve_on_granted;
+    resolve->task.fn = resolve_on_task;
+    list_push_back(&volume->resolves, &resolve->node);
+    volume->resolve_count++;
+    env_defer(volume->core->env, &resolve->task);
+    return resolve;
+}
+
+static void
+resolve_abort(struct resolve *resolve, int err)
+{
+    if (resolve->err != 0)
+        return;
+    resolve->err = err;
+    if (resolve->task.queued)
+        return; /* it ends in its task */
+    if (resolve->read != NULL)
+        client_read_abort(resolve->read, err);
+    else if (resolve->write != NULL)
+        client_write_abort(resolve->write, err);
+    else
+        resolve_step(resolve);
+}
+
+void
+client_resolve_abort_all(struct client_volume *volume, int err)
+{
+    struct list round;
+    struct list *node;
+
+    list_init(&round);
+    list_splice_back(&round, &volume->resolves);
+    while ((node = list_pop_front(&round)) != NULL) {
+        list_push_back(&volume->resolves, node);
+        resolve_abort(list_entry(node, struct resolve, node), err);
+    }
+}
+
+void
+client_resolve_abandon_all(struct client_volume *volume)
+{
+    struct resolve *resolve;
+    struct resolve *following;
+
+    list_for_each_entry_safe (resolve, following, &volume->resolves, node) {
+        buffers_release(&volume->core->buffers, resolve->buffer, resolve_bytes(resolve));
+        free(resolve);
+    }
+    volume->resolve_count = 0;
+}
