@@ -666,6 +666,15 @@ fake_index_flip_bit(struct fake_index *fake, const void *key, uint32_t key_bytes
     return true;
 }
 
+void
+fake_index_apply_now(struct fake_index *fake, struct index_batch *batch)
+{
+    fake_index_require(fake->batch_count == 0);
+    batch_apply(batch, &fake->durable);
+    batch_apply(batch, &fake->current);
+    batch_destroy(batch);
+}
+
 bool
 fake_index_key_at(const struct fake_index *fake, const void *prefix, uint32_t prefix_bytes,
                   uint32_t idx, uint8_t *ret_key, uint32_t *ret_key_bytes)

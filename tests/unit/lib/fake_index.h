@@ -68,6 +68,8 @@ const uint8_t *fake_index_peek(const struct fake_index *fake, const void *key, u
                                uint32_t *ret_value_bytes);
 bool fake_index_flip_bit(struct fake_index *fake, const void *key, uint32_t key_bytes,
                          uint32_t byte, unsigned bit);
+/* Take a batch that was not started, and make it durable at once.  No other may be under way. */
+void fake_index_apply_now(struct fake_index *fake, struct index_batch *batch);
 /* The idx-th key with this prefix; false: there are fewer. */
 bool fake_index_key_at(const struct fake_index *fake, const void *prefix, uint32_t prefix_bytes,
                        uint32_t idx, uint8_t *ret_key, uint32_t *ret_key_bytes);
