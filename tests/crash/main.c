@@ -4,6 +4,7 @@
  *
  *     crash_engine --seeds 400                 seeds 1 to 400, then how often each thing fell under a cut
  *     crash_engine --seed 17 --trace           one history, each request, answer and disk I/O
+ *     crash_mutants --mutant NAME --seeds 400  the same with a mistake in the engine: it must be found
  *
  * Exit status: 0: all held, and everything that the test wants to see fell under a cut at least once (--seeds only);
  * 1: something did not hold (the seed is named), or something never happened; 2: wrong usage.
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/mutant.h"
 #include "tests/crash/world.h"
 
 static volatile uint64_t current_seed; /* for the signal handler */
@@ -354,16 +356,19 @@ on_abort(int signal_number)
 
     if (write(STDERR_FILENO, text, (size_t)length) < 0)
         _exit(1);
+    if (world_failure_is_success)
+        _exit(0);
     (void)signal(signal_number, SIG_DFL);
     (void)raise(signal_number);
 }
 
 static const char usage[] =
-    "Usage: crash_engine [--seeds N] [--seed S] [--trace]\n"
+    "Usage: crash_engine [--seeds N] [--seed S] [--trace] [--mutant NAME]\n"
     "  --seeds N  run N histories, beginning with seed S (1 if not given), and want every event\n"
     "             to have fallen under a cut\n"
     "  --seed S   run the history of seed S\n"
-    "  --trace    print the history\n";
+    "  --trace    print the history\n"
+    "  --mutant NAME  let this mutant live; exit status 0 if a history shows it (crash_mutants only)\n";
 
 int
 main(int argc, char **argv)
@@ -386,6 +391,8 @@ main(int argc, char **argv)
             first = strtoull(optarg, NULL, 10);
         else if (option == 't')
             trace = true;
+        else if (option == 'm' && DLBLK_MUTANTS && setenv("DLBLK_MUTANT", optarg, 1) == 0)
+            world_failure_is_success = true;
         else {
             (void)fputs(usage, option == 'h' ? stdout : stderr);
             return option == 'h' ? 0 : 2;
@@ -400,6 +407,10 @@ main(int argc, char **argv)
     for (uint64_t seed = first; seed < first + (seeds > 0 ? seeds : 1); seed++) {
         current_seed = seed;
         history_run(seed, &counts, trace);
+    }
+    if (world_failure_is_success) {
+        (void)fprintf(stderr, "mutant %s was not found\n", getenv("DLBLK_MUTANT"));
+        return 1;
     }
     if (seeds == 0)
         return 0;
