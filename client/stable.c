@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "client/volume_internal.h"
+#include "common/mutant.h"
 #include "proto/data.h"
 
 #define SPARE_WRITERS_MAX 256u
@@ -72,10 +73,17 @@ client_stable_done(struct segment_writer *writer, uint64_t sequence)
         client_io_wake(&writer->credit_waiters);
 }
 
+/*
+ * Nothing before the segment is resolved: a stable version of this lease is above all that the leases before left pending,
+ * and would take it from the slots' lists.  If we died then, the next owner would not learn that the runs which we
+ * had not got to may differ.
+ */
 uint64_t
 client_stable_version(const struct client_volume *volume, const struct segment *segment)
 {
     if (segment->writer == NULL || segment->writer->stable == 0)
+        return 0;
+    if (segment->state == SEGMENT_UNRESOLVED && !DLBLK_MUTANT(client_stable_before_resolved))
         return 0;
     return (uint64_t)volume->lease_epoch << WIRE_VERSION_SEQUENCE_BITS | segment->writer->stable;
 }
@@ -239,7 +247,7 @@ stable_send(struct segment_writer *writer)
     struct stable_op *op;
 
     if (writer->stable_op != NULL || writer->confirmed == writer->stable ||
-        !stable_slots_are_up(volume, segment))
+        segment->state == SEGMENT_UNRESOLVED || !stable_slots_are_up(volume, segment))
         return;
     op = calloc(1, sizeof(*op) + segment->slot_count * sizeof(op->slots[0]));
     if (op == NULL)
