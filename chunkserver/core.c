@@ -228,7 +228,7 @@ core_close_links(struct chunkserver_core *core)
 
     list_for_each_entry (session, &core->sessions, node)
         session_close(session);
-    meta_session_stop(core);
+    meta_link_stop(core);
 }
 
 void
@@ -244,7 +244,7 @@ core_stop_step(struct chunkserver_core *core)
         core_close_links(core);
     }
     if (!core->links_closed || !list_is_empty(&core->sessions) || core->meta_requests > 0 ||
-        !meta_session_is_down(core))
+        !meta_link_is_down(core))
         return;
     dl_assert(core_operations_in_use(core) == 0);
     core->store_stopping = true;
@@ -374,7 +374,7 @@ chunkserver_core_create(struct chunkserver_core **ret_core, struct env *env,
     core->stopped_task.fn = core_on_stopped_task;
     core->tick_timer.fn = core_on_tick;
     env_timer_start(env, &core->tick_timer, CORE_TICK_NS);
-    meta_session_start(core);
+    meta_link_start(core);
     *ret_core = core;
     return 0;
 }

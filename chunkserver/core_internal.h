@@ -180,13 +180,13 @@ void read_op_receive(struct session *session, const struct frame *frame);
 void stable_op_receive(struct session *session, const struct frame *frame);
 
 /* meta_session.c */
-void meta_session_start(struct chunkserver_core *core);
-void meta_session_stop(struct chunkserver_core *core);
-bool meta_session_is_down(const struct chunkserver_core *core);
+void meta_link_start(struct chunkserver_core *core);
+void meta_link_stop(struct chunkserver_core *core);
+bool meta_link_is_down(const struct chunkserver_core *core);
 
 /* meta_request.c: a request of the metadata service; replies go out if the same connection is still up. */
 void meta_request_receive(struct chunkserver_core *core, const struct frame *frame);
 /* Sends, or drops, if `connection` is no longer the one that is up.  frame may be NULL (no memory): dropped too. */
-void meta_session_send(struct chunkserver_core *core, uint64_t connection, struct frame_out *frame);
+void meta_link_send(struct chunkserver_core *core, uint64_t connection, struct frame_out *frame);
 
 #endif

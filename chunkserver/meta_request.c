@@ -57,14 +57,14 @@ meta_request_reply(const struct meta_request *request, int err, const char *text
     else
         frame = frame_out_create_message(request->opcode, FRAME_REPLY, request->request_id, 0,
                                          message);
-    meta_session_send(request->core, request->connection, frame);
+    meta_link_send(request->core, request->connection, frame);
 }
 
 /* A request that is answered without being begun. */
 static void
 meta_refuse(struct chunkserver_core *core, const struct frame *frame, int err, const char *text)
 {
-    meta_session_send(core, core->meta.connection,
+    meta_link_send(core, core->meta.connection,
                       frame_out_create_error(frame->opcode, frame->request_id, err, text, NULL));
 }
 
@@ -435,7 +435,7 @@ meta_request_receive(struct chunkserver_core *core, const struct frame *frame)
     ProtobufCMessage *message;
 
     if (frame->opcode == OP_PING) {
-        meta_session_send(
+        meta_link_send(
             core, core->meta.connection,
             frame_out_create_message(OP_PING, FRAME_REPLY, frame->request_id, 0, NULL));
         return;

@@ -67,7 +67,7 @@ meta_send_request(struct chunkserver_core *core, uint16_t opcode, const Protobuf
 }
 
 void
-meta_session_send(struct chunkserver_core *core, uint64_t connection, struct frame_out *frame)
+meta_link_send(struct chunkserver_core *core, uint64_t connection, struct frame_out *frame)
 {
     if (frame == NULL)
         return;
@@ -393,7 +393,7 @@ meta_connect(struct chunkserver_core *core)
 /* --- life --- */
 
 void
-meta_session_start(struct chunkserver_core *core)
+meta_link_start(struct chunkserver_core *core)
 {
     core->meta.backoff_ns = BACKOFF_MIN_NS;
     core->meta.timer.fn = meta_on_timer;
@@ -401,7 +401,7 @@ meta_session_start(struct chunkserver_core *core)
 }
 
 void
-meta_session_stop(struct chunkserver_core *core)
+meta_link_stop(struct chunkserver_core *core)
 {
     if (core->meta.state == META_CLOSING)
         return;
@@ -412,7 +412,7 @@ meta_session_stop(struct chunkserver_core *core)
 }
 
 bool
-meta_session_is_down(const struct chunkserver_core *core)
+meta_link_is_down(const struct chunkserver_core *core)
 {
     return core->meta.link == NULL;
 }

@@ -85,9 +85,9 @@ cluster_init(struct cluster *cluster, uint64_t seed, bool trace)
     memset(cluster, 0, sizeof(*cluster));
     sim_world_init(&cluster->world, seed);
     cluster->world.trace = trace;
-    fake_rng_init(&rng, seed * 7 + 1);
-    fake_rng_init(&cluster->rng, seed * 7 + 2);
-    fake_rng_init(&cluster->fault_rng, seed * 7 + 3);
+    fake_rng_init(&rng, sim_seed_of(seed, 2));
+    fake_rng_init(&cluster->rng, sim_seed_of(seed, 3));
+    fake_rng_init(&cluster->fault_rng, sim_seed_of(seed, 4));
     choose_profile(&cluster->profile, &rng);
     choose_network(&cluster->world.net, &rng);
     memset(cluster->cluster_id, 0xc1, sizeof(cluster->cluster_id));

@@ -234,9 +234,24 @@ block_lower_bound(const struct oracle_block *block, uint64_t read_key, uint64_t 
     return bound;
 }
 
-/* The write with this value that is allowed, the lowest key if there are several. */
+/* Is the last write of its session that was submitted before the read a failed one? */
 static bool
-block_match(const struct oracle_block *block, uint64_t read_key, uint64_t lower, uint64_t value,
+block_is_undecided(const struct oracle_block *block, uint64_t read_key)
+{
+    for (uint32_t i = block->count; i > 0; i--) {
+        const struct oracle_write *write = &block->writes[i - 1];
+
+        if (epoch_of_key(write->key) < epoch_of_key(read_key))
+            return false;
+        if (write->key < read_key)
+            return write->state == ORACLE_FAILED;
+    }
+    return false;
+}
+
+/* The write with this value, from `lower` to below `upper`; the lowest key if there are several. */
+static bool
+block_match(const struct oracle_block *block, uint64_t upper, uint64_t lower, uint64_t value,
             uint64_t *ret_key)
 {
     bool found = false;
@@ -246,7 +261,7 @@ block_match(const struct oracle_block *block, uint64_t read_key, uint64_t lower,
 
         if (write->key < lower)
             break;
-        if (write->key < read_key && write->value == value) {
+        if (write->key < upper && write->value == value) {
             *ret_key = write->key;
             found = true;
         }
@@ -287,14 +302,15 @@ block_settle(struct oracle *oracle, struct oracle_block *block, uint64_t read_ke
 }
 
 static void
-block_read(struct oracle *oracle, uint64_t idx, uint64_t read_key, uint64_t bound, uint64_t value)
+block_read(struct oracle *oracle, uint64_t idx, uint64_t read_key, uint64_t upper, uint64_t bound,
+           uint64_t value)
 {
     struct oracle_block *block = &oracle->blocks[idx];
     uint64_t lower = block_lower_bound(block, read_key, bound);
     const struct oracle_write *write;
     uint64_t key = 0;
 
-    if (!block_match(block, read_key, lower, value, &key)) {
+    if (!block_match(block, upper, lower, value, &key)) {
         oracle_print_block(oracle, idx);
         sim_fail(oracle->world,
                  "%s block %" PRIu64 ": read %u.%u returned value %" PRIu64
@@ -325,6 +341,11 @@ void
 oracle_read_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint64_t count,
                 const uint64_t *bounds, const uint64_t *values)
 {
+    uint64_t upper = key;
+
     for (uint64_t i = 0; i < count; i++)
-        block_read(oracle, first_block + i, key, bounds[i], values[i]);
+        if (block_is_undecided(&oracle->blocks[first_block + i], key))
+            upper = (uint64_t)(epoch_of_key(key) + 1) << 32;
+    for (uint64_t i = 0; i < count; i++)
+        block_read(oracle, first_block + i, key, upper, bounds[i], values[i]);
 }

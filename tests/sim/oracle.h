@@ -14,6 +14,9 @@
  *   2. once a read of an owner has returned a write W of earlier owners, no read returns another write of theirs
  *      any more, and none of theirs above W has been or will be acknowledged;
  *   3. writes that were never acknowledged, or failed, may be returned or not, within 1 and 2.
+ * A failed write leaves its range undecided until it is rewritten.  A read of such a range waits, and writes submitted after
+ * the read may go first: a read that overlaps the range of a failed write that was not overwritten before it may
+ * return any write of its session submitted before its end.
  * A replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't bind its reads.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).

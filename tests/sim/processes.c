@@ -90,9 +90,12 @@ meta_on_restart(struct sim_event *event)
 static void
 meta_down(struct sim_meta *meta, bool silent)
 {
-    sim_process_kill(&meta->process, silent);
+    struct sim_process *before = sim_enter(&meta->process);
+
     store_memory_crash(meta->store, fake_rng_next(&meta->cluster->fault_rng));
     meta_core_destroy(meta->core);
+    sim_leave(&meta->process, before);
+    sim_process_kill(&meta->process, silent);
     meta->store = NULL;
     meta->core = NULL;
 }
@@ -117,7 +120,7 @@ server_init(struct cluster *cluster, uint32_t idx)
     sim_process_init(&server->process, &cluster->world, name);
     server->cluster = cluster;
     memset(server->uuid, (int)(0x10 + idx), sizeof(server->uuid));
-    model_disk_init(&server->disk, cluster->world.seed * 131 + idx);
+    model_disk_init(&server->disk, sim_seed_of(cluster->world.seed, 200 + idx));
 }
 
 void

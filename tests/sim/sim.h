@@ -34,6 +34,17 @@
 struct sim_world;
 struct sim_process;
 
+/* The seed of one of a run's generators: fake_rng's streams of neighbouring seeds are the same, one step apart. */
+static inline uint64_t
+sim_seed_of(uint64_t seed, uint64_t stream)
+{
+    struct fake_rng rng;
+
+    fake_rng_init(&rng, seed);
+    rng.state = fake_rng_next(&rng) ^ stream * 0xd6e8feb86659fd93u;
+    return fake_rng_next(&rng);
+}
+
 /* --- events --- */
 
 struct sim_event;

@@ -320,6 +320,27 @@ message_place(struct sim_end *end, struct sim_message *message)
     return !end->paused;
 }
 
+/* The part of a data request that says what it is about. */
+static void
+trace_data_request(const struct sim_end *end, const struct frame *frame)
+{
+    const struct write_request_wire *wire = (const void *)frame->body;
+    const struct chunk_target_wire *target = &wire->target;
+    bool write = frame->opcode == OP_WRITE;
+
+    if (frame_is_reply(frame) || frame->body_bytes < sizeof(*target) ||
+        (!write && frame->opcode != OP_READ && frame->opcode != OP_STABLE))
+        return;
+    sim_trace_write(end->process->world, end->process,
+                    "    volume %" PRIu64 " segment %u slot %u sectors %u + %u epoch %u lease %u "
+                    "flags %u version %#" PRIx64 " stable %#" PRIx64,
+                    le64_get(target->volume), le32_get(target->segment), le16_get(target->slot),
+                    le32_get(target->offset_sectors), le32_get(target->length_sectors),
+                    le32_get(target->config_epoch), le32_get(target->lease_epoch),
+                    le16_get(target->flags), write ? le64_get(wire->version) : 0,
+                    write ? le64_get(wire->stable_version) : 0);
+}
+
 static void
 message_deliver(struct sim_end *end, struct sim_message *message)
 {
@@ -331,6 +352,8 @@ message_deliver(struct sim_end *end, struct sim_message *message)
               end->link.id, opcode_name(message->frame.opcode),
               frame_is_reply(&message->frame) ? " reply" : "", message->frame.request_id,
               message->frame.status == 0 ? "" : dl_err_name(message->frame.status));
+    if (end->process->world->trace)
+        trace_data_request(end, &message->frame);
     list_remove(&message->node);
     end->rx_bytes -= message->bytes;
     end->link.events->on_frame(end->link.core, &end->link, &message->frame);

@@ -306,7 +306,7 @@ sim_process_init(struct sim_process *process, struct sim_world *world, const cha
     process->world = world;
     process->idx = world->process_count;
     (void)snprintf(process->name, sizeof(process->name), "%s", name);
-    fake_rng_init(&process->core_rng, world->seed * 31 + process->idx + 1);
+    fake_rng_init(&process->core_rng, sim_seed_of(world->seed, 100 + process->idx));
     list_init(&process->tasks);
     list_init(&process->ends);
     world->processes[world->process_count++] = process;
@@ -391,7 +391,7 @@ sim_world_init(struct sim_world *world, uint64_t seed)
     world->now_ns = SIM_S;
     world->next_link_id = 1;
     world->history_hash = 0xcbf29ce484222325u;
-    fake_rng_init(&world->net_rng, seed);
+    fake_rng_init(&world->net_rng, sim_seed_of(seed, 1));
     world->net = (struct sim_net_profile){
         .delay_min_ns = 20 * SIM_US,
         .delay_max_ns = 200 * SIM_US,

@@ -208,7 +208,8 @@ op_on_done(struct dlblk_request *request, int err)
     op_free_memory(op);
     if (err == -DL_E_LEASE_OLD)
         client->session_ops_left = 0;
-    if (client->state == CLIENT_RUNNING && client->session_ops_left > 0 && !client->stop_wanted) {
+    if (client->state == CLIENT_RUNNING &&
+        (client->sweep || (client->session_ops_left > 0 && !client->stop_wanted))) {
         /* Some resubmit from inside of the callback. */
         if (work_percent(client, 30))
             op_submit(op);
