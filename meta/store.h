@@ -29,8 +29,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "common/list.h"
-
 #define STORE_KEY_BYTES_MAX   64u
 #define STORE_VALUE_BYTES_MAX (1u << 20)
 
@@ -52,9 +50,6 @@ struct store_get {
     struct store_bytes key;
     void (*on_done)(struct store_get *get, int err);
     struct store_item item; /* result */
-    struct list node;       /* for the store, from here on */
-    int err;
-    void *store_private;
 };
 
 /* Keys with start <= key < end, in order, at most items_max of them.  err as above, but an empty result is success. */
@@ -65,10 +60,7 @@ struct store_scan {
     void (*on_done)(struct store_scan *scan, int err);
     struct store_item *items; /* result */
     uint32_t item_count;
-    bool more;        /* there are more: scan again with start = the last key and a zero byte */
-    struct list node; /* for the store, from here on */
-    int err;
-    void *store_private;
+    bool more; /* there are more: scan again with start = the last key and a zero byte */
 };
 
 /* One edit of a batch.  bytes NULL in value: the key is deleted. */
@@ -95,9 +87,6 @@ struct store_commit {
     struct store_guard guard;
     void (*on_done)(struct store_commit *commit, int err);
     uint64_t revision; /* result: of this commit */
-    struct list node;  /* for the store, from here on */
-    int err;
-    void *store_private;
 };
 
 struct store_ops {

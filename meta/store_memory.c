@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "common/assert.h"
+#include "common/list.h"
+#include "dlblk/error.h"
 #include "meta/memory.h"
 
 struct memory_entry {
