@@ -147,7 +147,7 @@ struct engine_counters {
 #undef X
 };
 
-const struct engine_counters *engine_counters(const struct engine *engine);
+const struct engine_counters *engine_counters(struct engine *engine);
 
 /*
  * Nothing under way: no request, no write-back, no deletion, no block waiting to be freed, nothing dirty.  An engine that

@@ -54,6 +54,7 @@ struct superblock {
         cut; /* LSN: what is below counts, whoever wrote it; above only the current incarnation */
     uint64_t tail; /* LSN: the index reaches at least to here */
     bool clean;    /* the last life ended with a stop */
+    bool damaged;  /* acknowledged records were lost, in this start or an earlier one */
     uint64_t created_ms;
     char meta_address[SUPERBLOCK_META_BYTES_MAX + 1];
 };

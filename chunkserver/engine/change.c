@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * change.c: durable changes without data: fences, config epochs, stable versions, deletions.
+ *
+ * Invariants:
+ * 1. A fence or a config epoch refuses older requests from its start on.  It is done when its record is durable and
+ *    nothing that was accepted before is still under way: then nobody can be told of an older request's success any more.
+ * 2. A deletion hides its chunk at its start.  It is done when its record is durable; the space follows (delete.c).
+ */
+#include <string.h>
+
+#include "chunkserver/engine/engine_private.h"
+
+/* --- done, or waiting for slow writes --- */
+
+/* Does the change wait for this write? */
+static bool
+change_waits_for(const struct op *change_op, const struct op *slow)
+{
+    const struct store_change *change = change_op->change;
+
+    if (slow->start_seq > change_op->start_seq)
+        return false;
+    if (change->kind == STORE_FENCE)
+        return slow->chunk->chunk->key.volume == change->key.volume;
+    return slow->chunk == change_op->chunk;
+}
+
+bool
+change_is_done(const struct engine *engine, const struct op *op)
+{
+    const struct op *slow;
+
+    dl_assert(op->change != NULL);
+    if (op->change->kind != STORE_FENCE && op->change->kind != STORE_EPOCH)
+        return true;
+    if (engine->stopped != 0)
+        return true;
+    list_for_each_entry (slow, &engine->slow, slow_node)
+        if (change_waits_for(op, slow))
+            return false;
+    return true;
+}
+
+void
+change_check_waiting(struct engine *engine)
+{
+    struct op *op, *next;
+    struct list done;
+
+    list_init(&done);
+    list_for_each_entry_safe (op, next, &engine->barriers_waiting, node) {
+        if (!change_is_done(engine, op))
+            continue;
+        list_remove(&op->node);
+        list_push_back(&done, &op->node);
+    }
+    while (!list_is_empty(&done))
+        op_finish(engine, list_entry(list_pop_front(&done), struct op, node), engine->stopped);
+}
+
+/* --- start --- */
+
+/* No record: done with the group that everything before it goes with. */
+static void
+change_start_barrier(struct engine *engine, struct store_change *change)
+{
+    struct op *op = op_create(engine, RECORD_STABLE, NULL);
+
+    op->barrier = true;
+    op->change = change;
+    op_ready(engine, op);
+}
+
+static void
+change_start_record(struct engine *engine, struct store_change *change, enum record_kind kind,
+                    struct engine_chunk *chunk, uint32_t number)
+{
+    struct op *op = op_create(engine, kind, chunk);
+
+    op->change = change;
+    op->number = number;
+    op_ready(engine, op);
+}
+
+static void
+change_start_fence(struct engine *engine, struct store_change *change)
+{
+    struct op *op = op_create(engine, RECORD_FENCE, NULL);
+
+    chunk_table_fence_raise(engine->chunks, change->key.volume, change->lease_epoch);
+    op->volume = engine_volume_get(engine, change->key.volume);
+    op->number = change->lease_epoch;
+    op->change = change;
+    op_ready(engine, op);
+}
+
+static int
+change_start_epoch(struct engine *engine, struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
+    struct op *op;
+
+    if (chunk == NULL && !change->create)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (chunk == NULL) {
+        (void)engine_chunk_create(engine, &change->key, change->config_epoch, &op);
+        op->change = change;
+        return 0;
+    }
+    if (change->config_epoch > chunk->config_epoch)
+        chunk->config_epoch = change->config_epoch;
+    change_start_record(engine, change, RECORD_EPOCH, engine_chunk_of(chunk), change->config_epoch);
+    return 0;
+}
+
+static int
+change_start_stable(struct engine *engine, struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
+
+    if (chunk == NULL)
+        return -DL_E_CHUNK_UNKNOWN;
+    (void)chunk_stable_raise(chunk, change->stable_version);
+    change_start_record(engine, change, RECORD_STABLE, engine_chunk_of(chunk), 0);
+    return 0;
+}
+
+static void
+change_start_delete(struct engine *engine, struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
+    struct engine_chunk *private;
+
+    /* Unknown, or another one by now.  An earlier deletion of it may still be on its way to the disk: wait for that. */
+    if (chunk == NULL || chunk->incarnation > change->incarnation) {
+        change_start_barrier(engine, change);
+        return;
+    }
+    private = engine_chunk_of(chunk);
+    chunk_table_delete(engine->chunks, chunk);
+    list_push_back(&engine->deletions, &private->deletion_node);
+    change_start_record(engine, change, RECORD_DELETE, private, 0);
+}
+
+void
+change_start(struct chunk_store *store, struct store_change *change)
+{
+    struct engine *engine = engine_of_store(store);
+    int err = engine->stopped;
+
+    dl_assert(!engine->stopping);
+    list_init(&change->node);
+    engine->requests++;
+    if (err == 0) {
+        switch (change->kind) {
+        case STORE_FENCE:
+            change_start_fence(engine, change);
+            break;
+        case STORE_EPOCH:
+            err = change_start_epoch(engine, change);
+            break;
+        case STORE_STABLE:
+            err = change_start_stable(engine, change);
+            break;
+        case STORE_DELETE:
+            change_start_delete(engine, change);
+            break;
+        }
+    }
+    if (err != 0)
+        engine_finish_change_later(engine, change, err);
+    engine_kick(engine);
+}
+
+/* No record of its own: the chunk's next write carries it, or the chunk's record in the index, some time. */
+void
+change_stable_hint(struct chunk_store *store, const struct chunk_key *key, uint64_t stable_version)
+{
+    struct engine *engine = engine_of_store(store);
+    struct chunk *chunk = chunk_table_find(engine->chunks, key);
+
+    dl_assert(!engine->stopping);
+    if (chunk == NULL || !chunk_stable_raise(chunk, stable_version) || engine->stopped != 0)
+        return;
+    dirty_mark_unjournaled(engine, &engine_chunk_of(chunk)->dirty);
+    engine_arm_idle(engine);
+}

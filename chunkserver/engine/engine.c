@@ -1,0 +1,651 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine.c: the engine's life: open, turns, timers, stop.
+ *
+ * Everything that could allow something else to go on calls engine_kick(); at the end of the turn one pass looks at
+ * deletions, write-back and groups.  Idle engines have no timer armed.
+ */
+#include "chunkserver/engine/engine.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chunkserver/engine/engine_private.h"
+
+#define CACHE_BYTES_DEFAULT    (UINT64_C(64) << 20)
+#define RECORDS_MAX_DEFAULT    262144u
+#define IDLE_MARK_DEFAULT      (1000 * NS_PER_MS)
+#define IDLE_WRITEBACK_DEFAULT (5000 * NS_PER_MS)
+
+uint64_t
+engine_block_offset(const struct engine *engine, uint64_t block)
+{
+    dl_assert(block < (uint64_t)engine->alloc.slab_count * SLAB_BLOCKS);
+    return engine->superblock.geometry.data_offset + block * BLOCK_BYTES;
+}
+
+/* --- completions --- */
+
+void
+engine_finish_write(struct engine *engine, struct store_write *write, int err)
+{
+    dl_assert(engine->requests > 0);
+    engine->requests--;
+    if (err == 0) {
+        engine->stats.writes++;
+        engine->stats.bytes_written += write->zero ? 0
+                                                   : (uint64_t)write->length_sectors * SECTOR_BYTES;
+    }
+    if (engine->stop_done != NULL)
+        engine_kick(engine);
+    write->on_done(write, err);
+}
+
+void
+engine_finish_change(struct engine *engine, struct store_change *change, int err)
+{
+    dl_assert(engine->requests > 0);
+    engine->requests--;
+    if (engine->stop_done != NULL)
+        engine_kick(engine);
+    change->on_done(change, err);
+}
+
+void
+engine_finish_read(struct engine *engine, struct store_read *read, int err)
+{
+    if (err == 0) {
+        engine->stats.reads++;
+        engine->stats.bytes_read += (uint64_t)read->length_sectors * SECTOR_BYTES;
+    }
+    if (engine->stop_done != NULL)
+        engine_kick(engine);
+    read->on_done(read, err);
+}
+
+void
+engine_finish_write_later(struct engine *engine, struct store_write *write, int err)
+{
+    write->store_private[0] = (void *)(intptr_t)err;
+    list_push_back(&engine->done_writes, &write->node);
+    env_defer(engine->env, &engine->done_task);
+}
+
+void
+engine_finish_change_later(struct engine *engine, struct store_change *change, int err)
+{
+    change->store_private[0] = (void *)(intptr_t)err;
+    list_push_back(&engine->done_changes, &change->node);
+    env_defer(engine->env, &engine->done_task);
+}
+
+void
+engine_finish_read_later(struct engine *engine, struct store_read *read, int err)
+{
+    read->err = err;
+    list_init(&read->node);
+    list_push_back(&engine->done_reads, &read->node);
+    env_defer(engine->env, &engine->done_task);
+}
+
+static void
+done_on_task(struct env_task *task)
+{
+    struct engine *engine = list_entry(task, struct engine, done_task);
+    struct list writes, changes, reads;
+
+    list_init(&writes);
+    list_init(&changes);
+    list_init(&reads);
+    list_splice_back(&writes, &engine->done_writes);
+    list_splice_back(&changes, &engine->done_changes);
+    list_splice_back(&reads, &engine->done_reads);
+    while (!list_is_empty(&writes)) {
+        struct store_write *write = list_entry(list_pop_front(&writes), struct store_write, node);
+
+        engine_finish_write(engine, write, (int)(intptr_t)write->store_private[0]);
+    }
+    while (!list_is_empty(&changes)) {
+        struct store_change *change = list_entry(list_pop_front(&changes), struct store_change,
+                                                 node);
+
+        engine_finish_change(engine, change, (int)(intptr_t)change->store_private[0]);
+    }
+    while (!list_is_empty(&reads)) {
+        struct store_read *read = list_entry(list_pop_front(&reads), struct store_read, node);
+
+        engine_finish_read(engine, read, read->err);
+    }
+}
+
+/* --- turns --- */
+
+static void
+engine_turn(struct engine *engine)
+{
+    delete_step(engine);
+    /* What write-back stages can want a block, and a block that finds no room can want write-back. */
+    for (int i = 0; i < 2; i++) {
+        writeback_step(engine);
+        group_close_all(engine);
+    }
+    if (engine->stop_done != NULL)
+        engine_stop_step(engine);
+}
+
+static void
+kick_on_task(struct env_task *task)
+{
+    engine_turn(list_entry(task, struct engine, kick_task));
+}
+
+void
+engine_kick(struct engine *engine)
+{
+    env_defer(engine->env, &engine->kick_task);
+}
+
+static void
+engine_turn_end(struct chunk_store *store)
+{
+    group_close_all(engine_of_store(store));
+}
+
+/* --- idle --- */
+
+void
+engine_arm_idle(struct engine *engine)
+{
+    if (!env_timer_armed(&engine->idle_timer))
+        env_timer_start(engine->env, &engine->idle_timer, engine->idle_mark_ns);
+}
+
+static bool
+engine_has_request(const struct engine *engine)
+{
+    return engine->requests > 0 || !list_is_empty(&engine->groups) ||
+           !list_is_empty(&engine->ready) || !list_is_empty(&engine->urgent);
+}
+
+static void
+idle_on_timer(struct env_timer *timer)
+{
+    struct engine *engine = list_entry(timer, struct engine, idle_timer);
+    uint64_t idle_ns = env_now_ns(engine->env) - engine->active_ns;
+
+    if (engine->stopped != 0)
+        return;
+    if (!engine_has_request(engine)) {
+        if (idle_ns >= engine->idle_mark_ns &&
+            (engine->records_lsn > engine->composed_mark || engine->alloc.queued_blocks > 0))
+            engine->want_mark = true;
+        if (idle_ns >= engine->idle_writeback_ns)
+            writeback_all(engine);
+    }
+    engine_kick(engine);
+    if (!engine_is_quiet(engine))
+        env_timer_start(engine->env, &engine->idle_timer, engine->idle_mark_ns);
+}
+
+bool
+engine_is_quiet(const struct engine *engine)
+{
+    return !engine_has_request(engine) && list_is_empty(&engine->reads) &&
+           list_is_empty(&engine->done_reads) && list_is_empty(&engine->dirty) &&
+           list_is_empty(&engine->deletions) && alloc_awaiting(&engine->alloc) == 0 &&
+           engine->records_lsn <= engine->composed_mark &&
+           engine->writeback.state == WRITEBACK_IDLE && engine->loads_pending == 0;
+}
+
+/* --- failure --- */
+
+static void
+engine_fail_list(struct engine *engine, struct list *ops)
+{
+    struct list failed;
+
+    list_init(&failed);
+    list_splice_back(&failed, ops);
+    while (!list_is_empty(&failed))
+        op_finish(engine, list_entry(list_pop_front(&failed), struct op, node), engine->stopped);
+}
+
+void
+engine_fail(struct engine *engine, int err)
+{
+    dl_assert(err < 0);
+    if (engine->stopped != 0)
+        return;
+    dl_trace("engine", "stopped: %d", -err);
+    engine->stopped = err;
+    env_timer_stop(engine->env, &engine->throttle_timer);
+    engine_fail_list(engine, &engine->ready);
+    engine_fail_list(engine, &engine->urgent);
+    engine_fail_list(engine, &engine->barriers_waiting);
+    group_fail_all(engine);
+    engine_kick(engine);
+}
+
+/* --- stop --- */
+
+enum stop_step { STOP_DRAIN, STOP_WRITE_BACK, STOP_SUPERBLOCK, STOP_DONE = STOP_SUPERBLOCK + 4 };
+
+static void stop_submit(struct engine *engine);
+
+static void
+stop_finish(struct engine *engine, int err)
+{
+    void (*on_done)(void *context, int err) = engine->stop_done;
+
+    engine->stop_done = NULL;
+    env_timer_stop(engine->env, &engine->idle_timer);
+    env_timer_stop(engine->env, &engine->throttle_timer);
+    on_done(engine->stop_context, err);
+}
+
+static void
+stop_on_io(struct disk_io *io, int result)
+{
+    struct engine *engine = list_entry(io, struct engine, stop_io);
+
+    if (result < 0) {
+        stop_finish(engine, -DL_E_MEDIA_WRITE);
+        return;
+    }
+    if (++engine->stop_step < STOP_DONE)
+        stop_submit(engine);
+    else
+        stop_finish(engine, 0);
+}
+
+/* Write and flush one copy of the superblock, then the other. */
+static void
+stop_submit(struct engine *engine)
+{
+    uint32_t at = engine->stop_step - STOP_SUPERBLOCK;
+    struct disk_io *io = &engine->stop_io;
+
+    *io = (struct disk_io){.kind = at % 2 == 0 ? DISK_WRITE : DISK_FLUSH, .on_done = stop_on_io};
+    if (io->kind == DISK_WRITE) {
+        io->offset_bytes = superblock_copy_offset(engine->disk->size_bytes, at / 2);
+        io->iov_one = (struct iovec){.iov_base = engine->stop_buffer, .iov_len = SUPERBLOCK_BYTES};
+        io->iov = &io->iov_one;
+        io->iov_count = 1;
+    }
+    disk_submit(engine->disk, io);
+}
+
+static void
+stop_superblock(struct engine *engine)
+{
+    struct superblock *superblock = &engine->superblock;
+
+    dl_assert(engine->tail == engine->acked_lsn && engine->acked_lsn == engine->next_lsn);
+    superblock->generation++;
+    superblock->cut = engine->acked_lsn;
+    superblock->tail = engine->tail;
+    superblock->clean = true;
+    engine->stop_buffer = aligned_alloc(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES);
+    dl_assert(engine->stop_buffer != NULL);
+    superblock_encode(superblock, engine->stop_buffer);
+    engine->stop_step = STOP_SUPERBLOCK;
+    stop_submit(engine);
+}
+
+static bool
+stop_io_is_over(const struct engine *engine)
+{
+    enum writeback_state state = engine->writeback.state;
+
+    return engine->requests == 0 && list_is_empty(&engine->reads) &&
+           list_is_empty(&engine->done_reads) && list_is_empty(&engine->groups) &&
+           !engine->flushing && engine->loads_pending == 0 && state != WRITEBACK_BATCH &&
+           state != WRITEBACK_FLUSH;
+}
+
+void
+engine_stop_step(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    if (engine->stopped != 0) {
+        if (stop_io_is_over(engine) && engine->stop_step < STOP_SUPERBLOCK)
+            stop_finish(engine, engine->stopped);
+        return;
+    }
+    if (engine->stop_step == STOP_DRAIN && !engine_has_request(engine) &&
+        list_is_empty(&engine->reads) && list_is_empty(&engine->done_reads)) {
+        engine->stop_step = STOP_WRITE_BACK;
+        wb->stopping = true;
+        engine_kick(engine);
+    }
+    if (engine->stop_step == STOP_WRITE_BACK && list_is_empty(&engine->dirty) &&
+        wb->state == WRITEBACK_IDLE && !engine_has_request(engine) && engine->loads_pending == 0 &&
+        engine->tail == engine->next_lsn)
+        stop_superblock(engine);
+}
+
+static void
+engine_stop(struct chunk_store *store, void (*on_done)(void *context, int err), void *context)
+{
+    struct engine *engine = engine_of_store(store);
+
+    dl_assert(!engine->stopping);
+    dl_assert(on_done != NULL);
+    engine->stopping = true;
+    engine->stop_done = on_done;
+    engine->stop_context = context;
+    engine->stop_step = STOP_DRAIN;
+    engine_kick(engine);
+}
+
+/* --- what there is to know --- */
+
+static void
+engine_get_stats(struct chunk_store *store, struct store_stats *ret_stats)
+{
+    struct engine *engine = engine_of_store(store);
+    const struct alloc *alloc = &engine->alloc;
+    uint64_t reserve = alloc_reserve(alloc);
+
+    *ret_stats = engine->stats;
+    ret_stats->capacity_bytes = alloc->data_blocks * BLOCK_BYTES;
+    ret_stats->used_bytes = (alloc->data_blocks - alloc->free_blocks) * BLOCK_BYTES;
+    ret_stats->available_bytes = alloc->free_blocks > reserve
+                                     ? (alloc->free_blocks - reserve) * BLOCK_BYTES
+                                     : 0;
+    ret_stats->chunk_count = engine->chunks->chunk_count;
+    ret_stats->device_bytes_index = engine->index->ops->device_bytes_written(engine->index);
+    ret_stats->leaves_cached = engine->loaded_count;
+    ret_stats->cache_bytes = leaf_cache_bytes(engine);
+    ret_stats->damaged = engine->damaged;
+    ret_stats->stopped = engine->stopped;
+}
+
+const struct engine_counters *
+engine_counters(struct engine *engine)
+{
+    engine->counters.blocks_reused = engine->alloc.reused_total;
+    engine->counters.blocks_quarantined = engine->alloc.waited_total;
+    return &engine->counters;
+}
+
+struct chunk_store *
+engine_store(struct engine *engine)
+{
+    return &engine->store;
+}
+
+void
+engine_identity(const struct engine *engine, struct engine_identity *ret_identity)
+{
+    const struct superblock *superblock = &engine->superblock;
+
+    memcpy(ret_identity->disk_uuid, superblock->disk_uuid, SUPERBLOCK_UUID_BYTES);
+    memcpy(ret_identity->cluster_id, superblock->cluster_id, SUPERBLOCK_UUID_BYTES);
+    ret_identity->incarnation = superblock->incarnation;
+    ret_identity->journal_position = engine->next_lsn;
+    ret_identity->was_clean = engine->was_clean;
+    ret_identity->damaged = engine->damaged;
+}
+
+/* --- open --- */
+
+static const struct chunk_store_ops engine_ops = {
+    .write_start = write_start,
+    .read_start = read_start,
+    .change_start = change_start,
+    .stable_hint = change_stable_hint,
+    .turn_end = engine_turn_end,
+    .get_stats = engine_get_stats,
+    .stop = engine_stop,
+};
+
+static void
+engine_init_lists(struct engine *engine)
+{
+    list_init(&engine->dirty);
+    list_init(&engine->groups);
+    list_init(&engine->groups_free);
+    list_init(&engine->ready);
+    list_init(&engine->urgent);
+    list_init(&engine->slow);
+    list_init(&engine->barriers_waiting);
+    list_init(&engine->cache);
+    list_init(&engine->loads);
+    list_init(&engine->reads);
+    list_init(&engine->deletions);
+    list_init(&engine->done_writes);
+    list_init(&engine->done_changes);
+    list_init(&engine->done_reads);
+}
+
+static void
+engine_init_memory(struct engine *engine)
+{
+    const struct leaf_delta *delta = NULL;
+
+    freelist_init(&engine->ops, sizeof(struct op), 64);
+    freelist_init(&engine->extents, ALLOC_EXTENTS_MAX * sizeof(struct extent), 4);
+    freelist_init(&engine->leaves, sizeof(struct leaf), 64);
+    freelist_init(&engine->sectors, LEAF_SECTORS * sizeof(struct leaf_sector), 32);
+    freelist_init(&engine->deltas_one, sizeof(*delta) + sizeof(delta->data[0]), 256);
+    freelist_init(&engine->deltas_few, sizeof(*delta) + 8 * sizeof(delta->data[0]), 64);
+    freelist_init(&engine->deltas_many, sizeof(*delta) + LEAF_SECTORS * sizeof(delta->data[0]), 16);
+    freelist_init(&engine->loads_pool, leaf_load_bytes(), 64);
+    freelist_init(&engine->delete_waiters, delete_waiter_bytes(), 16);
+    freelist_init(&engine->read_ops, sizeof(struct read_op), 64);
+    freelist_init(&engine->read_ios, sizeof(struct read_io), 64);
+    freelist_init(&engine->data_ios, sizeof(struct data_io), 32);
+    freelist_init(&engine->chunks_pool, sizeof(struct engine_chunk), 64);
+    freelist_init(&engine->volumes_pool, sizeof(struct engine_volume), 16);
+    freelist_init(&engine->bad_pool, sizeof(struct bad_block), 16);
+}
+
+static struct engine *
+engine_create(struct env *env, struct disk *disk, struct index *index,
+              const struct engine_options *options)
+{
+    struct engine *engine = calloc(1, sizeof(*engine));
+
+    dl_assert(engine != NULL);
+    dl_owner_set(&engine->owner);
+    engine->env = env;
+    engine->disk = disk;
+    engine->index = index;
+    engine->cache_budget = options->cache_bytes != 0 ? options->cache_bytes : CACHE_BYTES_DEFAULT;
+    if (engine->cache_budget < CACHE_BYTES_MIN)
+        engine->cache_budget = CACHE_BYTES_MIN;
+    engine->records_max = options->records_max != 0 ? options->records_max : RECORDS_MAX_DEFAULT;
+    engine->idle_mark_ns = options->idle_mark_ns != 0 ? options->idle_mark_ns : IDLE_MARK_DEFAULT;
+    engine->idle_writeback_ns = options->idle_writeback_ns != 0 ? options->idle_writeback_ns
+                                                                : IDLE_WRITEBACK_DEFAULT;
+    engine_init_lists(engine);
+    engine_init_memory(engine);
+    engine->chunks = chunk_table_create();
+    engine->store.ops = &engine_ops;
+    engine->store.chunks = engine->chunks;
+    engine->local_id_next = 1;
+    engine->done_task.fn = done_on_task;
+    engine->kick_task.fn = kick_on_task;
+    engine->load_task.fn = leaf_loads_start;
+    engine->idle_timer.fn = idle_on_timer;
+    return engine;
+}
+
+static void
+text_of_uuid(const uint8_t *uuid, char *text, size_t text_bytes)
+{
+    size_t used = 0;
+
+    for (unsigned i = 0; i < SUPERBLOCK_UUID_BYTES && used + 3 < text_bytes; i++)
+        used += (size_t)snprintf(text + used, text_bytes - used, "%02x", uuid[i]);
+}
+
+static int
+open_superblock(struct engine *engine, const uint8_t *cluster_id, struct dl_error *err)
+{
+    struct superblock *superblock = &engine->superblock;
+    int result = superblock_load_now(engine->disk, superblock, err);
+    char has[40], wants[40];
+
+    if (result != 0)
+        return result;
+    if ((superblock->features_read_only & ~(uint64_t)SUPERBLOCK_FEATURES_READ_ONLY) != 0)
+        return dl_error_set(
+            err, -DL_E_DISK_FORMAT,
+            "the disk uses features that this version must not write with: 0x%" PRIx64,
+            superblock->features_read_only);
+    engine->was_clean = superblock->clean;
+    if (cluster_id == NULL ||
+        memcmp(cluster_id, superblock->cluster_id, SUPERBLOCK_UUID_BYTES) == 0)
+        return 0;
+    text_of_uuid(superblock->cluster_id, has, sizeof(has));
+    text_of_uuid(cluster_id, wants, sizeof(wants));
+    return dl_error_set(err, -DL_E_DISK_FOREIGN, "the disk belongs to cluster %s, not to %s", has,
+                        wants);
+}
+
+static void
+open_geometry(struct engine *engine)
+{
+    const struct superblock_geometry *g = &engine->superblock.geometry;
+
+    engine->ring_units = g->ring_bytes / UNIT_BYTES;
+    engine->group_units_max = engine->ring_units / 8 < JOURNAL_UNITS_MAX
+                                  ? (uint32_t)(engine->ring_units / 8)
+                                  : JOURNAL_UNITS_MAX;
+    engine->ring_reserve_units = engine->ring_units / 8 < 64 ? (uint32_t)(engine->ring_units / 8)
+                                                             : 64;
+    dl_assert(engine->group_units_max >= 1);
+    alloc_init(&engine->alloc, (uint32_t)(g->data_bytes / SLAB_BYTES),
+               g->reserve_bytes / BLOCK_BYTES);
+    engine->pages = calloc(alloc_page_count(&engine->alloc), sizeof(struct bitmap_page));
+    dl_assert(engine->pages != NULL);
+    for (uint32_t i = 0; i < alloc_page_count(&engine->alloc); i++)
+        dirty_init(&engine->pages[i].dirty, DIRTY_BITMAP);
+}
+
+/* Is it this disk's index?  An index without a position is new: the journal must reach back to its beginning. */
+static int
+open_check_index(struct engine *engine, const struct index_position *position, struct dl_error *err)
+{
+    const struct superblock *superblock = &engine->superblock;
+
+    if (memcmp(position->disk_uuid, superblock->disk_uuid, SUPERBLOCK_UUID_BYTES) != 0)
+        dl_error_set(err, -DL_E_INDEX_MISMATCH, "the index belongs to another disk");
+    else if (position->incarnation > superblock->incarnation)
+        dl_error_set(err, -DL_E_INDEX_MISMATCH,
+                     "the disk is older than the index: it was started %" PRIu64
+                     " times, the index saw start %" PRIu64,
+                     superblock->incarnation, position->incarnation);
+    else
+        return 0;
+    dl_error_hint(err, "give the disk its own index, or make a new one with dlblk-disk rebuild");
+    return -DL_E_INDEX_MISMATCH;
+}
+
+static int
+open_index(struct engine *engine, struct index_position *position, struct dl_error *err)
+{
+    bool found = false;
+    int result;
+
+    *position = (struct index_position){.local_id_next = 1, .position = engine->ring_units};
+    memcpy(position->disk_uuid, engine->superblock.disk_uuid, sizeof(position->disk_uuid));
+    result = index_load_now(engine, position, &found, err);
+    if (result != 0)
+        return result;
+    if (position->local_id_next > engine->local_id_next)
+        engine->local_id_next = position->local_id_next;
+    return found ? open_check_index(engine, position, err) : 0;
+}
+
+/* Replay is over: what it left is complete, and may change by requests from now on. */
+static void
+open_serve(struct engine *engine, const struct index_position *position)
+{
+    struct chunk *chunk, *next;
+
+    alloc_start(&engine->alloc);
+    engine->writeback.batch_position = position->position;
+    engine->writeback.lsn_max = position->lsn_highest;
+    HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next) {
+        engine_chunk_of(chunk)->version_max = chunk_version_max(chunk);
+        if (chunk->state == CHUNK_DELETING)
+            delete_begin(engine, engine_chunk_of(chunk));
+    }
+    engine->serving = true;
+    engine->active_ns = env_now_ns(engine->env);
+    if (!engine_is_quiet(engine))
+        engine_arm_idle(engine);
+    engine_kick(engine);
+}
+
+int
+engine_open(struct engine **ret_engine, struct env *env, struct disk *disk, struct index *index,
+            const struct engine_options *options, struct dl_error *err)
+{
+    static const struct engine_options defaults;
+    struct index_position position;
+    struct engine *engine;
+    int result;
+
+    if (options == NULL)
+        options = &defaults;
+    engine = engine_create(env, disk, index, options);
+    result = open_superblock(engine, options->cluster_id, err);
+    if (result == 0) {
+        open_geometry(engine);
+        result = open_index(engine, &position, err);
+    }
+    if (result == 0)
+        result = replay_now(engine, &position, err);
+    if (result != 0) {
+        engine_destroy(engine);
+        return result;
+    }
+    open_serve(engine, &position);
+    *ret_engine = engine;
+    return 0;
+}
+
+static void
+engine_fini_memory(struct engine *engine)
+{
+    struct freelist *lists[] = {
+        &engine->ops,         &engine->extents,      &engine->leaves,
+        &engine->sectors,     &engine->deltas_one,   &engine->deltas_few,
+        &engine->deltas_many, &engine->loads_pool,   &engine->delete_waiters,
+        &engine->read_ops,    &engine->read_ios,     &engine->data_ios,
+        &engine->chunks_pool, &engine->volumes_pool, &engine->bad_pool,
+    };
+
+    for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
+        freelist_fini(lists[i]);
+}
+
+void
+engine_destroy(struct engine *engine)
+{
+    struct chunk *chunk, *next;
+
+    if (engine == NULL)
+        return;
+    env_timer_stop(engine->env, &engine->idle_timer);
+    env_timer_stop(engine->env, &engine->throttle_timer);
+    HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next)
+        free(engine_chunk_of(chunk)->leaves);
+    chunk_table_destroy(engine->chunks);
+    writeback_fini(engine);
+    group_free_all(engine);
+    alloc_fini(&engine->alloc);
+    free(engine->pages);
+    free(engine->stretches);
+    free(engine->replay_frees);
+    free(engine->stop_buffer);
+    engine_fini_memory(engine);
+    free(engine);
+}

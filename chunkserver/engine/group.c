@@ -1,0 +1,897 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * group.c: operations become journal blocks; blocks are flushed and acknowledged in the order of the journal.
+ *
+ *     ready, urgent --close--> WRITING --all I/O done--> WRITTEN --flush submitted--> FLUSHING --done--> DURABLE --> ack
+ *                                 |                                                                       |
+ *                                 `- a data write failed: ABORT and BAD records for the next group -------'
+ *
+ * Invariants:
+ * 1. At most JOURNAL_WINDOW groups are not DURABLE: replay takes more intact blocks behind a missing one for damage.
+ * 2. A flush covers the groups that were WRITTEN when it was submitted, no others.  One is in flight.
+ * 3. Groups are acknowledged in order.  One with an aborted record only together with the group that carries its ABORT (and
+ *    so with all between): replay of a prefix without the ABORT would bring the record to life, or drop what is acknowledged.
+ * 4. While such a group waits nothing is composed but the one that carries the ABORTs, when all before it is DURABLE.
+ * 5. The mark in a block is acked_lsn when it was composed: every record below is flushed or aborted.
+ * 6. Requests leave room in the ring for all that must be journaled so that the tail can move: FREE records of what may
+ *    be given up (debt), and some blocks for marks.  So write-back always gets on, and with it everything else.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "chunkserver/engine/engine_private.h"
+
+#define THROTTLE_NS_MAX (20 * NS_PER_MS)
+
+/* --- room in the ring --- */
+
+static uint64_t
+debt_units(uint64_t blocks)
+{
+    uint64_t per_unit = (UNIT_BYTES - sizeof(struct journal_header_disk) -
+                         sizeof(struct record_extents_disk)) /
+                        sizeof(struct extent_disk);
+
+    return (blocks + per_unit - 1) / per_unit;
+}
+
+static uint64_t
+ring_used_with(const struct engine *engine, uint64_t more_debt)
+{
+    return engine->next_lsn - engine->tail +
+           debt_units(engine->debt_sectors + more_debt + engine->alloc.queued_blocks);
+}
+
+uint64_t
+ring_used_units(const struct engine *engine)
+{
+    return ring_used_with(engine, 0);
+}
+
+uint32_t
+engine_fill_permille(const struct engine *engine)
+{
+    uint64_t ring = ring_used_units(engine) * 1000 / engine->ring_units;
+    uint64_t records = engine->ring_records * 1000 / engine->records_max;
+    uint64_t fill = ring > records ? ring : records;
+
+    return fill > 1000 ? 1000 : (uint32_t)fill;
+}
+
+/* May a group of requests be composed, of which the first may give up so many blocks? */
+static bool
+ring_admits(const struct engine *engine, uint64_t debt)
+{
+    uint64_t kept = engine->ring_reserve_units + engine->group_units_max;
+
+    if (engine->ring_records >= engine->records_max)
+        return false;
+    if (ring_used_with(engine, debt) + kept <= engine->ring_units)
+        return true;
+    /* One that can never fit with the debt it makes goes alone, when nothing else is left. */
+    return engine->tail == engine->next_lsn && engine->debt_sectors == 0;
+}
+
+void
+ring_add_stretch(struct engine *engine, uint64_t end_lsn, uint32_t record_count)
+{
+    struct ring_stretch *stretches = engine->stretches;
+    uint32_t capacity = engine->stretch_capacity;
+
+    if (engine->stretch_count == capacity) {
+        uint32_t grown = capacity == 0 ? 256 : capacity * 2;
+
+        stretches = malloc(grown * sizeof(*stretches));
+        dl_assert(stretches != NULL);
+        for (uint32_t i = 0; i < capacity; i++)
+            stretches[i] = engine->stretches[(engine->stretch_head + i) & (capacity - 1)];
+        free(engine->stretches);
+        engine->stretches = stretches;
+        engine->stretch_head = 0;
+        engine->stretch_capacity = grown;
+    }
+    stretches[(engine->stretch_head + engine->stretch_count) & (engine->stretch_capacity - 1)] =
+        (struct ring_stretch){.end_lsn = end_lsn, .record_count = record_count};
+    engine->stretch_count++;
+    engine->ring_records += record_count;
+}
+
+void
+ring_set_tail(struct engine *engine, uint64_t lsn)
+{
+    dl_assert(lsn >= engine->tail);
+    dl_assert(lsn <= engine->acked_lsn);
+    engine->tail = lsn;
+    while (engine->stretch_count > 0) {
+        struct ring_stretch *first = &engine->stretches[engine->stretch_head];
+
+        if (first->end_lsn > lsn)
+            return;
+        dl_assert(engine->ring_records >= first->record_count);
+        engine->ring_records -= first->record_count;
+        engine->stretch_head = (engine->stretch_head + 1) & (engine->stretch_capacity - 1);
+        engine->stretch_count--;
+    }
+}
+
+uint64_t
+ring_records_below(const struct engine *engine, uint64_t lsn)
+{
+    uint64_t records = 0;
+
+    for (uint32_t i = 0; i < engine->stretch_count; i++) {
+        uint32_t idx = (engine->stretch_head + i) & (engine->stretch_capacity - 1);
+
+        if (engine->stretches[idx].end_lsn > lsn)
+            break;
+        records += engine->stretches[idx].record_count;
+    }
+    return records;
+}
+
+/* --- groups as objects --- */
+
+static struct group *
+group_create(struct engine *engine)
+{
+    struct list *node = list_pop_front(&engine->groups_free);
+    struct group *group;
+
+    if (node != NULL)
+        return list_entry(node, struct group, node);
+    group = calloc(1, sizeof(*group));
+    dl_assert(group != NULL);
+    group->buffer = aligned_alloc(UNIT_BYTES, JOURNAL_BYTES_MAX);
+    dl_assert(group->buffer != NULL);
+    group->engine = engine;
+    list_init(&group->ops);
+    return group;
+}
+
+static void
+group_release(struct engine *engine, struct group *group)
+{
+    dl_assert(list_is_empty(&group->ops));
+    dl_assert(group->ios_pending == 0);
+    if (group->failing)
+        engine->failed_count--;
+    group->failing = false;
+    list_remove(&group->node);
+    vec_clear(&group->freed);
+    vec_clear(&group->failed);
+    list_push_back(&engine->groups_free, &group->node);
+}
+
+static void
+group_free_list(struct list *groups)
+{
+    while (!list_is_empty(groups)) {
+        struct group *group = list_entry(list_pop_front(groups), struct group, node);
+
+        vec_fini(&group->freed);
+        vec_fini(&group->failed);
+        free(group->ios);
+        free(group->iovs);
+        free(group->buffer);
+        free(group);
+    }
+}
+
+void
+group_free_all(struct engine *engine)
+{
+    group_free_list(&engine->groups);
+    group_free_list(&engine->groups_free);
+}
+
+/* --- compose --- */
+
+static bool
+op_has_blocks(const struct op *op)
+{
+    return op->kind == RECORD_WRITE || op->kind == RECORD_ZERO;
+}
+
+/* Blocks that the op may give up when it is applied. */
+static uint32_t
+op_debt(const struct op *op)
+{
+    if (op->barrier)
+        return 0;
+    if (op_has_blocks(op))
+        return op->write->length_sectors;
+    return op->kind == RECORD_CLEAR ? LEAF_SECTORS : 0;
+}
+
+static uint32_t
+op_record_bytes(const struct op *op)
+{
+    if (op->barrier)
+        return 0;
+    if (op->kind == RECORD_WRITE)
+        return journal_record_bytes(op->kind, op->extent_count, op->write->length_sectors);
+    return journal_record_bytes(op->kind, op->extent_count, 0);
+}
+
+static struct group *
+group_of_lsn(struct engine *engine, uint64_t lsn)
+{
+    struct group *group;
+
+    list_for_each_entry (group, &engine->groups, node)
+        if (group->lsn == lsn)
+            return group;
+    dl_unreachable();
+}
+
+static void
+compose_write(struct journal_compose *compose, struct op *op)
+{
+    const struct store_write *write = op->write;
+    struct journal_record record = {
+        .kind = op->kind,
+        .local_id = op->chunk->chunk->local_id,
+        .number = write->config_epoch,
+        .version = write->version,
+        .stable_version = write->stable_version,
+        .birth = write->birth,
+        .offset_sectors = write->offset_sectors,
+        .length_sectors = write->length_sectors,
+    };
+
+    op->record_idx = journal_put_write(compose, &record, op->extents, op->extent_count,
+                                       write->crcs);
+}
+
+static void
+compose_runs(struct journal_compose *compose, const struct op *op)
+{
+    journal_put_runs_begin(compose, op->kind);
+    for (uint32_t i = 0; i < op->extent_count; i++) {
+        uint32_t put = journal_put_run(compose, op->extents[i].block, op->extents[i].count);
+
+        dl_assert(put == op->extents[i].count);
+    }
+    journal_put_runs_end(compose);
+}
+
+static void
+compose_other(struct journal_compose *compose, struct op *op)
+{
+    struct journal_record record = {.kind = op->kind, .number = op->number, .lsn = op->lsn};
+    const struct store_change *change = op->change;
+
+    if (op->chunk != NULL) {
+        record.local_id = op->chunk->chunk->local_id;
+        record.key = op->chunk->chunk->key;
+    }
+    if (op->kind == RECORD_STABLE)
+        record.stable_version = change->stable_version;
+    if (op->kind == RECORD_FENCE)
+        record.key.volume = change->key.volume;
+    op->record_idx = journal_put(compose, &record);
+}
+
+/* Put the op's record into the group. */
+static void
+group_take_op(struct engine *engine, struct group *group, struct journal_compose *compose,
+              struct op *op)
+{
+    uint32_t debt = op_debt(op);
+
+    list_remove(&op->node);
+    list_push_back(&group->ops, &op->node);
+    group->debt_sectors += debt;
+    engine->debt_sectors += debt;
+    if (op->barrier)
+        return;
+    if (op_has_blocks(op)) {
+        compose_write(compose, op);
+    } else if (op->kind == RECORD_BAD) {
+        compose_runs(compose, op);
+    } else {
+        compose_other(compose, op);
+    }
+    if (op->kind == RECORD_ABORT) {
+        struct group *target = group_of_lsn(engine, op->lsn);
+
+        dl_assert(target->aborts_missing > 0);
+        target->aborts_missing--;
+        target->aborts_lsn = group->lsn;
+    }
+}
+
+/* Aborts and bad blocks: before anything else. */
+static void
+group_take_urgent(struct engine *engine, struct group *group, struct journal_compose *compose,
+                  struct journal_header *header)
+{
+    while (!list_is_empty(&engine->urgent)) {
+        struct op *op = list_first_entry(&engine->urgent, struct op, node);
+
+        if (op_record_bytes(op) > journal_room_bytes(compose))
+            return;
+        if (op->kind == RECORD_ABORT)
+            header->flags |= JOURNAL_HAS_ABORT;
+        group_take_op(engine, group, compose, op);
+    }
+}
+
+/* Requests in the order of their start; FREE runs that wait get up to half of the block. */
+static void
+group_take_ready(struct engine *engine, struct group *group, struct journal_compose *compose)
+{
+    uint64_t free_bytes = engine->alloc.queued_blocks * sizeof(struct extent_disk) +
+                          sizeof(struct record_extents_disk);
+    uint32_t kept = free_bytes < compose->capacity_bytes / 2 ? (uint32_t)free_bytes
+                                                             : compose->capacity_bytes / 2;
+
+    while (!list_is_empty(&engine->ready)) {
+        struct op *op = list_first_entry(&engine->ready, struct op, node);
+        uint32_t room = journal_room_bytes(compose);
+
+        /* The largest record fits into the smallest block, but perhaps not beside all the others. */
+        if (op_record_bytes(op) + (list_is_empty(&group->ops) ? 0 : kept) > room)
+            return;
+        if (!list_is_empty(&group->ops) && !ring_admits(engine, op_debt(op)))
+            return;
+        group_take_op(engine, group, compose, op);
+    }
+}
+
+static void
+group_take_freed(struct engine *engine, struct group *group, struct journal_compose *compose)
+{
+    struct extent run;
+
+    if (journal_room_bytes(compose) <
+        sizeof(struct record_extents_disk) + sizeof(struct extent_disk))
+        return;
+    journal_put_runs_begin(compose, RECORD_FREE);
+    while (alloc_queue_peek(&engine->alloc, &run)) {
+        uint32_t put = journal_put_run(compose, run.block, run.count);
+        int err;
+
+        if (put == 0)
+            break;
+        alloc_queue_pop(&engine->alloc, put);
+        err = vec_push(&group->freed, ((struct extent){.block = run.block, .count = put}));
+        dl_assert(err == 0);
+    }
+    journal_put_runs_end(compose);
+}
+
+/* --- submit --- */
+
+static void group_io_done(struct group *group);
+
+static void
+group_on_data(struct disk_io *io, int result)
+{
+    struct data_io *data = list_entry(io, struct data_io, io);
+    struct group *group = data->group;
+
+    if (result < 0) {
+        int err = vec_push(&group->failed, data->extent);
+
+        dl_assert(err == 0);
+        group->engine->counters.data_write_errors++;
+        group->engine->stats.media_errors++;
+    }
+    group_io_done(group);
+}
+
+static void
+group_on_journal(struct disk_io *io, int result)
+{
+    struct group *group = list_entry(io, struct group, journal_io);
+    struct engine *engine = group->engine;
+
+    if (result < 0) {
+        engine->stats.media_errors++;
+        engine_fail(engine, -DL_E_MEDIA_WRITE);
+    }
+    group_io_done(group);
+}
+
+static void
+group_reserve_ios(struct group *group, uint32_t extent_count)
+{
+    if (group->io_capacity < extent_count) {
+        free(group->ios);
+        free(group->iovs);
+        group->io_capacity = extent_count * 2;
+        group->ios = malloc(group->io_capacity * sizeof(struct data_io));
+        group->iovs = malloc(group->io_capacity * sizeof(struct iovec));
+        dl_assert(group->ios != NULL && group->iovs != NULL);
+    }
+    group->io_count = 0;
+    group->iov_count = 0;
+}
+
+/* One more run of data, joined to the last one where the disk allows. */
+static void
+group_add_data(struct group *group, struct extent extent, const uint8_t *payload)
+{
+    struct data_io *last = group->io_count > 0 ? &group->ios[group->io_count - 1] : NULL;
+    struct iovec *iov = &group->iovs[group->iov_count++];
+
+    dl_assert(group->iov_count <= group->io_capacity);
+    iov->iov_base = (void *)(uintptr_t)payload;
+    iov->iov_len = (size_t)extent.count * BLOCK_BYTES;
+    if (last != NULL && last->extent.block + last->extent.count == extent.block &&
+        last->extent.count + extent.count <= DATA_IO_BLOCKS_MAX) {
+        last->extent.count += extent.count;
+        last->io.iov_count++;
+        return;
+    }
+    group->ios[group->io_count++] = (struct data_io){
+        .io = {.kind = DISK_WRITE,
+               .iov = iov,
+               .iov_count = 1,
+               .offset_bytes = engine_block_offset(group->engine, extent.block),
+               .on_done = group_on_data},
+        .engine = group->engine,
+        .group = group,
+        .extent = extent,
+    };
+}
+
+static void
+group_collect_data(struct group *group)
+{
+    uint32_t extent_count = 0;
+    struct op *op;
+
+    list_for_each_entry (op, &group->ops, node)
+        if (op->kind == RECORD_WRITE && !op->joined && !op->barrier)
+            extent_count += op->extent_count;
+    group_reserve_ios(group, extent_count);
+    list_for_each_entry (op, &group->ops, node) {
+        const uint8_t *payload;
+
+        if (op->kind != RECORD_WRITE || op->joined || op->barrier)
+            continue;
+        payload = op->write->payload;
+        for (uint32_t i = 0; i < op->extent_count; i++) {
+            group_add_data(group, op->extents[i], payload);
+            payload += (size_t)op->extents[i].count * BLOCK_BYTES;
+        }
+    }
+}
+
+static void
+group_submit(struct engine *engine, struct group *group)
+{
+    struct disk_io *io = &group->journal_io;
+    uint64_t place = group->lsn % engine->ring_units;
+
+    group_collect_data(group);
+    group->ios_pending = group->io_count + 1;
+    io->kind = DISK_WRITE;
+    io->iov_one.iov_base = group->buffer;
+    io->iov_one.iov_len = (size_t)group->units * UNIT_BYTES;
+    io->iov = &io->iov_one;
+    io->iov_count = 1;
+    io->offset_bytes = engine->superblock.geometry.ring_offset + place * UNIT_BYTES;
+    io->on_done = group_on_journal;
+    for (uint32_t i = 0; i < group->io_count; i++) {
+        engine->stats.device_bytes_data += (uint64_t)group->ios[i].extent.count * BLOCK_BYTES;
+        disk_submit(engine->disk, &group->ios[i].io);
+    }
+    engine->stats.device_bytes_journal += io->iov_one.iov_len;
+    engine->stats.journal_blocks++;
+    disk_submit(engine->disk, io);
+}
+
+/* --- close --- */
+
+static void
+group_start(struct engine *engine, struct group *group)
+{
+    group->state = GROUP_WRITING;
+    group->lsn = engine->next_lsn;
+    group->mark = engine->acked_lsn;
+    group->debt_sectors = 0;
+    group->aborts_missing = 0;
+    group->aborts_lsn = 0;
+    list_push_back(&engine->groups, &group->node);
+}
+
+/* Compose and submit a group of at most capacity_units; with the requests that are ready, or without. */
+static void
+group_close(struct engine *engine, uint32_t capacity_units, bool with_requests)
+{
+    struct group *group = group_create(engine);
+    struct journal_header header = {.incarnation = engine->superblock.incarnation,
+                                    .lsn = engine->next_lsn,
+                                    .mark = engine->acked_lsn,
+                                    .tail = engine->tail};
+    struct journal_compose compose;
+    bool nothing_asked;
+
+    memcpy(header.disk_uuid, engine->superblock.disk_uuid, sizeof(header.disk_uuid));
+    group_start(engine, group);
+    journal_compose_init(&compose, group->buffer, capacity_units * UNIT_BYTES);
+    group_take_urgent(engine, group, &compose, &header);
+    if (with_requests)
+        group_take_ready(engine, group, &compose);
+    nothing_asked = compose.record_count == 0;
+    group_take_freed(engine, group, &compose);
+    group->units = journal_compose_seal(&compose, &header);
+    group->record_count = nothing_asked ? 0 : compose.record_count;
+    engine->next_lsn += group->units;
+    engine->composed_mark = group->mark;
+    engine->want_mark = false;
+    engine->unflushed_count++;
+    engine->counters.groups++;
+    engine->counters.mark_blocks += nothing_asked;
+    engine->counters.ring_wraps += group->lsn % engine->ring_units == 0 &&
+                                   group->lsn > engine->ring_units;
+    ring_add_stretch(engine, engine->next_lsn, compose.record_count);
+    dl_trace("group", "close lsn %lu units %u records %u mark %lu", group->lsn, group->units,
+             compose.record_count, group->mark);
+    group_submit(engine, group);
+}
+
+static void
+throttle_on_timer(struct env_timer *timer)
+{
+    struct engine *engine = list_entry(timer, struct engine, throttle_timer);
+
+    engine->throttle_passed = true;
+    engine_kick(engine);
+}
+
+/* From three quarters of the ring on each group of requests waits a little, longer the fuller the ring is. */
+static bool
+group_is_throttled(struct engine *engine)
+{
+    uint32_t fill = engine_fill_permille(engine);
+
+    if (fill < 750 || engine->throttle_passed || engine->stopping)
+        return false;
+    if (!env_timer_armed(&engine->throttle_timer)) {
+        engine->throttle_timer.fn = throttle_on_timer;
+        engine->counters.throttles++;
+        env_timer_start(engine->env, &engine->throttle_timer, (fill - 749) * THROTTLE_NS_MAX / 250);
+    }
+    return true;
+}
+
+/* Are there requests, and may they go into a group now? */
+static bool
+group_may_take_requests(struct engine *engine)
+{
+    if (list_is_empty(&engine->ready)) {
+        engine->client_blocked = false;
+        return false;
+    }
+    engine->client_blocked = !ring_admits(
+        engine, op_debt(list_first_entry(&engine->ready, struct op, node)));
+    if (engine->client_blocked) {
+        engine->counters.ring_full_waits++;
+        return false;
+    }
+    return !group_is_throttled(engine);
+}
+
+static bool
+group_window_is_open(const struct engine *engine)
+{
+    if (engine->stopped != 0 || engine->unflushed_count >= JOURNAL_WINDOW)
+        return false;
+    if (engine->failed_count > 0)
+        return engine->unflushed_count == 0 && !list_is_empty(&engine->urgent);
+    return true;
+}
+
+static bool
+group_try_close(struct engine *engine)
+{
+    uint64_t to_end = engine->ring_units - engine->next_lsn % engine->ring_units;
+    uint64_t room = engine->tail + engine->ring_units - engine->next_lsn;
+    uint64_t capacity = engine->group_units_max;
+    bool requests, inner;
+
+    if (!group_window_is_open(engine))
+        return false;
+    requests = group_may_take_requests(engine);
+    inner = !list_is_empty(&engine->urgent) || engine->want_mark || writeback_wants_block(engine);
+    if (!requests && !inner)
+        return false;
+    capacity = capacity < to_end ? capacity : to_end;
+    capacity = capacity < room ? capacity : room;
+    if (capacity == 0) {
+        /* Invariant 6 keeps this from happening; if it does all the same, the disk is left as it is. */
+        dl_trace("group", "ring is full: tail %lu next %lu", engine->tail, engine->next_lsn);
+        return false;
+    }
+    if (requests)
+        engine->throttle_passed = false;
+    group_close(engine, (uint32_t)capacity, requests);
+    return true;
+}
+
+void
+group_close_all(struct engine *engine)
+{
+    while (group_try_close(engine))
+        ;
+}
+
+/* --- a data write failed --- */
+
+void
+group_queue_bad(struct engine *engine, struct extent extent)
+{
+    struct op *op = op_create(engine, RECORD_BAD, NULL);
+
+    op_set_extents(engine, op, &extent, 1);
+    list_push_back(&engine->urgent, &op->node);
+}
+
+static bool
+extent_overlaps(struct extent a, struct extent b)
+{
+    return a.block < b.block + b.count && b.block < a.block + a.count;
+}
+
+static bool
+op_has_failed(const struct group *group, const struct op *op)
+{
+    if (op->kind != RECORD_WRITE || op->joined || op->barrier)
+        return false;
+    for (size_t i = 0; i < group->failed.count; i++)
+        for (uint32_t j = 0; j < op->extent_count; j++)
+            if (extent_overlaps(group->failed.items[i], op->extents[j]))
+                return true;
+    return false;
+}
+
+/* The record may be on the disk, and its data may even be there: it must be said durably that it never happened. */
+static void
+group_abort_op(struct engine *engine, struct group *group, struct op *op)
+{
+    struct op *abort_op = op_create(engine, RECORD_ABORT, NULL);
+
+    op->aborted = true;
+    group->aborts_missing++;
+    abort_op->lsn = group->lsn;
+    abort_op->number = op->record_idx;
+    list_push_back(&engine->urgent, &abort_op->node);
+    engine->counters.aborts++;
+    write_retry(engine, op, abort_op);
+}
+
+static void
+group_abort_failed(struct engine *engine, struct group *group)
+{
+    struct op *op;
+
+    group->failing = true;
+    engine->failed_count++;
+    for (size_t i = 0; i < group->failed.count; i++)
+        group_queue_bad(engine, group->failed.items[i]);
+    list_for_each_entry (op, &group->ops, node)
+        if (op_has_failed(group, op))
+            group_abort_op(engine, group, op);
+    dl_assert(group->aborts_missing > 0);
+}
+
+/* The blocks of an aborted record that are not bad. */
+static void
+group_return_aborted(struct engine *engine, const struct group *group, struct op *op)
+{
+    for (uint32_t i = 0; i < op->extent_count; i++) {
+        for (uint32_t j = 0; j < op->extents[i].count; j++) {
+            struct extent block = {.block = op->extents[i].block + j, .count = 1};
+            bool bad = false;
+
+            for (size_t k = 0; k < group->failed.count; k++)
+                bad = bad || extent_overlaps(group->failed.items[k], block);
+            if (!bad)
+                alloc_return(&engine->alloc, block.block, 1);
+        }
+    }
+    op->extent_count = 0;
+}
+
+/* --- acknowledge --- */
+
+static void
+group_apply_freed(struct engine *engine, struct group *group)
+{
+    bool reads = !list_is_empty(&engine->reads);
+
+    for (size_t i = 0; i < group->freed.count; i++) {
+        struct extent run = group->freed.items[i];
+
+        alloc_free_durable(&engine->alloc, run.block, run.count, reads, engine->read_seq);
+        apply_bitmap(engine, run.block, group->lsn);
+        engine->counters.blocks_freed += run.count;
+    }
+}
+
+/* Apply all of the group; its ops go to `done`, to be finished when everything is in order. */
+static void
+group_ack(struct engine *engine, struct group *group, struct list *done)
+{
+    dl_assert(group->lsn == engine->acked_lsn);
+    dl_assert(engine->debt_sectors >= group->debt_sectors);
+    engine->debt_sectors -= group->debt_sectors;
+    while (!list_is_empty(&group->ops)) {
+        struct op *op = list_first_entry(&group->ops, struct op, node);
+
+        if (op->aborted)
+            group_return_aborted(engine, group, op);
+        else
+            apply_op(engine, op, group->lsn);
+        list_remove(&op->node);
+        list_push_back(done, &op->node);
+    }
+    group_apply_freed(engine, group);
+    engine->acked_lsn = group->lsn + group->units;
+    if (group->record_count > 0) {
+        engine->records_lsn = engine->acked_lsn;
+        engine->active_ns = env_now_ns(engine->env);
+    }
+    if (group->mark > engine->durable_mark)
+        engine->durable_mark = group->mark;
+    engine->stats.groups_acknowledged++;
+    group_release(engine, group);
+}
+
+static void
+group_finish_ops(struct engine *engine, struct list *done)
+{
+    while (!list_is_empty(done)) {
+        struct op *op = list_entry(list_pop_front(done), struct op, node);
+
+        if (op->change != NULL && !change_is_done(engine, op)) {
+            list_push_back(&engine->barriers_waiting, &op->node);
+            continue;
+        }
+        op_finish(engine, op, op->err);
+    }
+}
+
+/* The last group up to which all may be acknowledged (invariant 3); NULL: none. */
+static struct group *
+group_last_ackable(struct engine *engine)
+{
+    struct group *group, *last = NULL;
+    uint64_t needed_lsn = 0;
+
+    list_for_each_entry (group, &engine->groups, node) {
+        if (group->state != GROUP_DURABLE || group->aborts_missing > 0)
+            break;
+        if (group->aborts_lsn > needed_lsn)
+            needed_lsn = group->aborts_lsn;
+        if (needed_lsn <= group->lsn)
+            last = group;
+    }
+    return last;
+}
+
+static void
+group_ack_all(struct engine *engine)
+{
+    struct group *last = group_last_ackable(engine);
+    uint64_t last_lsn;
+    struct list done;
+
+    if (last == NULL)
+        return;
+    list_init(&done);
+    last_lsn = last->lsn;
+    while (engine->acked_lsn <= last_lsn)
+        group_ack(engine, list_first_entry(&engine->groups, struct group, node), &done);
+    engine_arm_idle(engine);
+    group_finish_ops(engine, &done);
+}
+
+/* --- flush --- */
+
+static void
+group_set_durable(struct engine *engine, struct group *group)
+{
+    dl_assert(engine->unflushed_count > 0);
+    group->state = GROUP_DURABLE;
+    engine->unflushed_count--;
+}
+
+static void group_flush(struct engine *engine);
+
+static void
+group_on_flush(struct disk_io *io, int result)
+{
+    struct engine *engine = list_entry(io, struct engine, flush_io);
+    struct group *group;
+
+    engine->flushing = false;
+    /* Never tried again: after a failed flush nobody knows what the disk has dropped. */
+    if (result < 0) {
+        engine->stats.media_errors++;
+        engine_fail(engine, -DL_E_MEDIA_WRITE);
+    }
+    if (engine->stopped == 0) {
+        list_for_each_entry (group, &engine->groups, node)
+            if (group->state == GROUP_FLUSHING)
+                group_set_durable(engine, group);
+        group_ack_all(engine);
+        group_flush(engine);
+    }
+    engine_kick(engine);
+}
+
+static void
+group_flush(struct engine *engine)
+{
+    struct group *group;
+    bool any = false;
+
+    if (engine->flushing)
+        return;
+    list_for_each_entry (group, &engine->groups, node) {
+        if (group->state == GROUP_WRITTEN) {
+            group->state = GROUP_FLUSHING;
+            any = true;
+        }
+    }
+    if (!any)
+        return;
+    engine->flushing = true;
+    engine->flush_io = (struct disk_io){.kind = DISK_FLUSH, .on_done = group_on_flush};
+    engine->stats.flushes++;
+    disk_submit(engine->disk, &engine->flush_io);
+}
+
+/* The store has stopped: what the group's requesters get is the reason. */
+static void
+group_abandon(struct engine *engine, struct group *group)
+{
+    struct list ops;
+
+    list_init(&ops);
+    list_splice_back(&ops, &group->ops);
+    group_release(engine, group);
+    while (!list_is_empty(&ops))
+        op_finish(engine, list_entry(list_pop_front(&ops), struct op, node), engine->stopped);
+}
+
+void
+group_fail_all(struct engine *engine)
+{
+    struct group *group, *next;
+
+    dl_assert(engine->stopped != 0);
+    list_for_each_entry_safe (group, next, &engine->groups, node)
+        if (group->ios_pending == 0)
+            group_abandon(engine, group);
+}
+
+static void
+group_io_done(struct group *group)
+{
+    struct engine *engine = group->engine;
+
+    dl_assert(group->ios_pending > 0);
+    if (--group->ios_pending > 0)
+        return;
+    if (engine->stopped != 0) {
+        group_abandon(engine, group);
+        engine_kick(engine);
+        return;
+    }
+    if (group->failed.count > 0)
+        group_abort_failed(engine, group);
+    group->state = GROUP_WRITTEN;
+    if (engine->disk->write_through) {
+        group_set_durable(engine, group);
+        group_ack_all(engine);
+    } else {
+        group_flush(engine);
+    }
+    engine_kick(engine);
+}

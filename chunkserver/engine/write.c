@@ -1,0 +1,520 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * write.c: a write from its start until it is ready for a group, and its end.
+ *
+ *     start --> blocks handed out --> up to 64 KiB: ready
+ *       |                        `--> larger: data I/O --> ready        (slow: what starts later may overtake it)
+ *       |--> no room: an overwrite may take the reserve; the leaf must be read to know    (slow)
+ *       `--> durable already, or a duplicate of one in flight
+ *
+ * Invariants:
+ * 1. Everything that engine.slow holds was accepted, and is not acknowledged; fences and epochs that were started later
+ *    wait for it.
+ * 2. A chunk that is being deleted gets no new record but CLEARs: requests see an unknown chunk from the start of the
+ *    deletion, and a slow write looks again before it becomes ready.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "chunkserver/engine/engine_private.h"
+
+/* --- ops --- */
+
+struct op *
+op_create(struct engine *engine, enum record_kind kind, struct engine_chunk *chunk)
+{
+    struct op *op = freelist_take(&engine->ops);
+
+    memset(op, 0, sizeof(*op));
+    op->kind = kind;
+    op->chunk = chunk;
+    op->extents = op->extents_inline;
+    op->start_seq = ++engine->start_seq;
+    list_init(&op->node);
+    list_init(&op->duplicates);
+    list_init(&op->chunk_node);
+    list_init(&op->slow_node);
+    if (chunk != NULL)
+        chunk->refs++;
+    return op;
+}
+
+void
+op_destroy(struct engine *engine, struct op *op)
+{
+    dl_assert(list_is_empty(&op->duplicates));
+    dl_assert(!list_is_linked(&op->node));
+    if (list_is_linked(&op->chunk_node))
+        list_remove(&op->chunk_node);
+    if (list_is_linked(&op->slow_node))
+        list_remove(&op->slow_node);
+    if (op->extents != op->extents_inline)
+        freelist_give(&engine->extents, op->extents);
+    if (op->chunk != NULL) {
+        dl_assert(op->chunk->refs > 0);
+        op->chunk->refs--;
+    }
+    freelist_give(&engine->ops, op);
+}
+
+void
+op_ready(struct engine *engine, struct op *op)
+{
+    dl_assert(!list_is_linked(&op->node));
+    list_push_back(&engine->ready, &op->node);
+}
+
+void
+op_set_extents(struct engine *engine, struct op *op, const struct extent *extents, uint32_t count)
+{
+    dl_assert(op->extent_count == 0);
+    dl_assert(count <= ALLOC_EXTENTS_MAX);
+    if (count > OP_EXTENTS_INLINE && op->extents == op->extents_inline)
+        op->extents = freelist_take(&engine->extents);
+    memcpy(op->extents, extents, count * sizeof(*extents));
+    op->extent_count = count;
+}
+
+void
+op_mark_slow(struct engine *engine, struct op *op)
+{
+    if (op->slow)
+        return;
+    op->slow = true;
+    list_push_back(&engine->slow, &op->slow_node);
+}
+
+/* Its blocks stand in no journal block. */
+static void
+op_return_blocks(struct engine *engine, struct op *op)
+{
+    for (uint32_t i = 0; i < op->extent_count; i++)
+        alloc_return(&engine->alloc, op->extents[i].block, op->extents[i].count);
+    op->extent_count = 0;
+}
+
+void
+op_finish(struct engine *engine, struct op *op, int err)
+{
+    struct store_write *write = op->write;
+    struct store_change *change = op->change;
+    bool slow = op->slow;
+    struct list duplicates;
+
+    list_init(&duplicates);
+    list_splice_back(&duplicates, &op->duplicates);
+    /* Only when the store has stopped: an acknowledged op's blocks are the leaf's. */
+    dl_assert(op->extent_count == 0 || engine->stopped != 0);
+    op_destroy(engine, op);
+    if (change != NULL)
+        engine_finish_change(engine, change, err);
+    if (write != NULL)
+        engine_finish_write(engine, write, err);
+    while (!list_is_empty(&duplicates))
+        engine_finish_write(engine,
+                            list_entry(list_pop_front(&duplicates), struct store_write, node), err);
+    if (slow)
+        change_check_waiting(engine);
+}
+
+/* --- blocks --- */
+
+/*
+ * What the write would give up makes up for what it takes.  1: it is an overwrite of data with the same birth; 0: not;
+ * -1: a leaf must be read to know, and the op waits for it.
+ */
+static int
+write_is_overwrite(struct engine *engine, struct op *op)
+{
+    const struct store_write *write = op->write;
+    uint32_t end = write->offset_sectors + write->length_sectors;
+
+    for (uint32_t sector = write->offset_sectors; sector < end; sector++) {
+        uint32_t number = sector / LEAF_SECTORS;
+        const struct leaf_sector *old;
+        struct leaf *leaf;
+
+        if (number >= op->chunk->leaf_count)
+            return 0;
+        leaf = leaf_get(engine, op->chunk, number);
+        if (leaf->state == LEAF_CORRUPT)
+            return 0;
+        if (leaf->state != LEAF_LOADED) {
+            leaf_wait(engine, leaf, &op->waiter);
+            return -1;
+        }
+        old = &leaf->sectors[sector % LEAF_SECTORS];
+        if (leaf_sector_kind(old) != SECTOR_DATA || old->birth != write->birth)
+            return 0;
+    }
+    return 1;
+}
+
+static bool
+write_take_blocks(struct engine *engine, struct op *op, bool use_reserve)
+{
+    const struct store_write *write = op->write;
+    struct extent extents[ALLOC_EXTENTS_MAX];
+    enum alloc_kind kind = write->length_sectors >= ALLOC_LARGE_BLOCKS ? ALLOC_LARGE : ALLOC_SMALL;
+    uint32_t count = alloc_take(&engine->alloc, kind, write->length_sectors, use_reserve, extents);
+
+    if (count == 0)
+        return false;
+    op_set_extents(engine, op, extents, count);
+    return true;
+}
+
+/* --- data ahead of the group --- */
+
+static void write_submit(struct engine *engine, struct op *op);
+
+/* Again with other blocks, or the end: no record names the old ones. */
+static void
+write_joined_failed(struct engine *engine, struct op *op)
+{
+    if (++op->attempts < WRITE_ATTEMPTS_MAX && write_take_blocks(engine, op, true)) {
+        write_submit(engine, op);
+        return;
+    }
+    op_finish(engine, op, -DL_E_MEDIA_WRITE);
+}
+
+static void
+write_joined_done(struct engine *engine, struct op *op)
+{
+    if (engine->stopped != 0) {
+        op_finish(engine, op, engine->stopped);
+    } else if (op->chunk->chunk->state == CHUNK_DELETING) {
+        op_return_blocks(engine, op);
+        op_finish(engine, op, -DL_E_CHUNK_DELETED);
+    } else if (op->extent_count == 0) {
+        write_joined_failed(engine, op);
+    } else {
+        op_ready(engine, op);
+    }
+    engine_kick(engine);
+}
+
+/* One run failed: the good ones are free again, the bad one never; then the op has no blocks. */
+static void
+write_joined_drop(struct engine *engine, struct op *op)
+{
+    for (uint32_t i = 0; i < op->extent_count; i++) {
+        if (op->extents[i].count == 0)
+            continue;
+        alloc_return(&engine->alloc, op->extents[i].block, op->extents[i].count);
+    }
+    op->extent_count = 0;
+}
+
+static void
+write_on_data(struct disk_io *io, int result)
+{
+    struct data_io *data = list_entry(io, struct data_io, io);
+    struct engine *engine = data->engine;
+    struct op *op = data->op;
+
+    if (result < 0) {
+        engine->counters.data_write_errors++;
+        engine->stats.media_errors++;
+        group_queue_bad(engine, data->extent);
+        for (uint32_t i = 0; i < op->extent_count; i++)
+            if (op->extents[i].block == data->extent.block)
+                op->extents[i].count = 0;
+        op->io_failed = true;
+    }
+    freelist_give(&engine->data_ios, data);
+    dl_assert(op->ios_pending > 0);
+    if (--op->ios_pending > 0)
+        return;
+    if (op->io_failed)
+        write_joined_drop(engine, op);
+    op->io_failed = false;
+    write_joined_done(engine, op);
+}
+
+static void
+write_submit_data(struct engine *engine, struct op *op)
+{
+    uint8_t *payload = (uint8_t *)(uintptr_t)op->write->payload;
+    uint32_t extent_count = op->extent_count;
+
+    op->joined = true;
+    op->ios_pending = extent_count;
+    for (uint32_t i = 0; i < extent_count; i++) {
+        struct data_io *data = freelist_take(&engine->data_ios);
+        struct extent extent = op->extents[i];
+        size_t bytes = (size_t)extent.count * BLOCK_BYTES;
+
+        *data = (struct data_io){.engine = engine, .op = op, .extent = extent};
+        data->io.kind = DISK_WRITE;
+        data->io.iov_one = (struct iovec){.iov_base = payload, .iov_len = bytes};
+        data->io.iov = &data->io.iov_one;
+        data->io.iov_count = 1;
+        data->io.offset_bytes = engine_block_offset(engine, extent.block);
+        data->io.on_done = write_on_data;
+        engine->stats.device_bytes_data += bytes;
+        payload += bytes;
+        disk_submit(engine->disk, &data->io);
+    }
+}
+
+/* The op has its blocks. */
+static void
+write_submit(struct engine *engine, struct op *op)
+{
+    engine->counters.blocks_allocated += op->kind == RECORD_WRITE ? op->write->length_sectors : 0;
+    if (op->kind == RECORD_ZERO || op->write->length_sectors <= LARGE_WRITE_SECTORS) {
+        op_ready(engine, op);
+        return;
+    }
+    op_mark_slow(engine, op);
+    write_submit_data(engine, op);
+}
+
+/* --- a record was aborted --- */
+
+static struct op *
+write_op_create(struct engine *engine, struct engine_chunk *chunk, struct store_write *write)
+{
+    struct op *op = op_create(engine, write->zero ? RECORD_ZERO : RECORD_WRITE, chunk);
+
+    op->write = write;
+    list_push_back(&chunk->writes, &op->chunk_node);
+    return op;
+}
+
+void
+write_retry(struct engine *engine, struct op *op, struct op *abort_op)
+{
+    struct store_write *write = op->write;
+    struct op *again;
+
+    op->write = NULL;
+    list_remove(&op->chunk_node);
+    again = write_op_create(engine, op->chunk, write);
+    again->attempts = (uint8_t)(op->attempts + 1);
+    again->start_seq = op->start_seq;
+    op_mark_slow(engine, again);
+    list_splice_back(&again->duplicates, &op->duplicates);
+    if (again->chunk->chunk->state == CHUNK_DELETING)
+        again->err = -DL_E_CHUNK_DELETED;
+    else if (again->attempts >= WRITE_ATTEMPTS_MAX || !write_take_blocks(engine, again, true))
+        again->err = -DL_E_MEDIA_WRITE;
+    if (again->err == 0) {
+        write_submit(engine, again);
+        return;
+    }
+    /* Nothing is left to try.  The requester must not hear of it while a crash could still bring the record to life. */
+    abort_op->write = write;
+    abort_op->err = again->err;
+    list_splice_back(&abort_op->duplicates, &again->duplicates);
+    abort_op->start_seq = again->start_seq;
+    abort_op->chunk = again->chunk;
+    abort_op->chunk->refs++;
+    list_remove(&again->chunk_node);
+    list_push_back(&abort_op->chunk->writes, &abort_op->chunk_node);
+    op_mark_slow(engine, abort_op);
+    again->write = NULL;
+    op_destroy(engine, again);
+}
+
+/* --- start --- */
+
+/* No blocks to be had: help to make some free, so that the next one has better luck. */
+static void
+write_refuse_full(struct engine *engine, struct op *op)
+{
+    engine->counters.writes_refused_full++;
+    engine->want_mark = engine->want_mark || engine->alloc.queued_blocks > 0;
+    if (engine->debt_sectors > 0)
+        writeback_all(engine);
+    op->err = -DL_E_NO_SPACE;
+}
+
+/*
+ * Hand out blocks.  Returns false if the op waits for a leaf.  On true op->err says how it went.
+ */
+static bool
+write_find_room(struct engine *engine, struct op *op)
+{
+    int overwrite;
+
+    if (op->kind == RECORD_ZERO || write_take_blocks(engine, op, false))
+        return true;
+    overwrite = op->write->use_reserve ? 1 : write_is_overwrite(engine, op);
+    if (overwrite < 0)
+        return false;
+    if (overwrite > 0 && write_take_blocks(engine, op, true))
+        engine->counters.reserve_writes++;
+    else
+        write_refuse_full(engine, op);
+    return true;
+}
+
+/* Accepted: what refuses lower epochs and drops old pending writes may change at once, it is true whatever happens. */
+static void
+write_accept(struct engine *engine, struct op *op)
+{
+    struct chunk *chunk = op->chunk->chunk;
+    const struct store_write *write = op->write;
+
+    if (write->config_epoch > chunk->config_epoch)
+        chunk->config_epoch = write->config_epoch;
+    (void)chunk_stable_raise(chunk, write->stable_version);
+    if (write->version > op->chunk->version_max)
+        op->chunk->version_max = write->version;
+    write_submit(engine, op);
+}
+
+static void
+write_on_leaf(struct leaf_waiter *waiter, int err)
+{
+    struct op *op = list_entry(waiter, struct op, waiter);
+    struct engine *engine = op->chunk->engine;
+
+    (void)err; /* an unreadable leaf is no overwrite: write_is_overwrite() sees it */
+    if (engine->stopped != 0)
+        op->err = engine->stopped;
+    else if (op->chunk->chunk->state == CHUNK_DELETING)
+        op->err = -DL_E_CHUNK_DELETED;
+    else if (!write_find_room(engine, op))
+        return;
+    if (op->err != 0)
+        op_finish(engine, op, op->err);
+    else
+        write_accept(engine, op);
+    engine_kick(engine);
+}
+
+static int
+write_check(const struct engine *engine, const struct store_write *write)
+{
+    uint32_t length_max = write->zero ? CHUNK_SECTORS_MAX : STORE_IO_SECTORS_MAX;
+
+    if (engine->stopped != 0)
+        return engine->stopped;
+    if (write->length_sectors == 0 || write->length_sectors > length_max ||
+        write->offset_sectors >= CHUNK_SECTORS_MAX ||
+        write->length_sectors > CHUNK_SECTORS_MAX - write->offset_sectors || write->version == 0)
+        return -DL_E_RANGE;
+    return 0;
+}
+
+/* Was this very chunk deleted, so that the write is a late one?  Its successor has a higher config epoch. */
+static bool
+write_is_of_deleted(const struct engine *engine, const struct store_write *write)
+{
+    const struct engine_chunk *chunk;
+
+    list_for_each_entry (chunk, &engine->deletions, deletion_node)
+        if (memcmp(&chunk->chunk->key, &write->key, sizeof(write->key)) == 0 &&
+            write->config_epoch <= chunk->chunk->config_epoch)
+            return true;
+    return false;
+}
+
+struct engine_chunk *
+engine_chunk_create(struct engine *engine, const struct chunk_key *key, uint32_t incarnation,
+                    struct op **ret_op)
+{
+    struct engine_chunk *chunk = engine_chunk_add(engine, key, engine->local_id_next, incarnation);
+    struct op *op = op_create(engine, RECORD_CREATE, chunk);
+
+    op->number = incarnation;
+    op_ready(engine, op);
+    if (ret_op != NULL)
+        *ret_op = op;
+    return chunk;
+}
+
+static int
+write_find_chunk(struct engine *engine, const struct store_write *write,
+                 struct engine_chunk **ret_chunk)
+{
+    struct chunk *chunk = chunk_table_find(engine->chunks, &write->key);
+
+    if (chunk != NULL) {
+        *ret_chunk = engine_chunk_of(chunk);
+        return 0;
+    }
+    if (write_is_of_deleted(engine, write))
+        return -DL_E_CHUNK_DELETED;
+    if (!write->create)
+        return -DL_E_CHUNK_UNKNOWN;
+    /* Before the chunk is created: a refused write changes nothing. */
+    if (!write->zero &&
+        !alloc_has_room(&engine->alloc, write->length_sectors, write->use_reserve)) {
+        engine->counters.writes_refused_full++;
+        return -DL_E_NO_SPACE;
+    }
+    *ret_chunk = engine_chunk_create(engine, &write->key, write->config_epoch, NULL);
+    return 0;
+}
+
+/* The op of this version that is under way; NULL: none. */
+static struct op *
+write_find_twin(const struct engine_chunk *chunk, uint64_t version)
+{
+    struct op *op;
+
+    if (version > chunk->version_max)
+        return NULL;
+    list_for_each_entry (op, &chunk->writes, chunk_node)
+        if (op->write->version == version)
+            return op;
+    return NULL;
+}
+
+/* Returns whether the write has been dealt with: it is durable, or waits for the first of its version. */
+static bool
+write_is_duplicate(struct engine *engine, struct engine_chunk *chunk, struct store_write *write)
+{
+    struct op *twin = write_find_twin(chunk, write->version);
+
+    if (twin != NULL) {
+        list_push_back(&twin->duplicates, &write->node);
+    } else if (chunk_version_is_durable(chunk->chunk, write->version)) {
+        engine_finish_write_later(engine, write, 0);
+    } else {
+        return false;
+    }
+    engine->counters.writes_duplicate++;
+    return true;
+}
+
+void
+write_start(struct chunk_store *store, struct store_write *write)
+{
+    struct engine *engine = engine_of_store(store);
+    struct engine_chunk *chunk = NULL;
+    struct op *op;
+    int err = write_check(engine, write);
+
+    dl_assert(!engine->stopping);
+    list_init(&write->node);
+    engine->requests++;
+    if (err == 0)
+        err = write_find_chunk(engine, write, &chunk);
+    if (err == 0 && write_is_duplicate(engine, chunk, write))
+        return;
+    if (err == 0 && chunk->chunk->pending_count >= CHUNK_PENDING_MAX)
+        err = -DL_E_BUSY;
+    if (err != 0) {
+        engine_finish_write_later(engine, write, err);
+        return;
+    }
+    op = write_op_create(engine, chunk, write);
+    op->waiter.fn = write_on_leaf;
+    engine->counters.writes_small += write->length_sectors <= LARGE_WRITE_SECTORS && !write->zero;
+    engine->counters.writes_large += write->length_sectors > LARGE_WRITE_SECTORS && !write->zero;
+    if (!write_find_room(engine, op)) {
+        op_mark_slow(engine, op);
+    } else if (op->err != 0) {
+        engine_finish_write_later(engine, write, op->err);
+        op_destroy(engine, op);
+    } else {
+        write_accept(engine, op);
+    }
+    engine_kick(engine);
+}

@@ -1,0 +1,540 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * writeback.c: what differs from the index goes there, oldest first, so that the tail of the ring can move.
+ *
+ *     IDLE --> LOADING --> WAITING --> BATCH --> IDLE, or FLUSH --> IDLE
+ *       collect:  leaves     staged:     in the    tail = position
+ *       oldest    are read   bytes are   index     of the batch
+ *       first                fixed
+ *
+ * A thing is staged as it is at that moment, and leaves the dirty list; what changes it afterwards makes it dirty
+ * again.  So a leaf that changes with every group can be written back as well as any other.
+ *
+ * Invariants:
+ * 1. A batch enters the index only when every change in it lies below a mark in a durable journal block.  Replay trusts
+ *    what is below a mark, and may drop what is above: the index must not know more than the journal.
+ * 2. ... and when the FREE records of all blocks that its leaves gave up are durable: replay skips changes that
+ *    a stored leaf has, so nobody would give these blocks up again, and they would be lost.
+ * 3. A batch's position is the lowest recovery_lsn of what stays dirty, or the end of what is acknowledged: a crash that
+ *    keeps the batch replays all that it does not have.  Leaves and position share the batch.
+ * 4. The tail moves only when a flush that was started after the batch has completed: a crash may take the index back to
+ *    that flush, and then needs the journal from there.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "chunkserver/engine/engine_private.h"
+
+enum staged_kind { STAGED_PUT, STAGED_MERGE, STAGED_DELETE };
+
+/* --- staging: the batch's bytes, until it may enter the index --- */
+
+static void
+stage(struct engine *engine, enum staged_kind kind, const uint8_t *key, uint32_t key_bytes,
+      const void *value, uint32_t value_bytes)
+{
+    struct writeback *wb = &engine->writeback;
+    struct staged_op header = {
+        .kind = (uint8_t)kind, .key_bytes = (uint8_t)key_bytes, .value_bytes = value_bytes};
+    size_t bytes = sizeof(header) + key_bytes + value_bytes;
+    int err = vec_reserve(&wb->staged, wb->staged.count + bytes);
+    uint8_t *at;
+
+    dl_assert(err == 0);
+    dl_assert(key_bytes <= INDEX_KEY_BYTES_MAX);
+    at = wb->staged.items + wb->staged.count;
+    memcpy(at, &header, sizeof(header));
+    memcpy(at + sizeof(header), key, key_bytes);
+    if (value_bytes > 0)
+        memcpy(at + sizeof(header) + key_bytes, value, value_bytes);
+    wb->staged.count += bytes;
+}
+
+static void
+stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, uint32_t key_bytes)
+{
+    uint8_t value[LEAF_FRAGMENT_BYTES_MAX];
+
+    /*
+     * The stored part cannot be read.  What was written since is kept beside it; which blocks that gave up nobody
+     * knows, they stay in use.
+     */
+    for (const struct leaf_delta *delta = leaf->deltas; delta != NULL; delta = delta->next) {
+        if (delta->kind == SECTOR_HOLE) {
+            stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
+            continue;
+        }
+        stage(engine, STAGED_MERGE, key, key_bytes, value, leaf_encode_delta(delta, value));
+    }
+    leaf_drop_deltas(engine, leaf);
+}
+
+static void
+stage_leaf(struct engine *engine, struct leaf *leaf)
+{
+    struct writeback *wb = &engine->writeback;
+    uint8_t key[INDEX_KEY_BYTES_MAX], value[LEAF_FRAGMENT_BYTES_MAX];
+    uint32_t key_bytes = index_key_leaf(key, leaf->chunk->chunk->local_id, leaf->number);
+    bool whole = !leaf->stored || leaf->fragments >= LEAF_FRAGMENTS_MAX;
+
+    dl_assert(leaf->dirty.lsn >= leaf->stored_lsn);
+    if (leaf->state == LEAF_CORRUPT) {
+        stage_leaf_deltas(engine, leaf, key, key_bytes);
+    } else if (leaf_is_empty(leaf->sectors)) {
+        if (leaf->stored)
+            stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
+        engine->counters.leaves_deleted += leaf->stored;
+        leaf->stored = false;
+        leaf->fragments = 0;
+    } else {
+        uint32_t bytes = leaf_encode(leaf->sectors, leaf->changed, whole, leaf->dirty.lsn, value);
+
+        stage(engine, whole ? STAGED_PUT : STAGED_MERGE, key, key_bytes, value, bytes);
+        engine->counters.leaves_put += whole;
+        engine->counters.leaves_merged += !whole;
+        leaf->stored = true;
+        leaf->fragments = whole ? 1 : leaf->fragments + 1;
+    }
+    leaf->stored_lsn = leaf->dirty.lsn;
+    leaf->changed = 0;
+    leaf->staged = true;
+    if (leaf->needs_free_seq > wb->needs_free_seq)
+        wb->needs_free_seq = leaf->needs_free_seq;
+}
+
+static void
+stage_chunk(struct engine *engine, const struct engine_chunk *chunk)
+{
+    uint8_t key[INDEX_KEY_BYTES_MAX];
+    uint32_t key_bytes = index_key_id(key, INDEX_CHUNK, chunk->chunk->local_id);
+    size_t bytes = index_chunk_bytes(chunk->chunk);
+    uint8_t *value = malloc(bytes);
+
+    dl_assert(value != NULL);
+    index_chunk_encode(chunk, value);
+    stage(engine, STAGED_PUT, key, key_bytes, value, (uint32_t)bytes);
+    free(value);
+}
+
+static void
+stage_fence(struct engine *engine, const struct engine_volume *volume)
+{
+    uint8_t key[INDEX_KEY_BYTES_MAX];
+    uint32_t key_bytes = index_key_id(key, INDEX_FENCE, volume->volume->volume);
+    struct index_fence_disk value;
+    uint32_t bytes = index_fence_encode(volume->volume->lease_epoch, &value);
+
+    stage(engine, STAGED_PUT, key, key_bytes, &value, bytes);
+}
+
+static void
+stage_bitmap(struct engine *engine, const struct bitmap_page *page)
+{
+    uint32_t number = (uint32_t)(page - engine->pages);
+    uint8_t key[INDEX_KEY_BYTES_MAX];
+    uint32_t key_bytes = index_key_page(key, number);
+    struct index_bitmap_disk value;
+    uint32_t bytes = index_bitmap_encode(&engine->alloc, number, page->dirty.lsn, &value);
+
+    stage(engine, STAGED_PUT, key, key_bytes, &value, bytes);
+    engine->counters.bitmap_pages_put++;
+}
+
+static void
+stage_bad(struct engine *engine, const struct bad_block *bad)
+{
+    uint8_t key[INDEX_KEY_BYTES_MAX];
+    uint32_t key_bytes = index_key_id(key, INDEX_BAD, bad->block);
+    struct index_bad_disk value;
+    uint32_t bytes = index_bad_encode(bad->dirty.lsn, &value);
+
+    stage(engine, STAGED_PUT, key, key_bytes, &value, bytes);
+}
+
+static void
+stage_item(struct engine *engine, struct dirty *dirty)
+{
+    switch (dirty->kind) {
+    case DIRTY_LEAF:
+        stage_leaf(engine, list_entry(dirty, struct leaf, dirty));
+        break;
+    case DIRTY_CHUNK:
+        stage_chunk(engine, list_entry(dirty, struct engine_chunk, dirty));
+        break;
+    case DIRTY_FENCE:
+        stage_fence(engine, list_entry(dirty, struct engine_volume, dirty));
+        break;
+    case DIRTY_BITMAP:
+        stage_bitmap(engine, list_entry(dirty, struct bitmap_page, dirty));
+        break;
+    case DIRTY_BAD:
+        stage_bad(engine, list_entry(dirty, struct bad_block, dirty));
+        break;
+    }
+    if (dirty->lsn > engine->writeback.lsn_max)
+        engine->writeback.lsn_max = dirty->lsn;
+    list_remove(&dirty->node);
+}
+
+static void
+stage_forgotten(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    vec_for_each (forgotten, &wb->forgotten) {
+        uint8_t key[INDEX_KEY_BYTES_MAX];
+        uint32_t key_bytes = index_key_id(key, INDEX_CHUNK, (*forgotten)->chunk->local_id);
+
+        stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
+    }
+}
+
+static void
+stage_position(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+    struct index_position position = {.incarnation = engine->superblock.incarnation,
+                                      .lsn_highest = wb->lsn_max,
+                                      .local_id_next = engine->local_id_next};
+    struct index_position_disk value;
+    uint8_t key = INDEX_POSITION;
+
+    wb->batch_position = list_is_empty(&engine->dirty)
+                             ? engine->acked_lsn
+                             : list_first_entry(&engine->dirty, struct dirty, node)->recovery_lsn;
+    dl_assert(wb->batch_position <= engine->acked_lsn);
+    dl_assert(wb->batch_position >= engine->tail);
+    memcpy(position.disk_uuid, engine->superblock.disk_uuid, sizeof(position.disk_uuid));
+    position.position = wb->batch_position;
+    index_position_encode(&position, &value);
+    stage(engine, STAGED_PUT, &key, 1, &value, sizeof(value));
+}
+
+/* --- what goes next --- */
+
+static uint64_t
+first_recovery_lsn(const struct engine *engine)
+{
+    return list_is_empty(&engine->dirty)
+               ? UINT64_MAX
+               : list_first_entry(&engine->dirty, struct dirty, node)->recovery_lsn;
+}
+
+/* Up to where the tail is wanted, apart from what the ring's fill asks for. */
+static uint64_t
+wanted_position(const struct engine *engine)
+{
+    if (engine->client_blocked || engine->writeback.stopping)
+        return engine->acked_lsn;
+    return engine->writeback.target_lsn;
+}
+
+/* Is there a reason to write back now? */
+static bool
+writeback_is_due(const struct engine *engine)
+{
+    if (first_recovery_lsn(engine) < wanted_position(engine))
+        return true;
+    if (engine->writeback.stopping && !list_is_empty(&engine->dirty))
+        return true;
+    return engine_fill_permille(engine) >= 250 ||
+           leaf_cache_bytes(engine) > engine->cache_budget + engine->cache_budget / 4;
+}
+
+/* Rough size of what it will add to the batch. */
+static uint64_t
+item_bytes(const struct dirty *dirty)
+{
+    switch (dirty->kind) {
+    case DIRTY_LEAF:
+        return 128;
+    case DIRTY_BITMAP:
+        return sizeof(struct index_bitmap_disk);
+    default:
+        return 96;
+    }
+}
+
+static void
+collect_item(struct engine *engine, struct dirty *dirty)
+{
+    struct writeback *wb = &engine->writeback;
+    int err = vec_push(&wb->items, dirty);
+
+    dl_assert(err == 0);
+    if (dirty->kind == DIRTY_LEAF) {
+        struct leaf *leaf = list_entry(dirty, struct leaf, dirty);
+
+        leaf->for_writeback = true;
+        leaf_request(engine, leaf);
+        wb->loads_pending += leaf->state == LEAF_LOADING;
+    }
+}
+
+/*
+ * The oldest things, up to the limits of a batch; when requests wait for room, at least all that holds a quarter of
+ * the ring, so that each round makes more room than it takes.
+ */
+static void
+collect(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+    uint64_t urgent_lsn = engine->client_blocked ? engine->tail + engine->ring_units / 4 : 0;
+    uint64_t bytes = 0;
+    struct dirty *dirty;
+
+    list_for_each_entry (dirty, &engine->dirty, node) {
+        bool full = bytes >= WRITEBACK_BATCH_BYTES || wb->items.count >= WRITEBACK_ITEMS_MAX;
+
+        if (full && dirty->recovery_lsn >= urgent_lsn)
+            return;
+        bytes += item_bytes(dirty);
+        collect_item(engine, dirty);
+    }
+}
+
+static void
+collect_forgotten(struct engine *engine)
+{
+    struct engine_chunk *chunk;
+
+    list_for_each_entry (chunk, &engine->deletions, deletion_node) {
+        int err;
+
+        if (!delete_may_forget(engine, chunk))
+            continue;
+        err = vec_push(&engine->writeback.forgotten, chunk);
+        dl_assert(err == 0);
+        if (list_is_linked(&chunk->dirty.node))
+            list_remove(&chunk->dirty.node);
+    }
+}
+
+/* --- the steps --- */
+
+static void
+writeback_stage(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    dl_assert(wb->loads_pending == 0);
+    vec_clear(&wb->staged);
+    wb->needs_free_seq = 0;
+    vec_for_each (item, &wb->items) {
+        bool news = list_is_linked(&(*item)->node);
+        struct leaf *leaf = NULL;
+
+        if ((*item)->kind == DIRTY_LEAF) {
+            leaf = list_entry(*item, struct leaf, dirty);
+            leaf->for_writeback = false;
+        }
+        if (news) {
+            stage_item(engine, *item);
+            continue;
+        }
+        /* What was replayed turned out to be no news when the leaf was read. */
+        *item = NULL;
+        if (leaf != NULL)
+            leaf_settle(engine, leaf);
+    }
+    stage_forgotten(engine);
+    stage_position(engine);
+    wb->state = WRITEBACK_WAITING;
+}
+
+static bool
+writeback_begin(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+    bool due = writeback_is_due(engine);
+
+    vec_clear(&wb->items);
+    vec_clear(&wb->forgotten);
+    collect_forgotten(engine);
+    if (due)
+        collect(engine);
+    /* With nothing else to do, the position alone can make room. */
+    if (wb->items.count == 0 && wb->forgotten.count == 0 &&
+        !(list_is_empty(&engine->dirty) && wb->batch_position < wanted_position(engine)))
+        return false;
+    wb->state = WRITEBACK_LOADING;
+    return true;
+}
+
+/* Invariants 1 and 2. */
+static bool
+writeback_may_enter(const struct engine *engine)
+{
+    const struct writeback *wb = &engine->writeback;
+
+    return wb->lsn_max < engine->durable_mark &&
+           wb->needs_free_seq <= engine->alloc.freed_durable_seq;
+}
+
+bool
+writeback_wants_block(const struct engine *engine)
+{
+    const struct writeback *wb = &engine->writeback;
+    uint64_t named_seq = engine->alloc.freed_durable_seq + engine->alloc.named_blocks;
+
+    if (wb->state != WRITEBACK_WAITING)
+        return false;
+    return engine->composed_mark <= wb->lsn_max || named_seq < wb->needs_free_seq;
+}
+
+static void
+writeback_settle_items(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    vec_for_each (item, &wb->items) {
+        struct leaf *leaf;
+
+        if (*item == NULL || (*item)->kind != DIRTY_LEAF)
+            continue;
+        leaf = list_entry(*item, struct leaf, dirty);
+        leaf->staged = false;
+        leaf_settle(engine, leaf);
+    }
+    vec_for_each (forgotten, &wb->forgotten)
+        delete_forget(engine, *forgotten);
+    vec_clear(&wb->items);
+    vec_clear(&wb->forgotten);
+    leaf_cache_trim(engine);
+}
+
+static void
+writeback_on_batch(void *context, int err)
+{
+    struct engine *engine = context;
+    struct writeback *wb = &engine->writeback;
+
+    dl_assert(wb->state == WRITEBACK_BATCH);
+    wb->state = WRITEBACK_IDLE;
+    if (err != 0) {
+        engine_fail(engine, -DL_E_MEDIA_WRITE);
+    } else {
+        wb->index_dirty = true;
+        wb->batch_records = ring_records_below(engine, wb->batch_position);
+        engine->counters.writebacks++;
+        writeback_settle_items(engine);
+    }
+    engine_kick(engine);
+}
+
+static void
+writeback_enter(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+    const struct index_ops *ops = engine->index->ops;
+    struct index_batch *batch = ops->batch_create(engine->index);
+    size_t at = 0;
+
+    while (at < wb->staged.count) {
+        struct staged_op header;
+        const uint8_t *key, *value;
+
+        memcpy(&header, wb->staged.items + at, sizeof(header));
+        key = wb->staged.items + at + sizeof(header);
+        value = key + header.key_bytes;
+        if (header.kind == STAGED_PUT)
+            ops->batch_put(batch, key, header.key_bytes, value, header.value_bytes);
+        else if (header.kind == STAGED_MERGE)
+            ops->batch_merge(batch, key, header.key_bytes, value, header.value_bytes);
+        else
+            ops->batch_delete(batch, key, header.key_bytes);
+        at += sizeof(header) + header.key_bytes + header.value_bytes;
+    }
+    wb->state = WRITEBACK_BATCH;
+    ops->batch_start(engine->index, batch, writeback_on_batch, engine);
+}
+
+static void
+writeback_on_flush(void *context, int err)
+{
+    struct engine *engine = context;
+    struct writeback *wb = &engine->writeback;
+
+    dl_assert(wb->state == WRITEBACK_FLUSH);
+    wb->state = WRITEBACK_IDLE;
+    if (err != 0) {
+        engine_fail(engine, -DL_E_MEDIA_WRITE);
+    } else {
+        engine->counters.index_flushes++;
+        ring_set_tail(engine, wb->flush_position);
+    }
+    engine_kick(engine);
+}
+
+/*
+ * Each eighth of the ring or of the record limit; when requests wait for room; and when all that was asked for is in the
+ * index.
+ */
+static bool
+writeback_flush_is_due(const struct engine *engine)
+{
+    const struct writeback *wb = &engine->writeback;
+
+    if (!wb->index_dirty)
+        return false;
+    if (engine->client_blocked && wb->batch_position > engine->tail)
+        return true;
+    if (wb->stopping && list_is_empty(&engine->dirty) && wb->batch_position == engine->acked_lsn)
+        return true;
+    if (wb->target_lsn > engine->tail && wb->batch_position >= wb->target_lsn)
+        return true;
+    return wb->batch_position - engine->tail >= engine->ring_units / 8 ||
+           wb->batch_records >= engine->records_max / 8;
+}
+
+static void
+writeback_flush(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    wb->state = WRITEBACK_FLUSH;
+    wb->flush_position = wb->batch_position;
+    wb->index_dirty = false;
+    engine->index->ops->flush_start(engine->index, writeback_on_flush, engine);
+}
+
+void
+writeback_step(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    if (engine->stopped != 0)
+        return;
+    if (wb->state == WRITEBACK_IDLE && writeback_flush_is_due(engine))
+        writeback_flush(engine);
+    else if (wb->state == WRITEBACK_IDLE && !writeback_begin(engine))
+        return;
+    if (wb->state == WRITEBACK_LOADING && wb->loads_pending == 0)
+        writeback_stage(engine);
+    if (wb->state == WRITEBACK_WAITING && writeback_may_enter(engine))
+        writeback_enter(engine);
+}
+
+void
+writeback_leaf_loaded(struct engine *engine)
+{
+    dl_assert(engine->writeback.state == WRITEBACK_LOADING);
+    dl_assert(engine->writeback.loads_pending > 0);
+    engine->writeback.loads_pending--;
+}
+
+void
+writeback_all(struct engine *engine)
+{
+    engine->writeback.target_lsn = engine->acked_lsn;
+}
+
+void
+writeback_fini(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+
+    vec_fini(&wb->items);
+    vec_fini(&wb->forgotten);
+    vec_fini(&wb->staged);
+}
