@@ -48,7 +48,7 @@ struct hooks {
 
 struct loop {
     struct io_uring ring;
-    struct dl_owner owner;
+    _Atomic(const void *) owner; /* dl_thread_token() of the thread that runs it; NULL before its first turn */
     bool enabled; /* the thread that runs it is known to the kernel */
     bool ring_fd_registered;
     bool stop;
@@ -200,7 +200,6 @@ loop_create(struct loop **ret_loop, const struct loop_options *options, struct d
     loop->event_req.on_cqe = loop_on_event;
     list_init(&loop->tasks);
     list_init(&loop->tasks_next);
-    dl_owner_set(&loop->owner);
     loop->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (loop->event_fd < 0) {
         result = dl_error_set(err, -errno, "eventfd: %s", strerror(errno));
@@ -247,7 +246,16 @@ loop_destroy(struct loop *loop)
 bool
 loop_is_owner(const struct loop *loop)
 {
-    return loop->owner.thread == dl_thread_token();
+    /* Relaxed: only the thread itself ever stores its own token. */
+    return atomic_load_explicit(&loop->owner, memory_order_relaxed) == dl_thread_token();
+}
+
+void
+loop_assert_usable(const struct loop *loop)
+{
+    const void *owner = atomic_load_explicit(&loop->owner, memory_order_relaxed);
+
+    dl_assert(owner == NULL || owner == dl_thread_token());
 }
 
 /* --- I/O --- */
@@ -643,9 +651,9 @@ loop_enable(struct loop *loop)
         if (result < 0)
             return result;
         loop->enabled = true;
-        dl_owner_set(&loop->owner);
+        atomic_store_explicit(&loop->owner, dl_thread_token(), memory_order_relaxed);
     }
-    dl_assert_owner(&loop->owner);
+    dl_assert(loop_is_owner(loop));
     if (!loop->ring_fd_registered) {
         /* Saves a look-up of the descriptor in each system call; not having it is no error. */
         result = io_uring_register_ring_fd(&loop->ring);

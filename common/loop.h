@@ -8,7 +8,7 @@
  *   3. run the deferred calls and the turn-end hooks, again until nothing is left, then the flush hooks
  *
  * Threads: a loop belongs to the thread that calls loop_run(), and before that to the one that created it (it may be
- *          handed over before loop_run(), never after).  Only loop_post() may be called from other threads.
+ *          handed over before loop_run(), never after).  Other threads may call loop_post() and loop_is_owner() only.
  * Order:   no callback runs inside the call that starts it.
  * Errors:  creation explains itself in `err`; operations report in their completion.
  * Memory:  what a request names belongs to the kernel until its completion has run.
@@ -55,8 +55,10 @@ int loop_run(struct loop *loop);
 int loop_turn(struct loop *loop, uint64_t timeout_ns);
 /* loop_run() returns at the end of this turn. */
 void loop_stop(struct loop *loop);
-/* True on the thread that the loop belongs to. */
+/* True on the thread that runs the loop; nowhere before its first turn.  From any thread. */
 bool loop_is_owner(const struct loop *loop);
+/* Asserts that the calling thread may use the loop: it runs it, or nobody does yet. */
+void loop_assert_usable(const struct loop *loop);
 
 /* --- I/O --- */
 

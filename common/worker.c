@@ -140,7 +140,7 @@ worker_destroy(struct worker *worker)
 void
 worker_submit(struct worker *worker, struct worker_job *job)
 {
-    dl_assert(loop_is_owner(worker->loop));
+    loop_assert_usable(worker->loop);
     job->worker = worker;
     job->next = NULL;
     worker->pending++;

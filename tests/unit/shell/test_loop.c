@@ -480,6 +480,38 @@ test_wake_up_of_a_sleeping_loop(void **state)
     loop_destroy(ping.here);
 }
 
+static void
+on_owner_stop(struct loop_message *message)
+{
+    struct ping *ping = list_entry(message, struct ping, to);
+
+    assert_true(loop_is_owner(ping->there));
+    loop_stop(ping->there);
+}
+
+/*
+ * A thread that made a loop for another one is never taken for the one that runs it, neither before that has
+ * started nor while it runs nor after: a call that waits for the loop asks so whether it would wait for itself.
+ */
+static void
+test_owner_is_who_runs_the_loop(void **state)
+{
+    struct ping ping = { .to.fn = on_owner_stop };
+    pthread_t thread;
+
+    (void)state;
+    ping.there = loop_new(NULL);
+    assert_false(loop_is_owner(ping.there));
+    loop_assert_usable(ping.there);
+    assert_int_equal(pthread_create(&thread, NULL, loop_run_thread, ping.there), 0);
+    for (unsigned i = 0; i < 1000; i++)
+        assert_false(loop_is_owner(ping.there));
+    loop_post(ping.there, &ping.to);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_false(loop_is_owner(ping.there));
+    loop_destroy(ping.there);
+}
+
 /* --- idle --- */
 
 static void
@@ -574,5 +606,6 @@ UNIT_MAIN(cmocka_unit_test(test_timers_fire_in_order),
           cmocka_unit_test(test_registered_files),
           cmocka_unit_test(test_messages_of_many_threads),
           cmocka_unit_test(test_wake_up_of_a_sleeping_loop),
+          cmocka_unit_test(test_owner_is_who_runs_the_loop),
           cmocka_unit_test(test_idle_loop_sleeps),
           cmocka_unit_test(test_refusals_say_what_to_do))
