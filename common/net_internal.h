@@ -69,10 +69,10 @@ struct net_link {
     uint8_t *buffer;
     uint32_t capacity, begin, end;
     enum receive_state receive_state;
-    bool
-        readable; /* the socket may have bytes: the poll said so, no receive found it empty since */
-    bool direct;  /* this receive goes to the payload's place */
-    bool large;   /* the last payload was a large one: the next receive takes a head only */
+    bool ending;   /* the peer has ended it, or an error has: receive until nothing is left */
+    bool readable; /* the socket may have bytes: the poll said so, and it was not empty since */
+    bool direct;   /* this receive goes to the payload's place */
+    bool large;    /* the last payload was a large one: the next receive takes a head only */
     struct frame frame;
     uint32_t payload_received;
 

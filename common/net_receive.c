@@ -253,8 +253,8 @@ link_receive(struct net_link *link)
         return 0;
     received = recv(link->fd, place, length, MSG_DONTWAIT);
     stats->receives++;
-    /* Fewer than asked for: the socket is empty, and what comes later is announced by the poll. */
-    link->readable = received == (ssize_t)length;
+    /* Fewer than asked for: the socket is empty, and what comes later is announced by the poll.  An end is not. */
+    link->readable = received == (ssize_t)length || (received > 0 && link->ending);
     if (received <= 0) {
         if (received < 0 && errno == EINTR)
             link->readable = true;
@@ -313,11 +313,12 @@ link_on_poll(struct io_req *req, int res)
 {
     struct net_link *link = list_entry(req, struct net_link, poll_req);
 
-    (void)res;
     if ((loop_cqe_flags(link->net->loop) & IORING_CQE_F_MORE) == 0)
         link->poll_busy = false;
     /* Also with an error: the receive says which. */
     link->readable = true;
+    if (res < 0 || (res & (POLLRDHUP | POLLHUP | POLLERR)) != 0)
+        link->ending = true;
     if (link->state == LINK_UP)
         link_receive_continue(link);
     else
