@@ -48,7 +48,7 @@ struct hooks {
 
 struct loop {
     struct io_uring ring;
-    _Atomic(const void *) owner; /* dl_thread_token() of the thread that runs it; NULL before its first turn */
+    _Atomic(const void *) owner; /* a dl_thread_token(); NULL before the first turn */
     bool enabled; /* the thread that runs it is known to the kernel */
     bool ring_fd_registered;
     bool stop;
@@ -260,16 +260,25 @@ loop_assert_usable(const struct loop *loop)
 
 /* --- I/O --- */
 
+/* In the middle of a turn. */
+static void
+loop_submit_early(struct loop *loop)
+{
+    int result;
+
+    dl_assert(loop->enabled);
+    result = io_uring_submit(&loop->ring);
+    dl_assert(result >= 0);
+    loop->stats.enters++;
+}
+
 struct io_uring_sqe *
 loop_get_sqe(struct loop *loop, struct io_req *req)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->ring);
 
     if (sqe == NULL) {
-        int result = io_uring_submit(&loop->ring);
-
-        dl_assert(result >= 0);
-        loop->stats.enters++;
+        loop_submit_early(loop);
         sqe = io_uring_get_sqe(&loop->ring);
         dl_assert(sqe != NULL);
     }
@@ -303,8 +312,12 @@ void
 loop_unregister_file(struct loop *loop, int index)
 {
     int none = -1;
-    int result = io_uring_register_files_update(&loop->ring, (unsigned)index, &none, 1);
+    int result;
 
+    /* What was prepared for this place must not find the next file in it. */
+    if (loop->enabled && io_uring_sq_ready(&loop->ring) != 0)
+        loop_submit_early(loop);
+    result = io_uring_register_files_update(&loop->ring, (unsigned)index, &none, 1);
     dl_assert(result >= 0);
     loop->files_free[loop->files_free_count++] = index;
 }
@@ -314,7 +327,8 @@ loop_unregister_file(struct loop *loop, int index)
 uint64_t
 loop_now_ns(const struct loop *loop)
 {
-    return loop->now_ns;
+    /* Before the first turn a program may open its store for seconds: what the last turn took is no time then. */
+    return loop->in_turn ? loop->now_ns : clock_monotonic_ns();
 }
 
 uint64_t
@@ -382,7 +396,7 @@ loop_timer_start(struct loop *loop, struct env_timer *timer, uint64_t delay_ns)
     /* At least 1: a timer that arms itself again is not run again in the same turn. */
     if (delay_ns == 0)
         delay_ns = 1;
-    timer->deadline_ns = delay_ns > UINT64_MAX / 2 ? UINT64_MAX / 2 : loop->now_ns + delay_ns;
+    timer->deadline_ns = delay_ns > UINT64_MAX / 2 ? UINT64_MAX / 2 : loop_now_ns(loop) + delay_ns;
     if (timer->heap_idx != 0) {
         dl_assert(loop->heap[timer->heap_idx] == timer);
         heap_up(loop, timer->heap_idx);

@@ -67,7 +67,10 @@ struct io_req {
     void (*on_cqe)(struct io_req *req, int res);
 };
 
-/* An entry to be prepared (io_uring_prep_*), with req as its user_data.  Never NULL.  Submitted at the turn's end. */
+/*
+ * An entry to be prepared (io_uring_prep_*), with req as its user_data.  Never NULL.  Submitted at the turn's end.
+ * Before the first turn at most loop_options.entries of them.
+ */
 struct io_uring_sqe *loop_get_sqe(struct loop *loop, struct io_req *req);
 /* The completion's flags (IORING_CQE_F_MORE ...): valid inside on_cqe. */
 uint32_t loop_cqe_flags(const struct loop *loop);
@@ -79,7 +82,7 @@ void loop_unregister_file(struct loop *loop, int index);
 
 /* --- time --- */
 
-/* Monotonic, read once per turn: when the turn's completions were taken. */
+/* Monotonic.  In a turn: when the turn's completions were taken; outside of turns: now. */
 uint64_t loop_now_ns(const struct loop *loop);
 /* The clock itself: for measurements within a turn. */
 uint64_t loop_clock_ns(void);

@@ -156,6 +156,33 @@ test_timer_without_delay_does_not_spin(void **state)
     loop_destroy(loop);
 }
 
+/* What is started between turns, or long before the first one, counts from then, not from the last turn. */
+static void
+test_time_outside_of_turns(void **state)
+{
+    struct loop *loop = loop_new(NULL);
+    uint64_t last_deadline_ns = 0;
+    unsigned fired = 0;
+    struct test_timer test = { .timer.fn = on_test_timer,
+                               .last_deadline_ns = &last_deadline_ns,
+                               .fired = &fired };
+
+    (void)state;
+    for (unsigned round = 0; round < 2; round++) {
+        uint64_t start_ns;
+
+        usleep(50000);
+        start_ns = loop_clock_ns();
+        assert_true(loop_now_ns(loop) >= start_ns);
+        loop_timer_start(loop, &test.timer, 40 * NS_PER_MS);
+        for (unsigned turns = 0; fired == round && turns < 100; turns++)
+            assert_int_equal(loop_turn(loop, 20 * NS_PER_MS), 0);
+        assert_int_equal(fired, round + 1);
+        assert_true(loop_clock_ns() - start_ns >= 40 * NS_PER_MS);
+    }
+    loop_destroy(loop);
+}
+
 /* --- deferred calls and hooks --- */
 
 struct test_order {
@@ -335,6 +362,44 @@ test_registered_files(void **state)
     }
     (void)close(pipe_fds[0]);
     (void)close(pipe_fds[1]);
+    loop_destroy(loop);
+}
+
+/* A read that was prepared for a file is one of that file, also if its place is taken by another before the turn's end. */
+static void
+test_registered_file_replaced_at_once(void **state)
+{
+    struct loop_options options = { .files = 1 };
+    struct loop *loop = loop_new(&options);
+    struct test_read test = { .req.on_cqe = on_read };
+    struct io_uring_sqe *sqe;
+    char got = 0;
+    int first[2];
+    int second[2];
+    int index;
+
+    (void)state;
+    assert_int_equal(pipe(first), 0);
+    assert_int_equal(pipe(second), 0);
+    assert_int_equal(write(first[1], "1", 1), 1);
+    assert_int_equal(write(second[1], "2", 1), 1);
+    assert_int_equal(loop_turn(loop, 0), 0);
+    index = loop_register_file(loop, first[0]);
+    sqe = loop_get_sqe(loop, &test.req);
+    io_uring_prep_read(sqe, index, &got, 1, 0);
+    sqe->flags |= IOSQE_FIXED_FILE;
+    io_uring_sqe_set_data(sqe, &test.req);
+    loop_unregister_file(loop, index);
+    assert_int_equal(loop_register_file(loop, second[0]), index);
+    for (unsigned turns = 0; !test.done && turns < 100; turns++)
+        assert_int_equal(loop_turn(loop, NS_PER_S), 0);
+    assert_int_equal(test.res, 1);
+    assert_int_equal(got, '1');
+    loop_unregister_file(loop, index);
+    for (unsigned i = 0; i < 2; i++) {
+        (void)close(first[i]);
+        (void)close(second[i]);
+    }
     loop_destroy(loop);
 }
 
@@ -601,9 +666,11 @@ test_refusals_say_what_to_do(void **state)
 UNIT_MAIN(cmocka_unit_test(test_timers_fire_in_order),
           cmocka_unit_test(test_timer_nearer_than_the_armed_one),
           cmocka_unit_test(test_timer_without_delay_does_not_spin),
+          cmocka_unit_test(test_time_outside_of_turns),
           cmocka_unit_test(test_tasks_then_hooks_then_flush),
           cmocka_unit_test(test_more_operations_than_places),
           cmocka_unit_test(test_registered_files),
+          cmocka_unit_test(test_registered_file_replaced_at_once),
           cmocka_unit_test(test_messages_of_many_threads),
           cmocka_unit_test(test_wake_up_of_a_sleeping_loop),
           cmocka_unit_test(test_owner_is_who_runs_the_loop),
