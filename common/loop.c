@@ -49,7 +49,7 @@ struct hooks {
 struct loop {
     struct io_uring ring;
     _Atomic(const void *) owner; /* a dl_thread_token(); NULL before the first turn */
-    bool enabled; /* the thread that runs it is known to the kernel */
+    bool enabled;                /* the thread that runs it is known to the kernel */
     bool ring_fd_registered;
     bool stop;
     bool in_turn;

@@ -219,5 +219,7 @@ link_send_give_back(struct net_link *link, int err)
     dl_assert(!link->send_busy);
     link_give_back_list(link, &link->sent_last, 0);
     link_give_back_list(link, &link->sending, err);
-    link_give_back_list(link, &link->out, err);
+    /* A core that sends one frame after the other queues the next from on_sent. */
+    while (!list_is_empty(&link->out))
+        link_give_back_list(link, &link->out, err);
 }

@@ -654,6 +654,44 @@ test_close_in_the_middle_of_a_send(void **state)
     pair_fini(&pair);
 }
 
+/* Frames of which each is queued when the one before is given back, also when that one failed. */
+struct chain {
+    struct frame_out frame;
+    struct end *end;
+    struct link *link;
+    unsigned left, given_back;
+};
+
+static void
+chain_on_sent(struct frame_out *frame, int err)
+{
+    struct chain *chain = list_entry(frame, struct chain, frame);
+
+    assert_int_equal(err, -DL_E_CONNECTION_LOST);
+    assert_false(chain->end->down);
+    chain->given_back++;
+    if (--chain->left > 0)
+        link_send(chain->link, frame);
+}
+
+static void
+test_sends_from_on_sent_of_a_closing_link(void **state)
+{
+    struct chain chain = { .frame.on_sent = chain_on_sent, .left = 5 };
+    struct pair pair;
+
+    (void)state;
+    pair_init(&pair, NULL);
+    chain.end = pair.client_end;
+    chain.link = pair.client_end->link;
+    frame_out_empty(&chain.frame, OP_PING, 0, 1, 0);
+    end_close(pair.client_end);
+    link_send(chain.link, &chain.frame);
+    TURN_UNTIL(pair.loop, pair.client_end->down);
+    assert_int_equal(chain.given_back, 5);
+    pair_fini(&pair);
+}
+
 /* Closed in the middle of a payload that is received straight into the core's memory: freed in on_down, not written after. */
 static void
 test_close_in_the_middle_of_a_payload(void **state)
@@ -1182,6 +1220,7 @@ UNIT_MAIN(cmocka_unit_test(test_frames_of_all_sizes),
           cmocka_unit_test(test_dropped_payloads), cmocka_unit_test(test_pause_stops_the_flow),
           cmocka_unit_test(test_no_place_for_a_payload),
           cmocka_unit_test(test_close_in_the_middle_of_a_send),
+          cmocka_unit_test(test_sends_from_on_sent_of_a_closing_link),
           cmocka_unit_test(test_close_in_the_middle_of_a_payload),
           cmocka_unit_test(test_no_frame_after_close),
           cmocka_unit_test(test_frames_before_a_close_arrive),
