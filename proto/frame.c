@@ -482,6 +482,7 @@ message_enums_known(const ProtobufCMessage *message)
     for (unsigned i = 0; i < message->descriptor->n_fields; i++) {
         const ProtobufCFieldDescriptor *field = &message->descriptor->fields[i];
         const uint8_t *member = (const uint8_t *)message + field->offset;
+        const uint8_t *items;
         size_t stride;
         size_t count;
 
@@ -494,9 +495,9 @@ message_enums_known(const ProtobufCMessage *message)
         }
         stride = field->type == PROTOBUF_C_TYPE_ENUM ? sizeof(int) : sizeof(void *);
         memcpy(&count, (const uint8_t *)message + field->quantifier_offset, sizeof(count));
-        memcpy(&member, member, sizeof(member));
+        memcpy(&items, member, sizeof(void *));
         for (size_t k = 0; k < count; k++)
-            if (!field_enums_known(field, member + k * stride))
+            if (!field_enums_known(field, items + k * stride))
                 return false;
     }
     return true;
