@@ -544,6 +544,15 @@ alloc_queue_pop(struct alloc *alloc, uint32_t count)
 }
 
 void
+alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count)
+{
+    dl_assert(alloc->named_blocks >= count);
+    queue_push(&alloc->queued, block, count, 0);
+    alloc->named_blocks -= count;
+    alloc->queued_blocks += count;
+}
+
+void
 alloc_free_durable(struct alloc *alloc, uint64_t block, uint32_t count, bool reads_in_flight,
                    uint64_t read_seq)
 {

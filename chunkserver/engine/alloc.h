@@ -131,6 +131,8 @@ bool alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run);
 struct alloc_run *alloc_queue_at(const struct alloc_queue *queue, uint32_t idx);
 /* The first `count` blocks of that run stand in a journal block now. */
 void alloc_queue_pop(struct alloc *alloc, uint32_t count);
+/* The journal block with this run will never be durable: back to the queue.  Only when the store has stopped. */
+void alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count);
 /*
  * That journal block is durable: the run is free, or, if a read is in flight (reads_in_flight), when the read with
  * number read_seq and all before it have ended.

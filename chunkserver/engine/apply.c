@@ -107,6 +107,8 @@ apply_chunk(struct engine *engine, struct engine_chunk *chunk, uint64_t lsn)
 static void
 apply_epoch(struct engine_chunk *chunk, uint32_t config_epoch)
 {
+    if (config_epoch > chunk->epoch_durable)
+        chunk->epoch_durable = config_epoch;
     if (config_epoch > chunk->chunk->config_epoch)
         chunk->chunk->config_epoch = config_epoch;
 }
@@ -305,10 +307,12 @@ apply_op(struct engine *engine, struct op *op, uint64_t lsn)
         break;
     case RECORD_CREATE:
         engine->counters.chunks_created++;
+        apply_epoch(op->chunk, op->number);
         apply_chunk(engine, op->chunk, lsn);
         break;
     case RECORD_EPOCH:
         engine->counters.epochs++;
+        apply_epoch(op->chunk, op->number);
         apply_chunk(engine, op->chunk, lsn);
         break;
     case RECORD_STABLE:
@@ -393,6 +397,7 @@ replay_create(struct engine *engine, const struct journal_record *record, uint64
     chunk = known != NULL
                 ? engine_chunk_of(known)
                 : engine_chunk_add(engine, &record->key, record->local_id, record->number);
+    apply_epoch(chunk, record->number);
     apply_chunk(engine, chunk, lsn);
     return 0;
 }

@@ -118,6 +118,7 @@ struct engine_chunk {
     uint32_t refs;        /* ops, and reads that wait: it is not forgotten before they end */
     uint64_t last_lsn;    /* of the last record that names it */
     uint64_t version_max; /* started in this life, or durable */
+    uint32_t epoch_durable; /* what of the chunk's config epoch would survive a crash */
     struct list writes;   /* struct op.chunk_node: started, not acknowledged */
     /* deletion */
     struct list deletion_node; /* engine.deletions: from the start of the deletion on */
@@ -301,7 +302,8 @@ struct engine {
     uint64_t records_lsn;   /* end of the last acknowledged block with records of requests */
     uint32_t group_units_max, ring_reserve_units;
     struct list groups, groups_free;
-    uint32_t unflushed_count; /* groups not yet GROUP_DURABLE */
+    uint32_t group_count;     /* in groups */
+    uint32_t unflushed_count; /* of these: not yet GROUP_DURABLE */
     uint32_t failed_count;    /* groups with aborted records */
     bool flushing;
     struct disk_io flush_io;

@@ -7,11 +7,12 @@
  *                                 `- a data write failed: ABORT and BAD records for the next group -------'
  *
  * Invariants:
- * 1. At most JOURNAL_WINDOW groups are not DURABLE: replay takes more intact blocks behind a missing one for damage.
+ * 1. At most JOURNAL_WINDOW groups are not acknowledged: replay takes more intact blocks behind a missing one for damage.
  * 2. A flush covers the groups that were WRITTEN when it was submitted, no others.  One is in flight.
  * 3. Groups are acknowledged in order.  One with an aborted record only together with the group that carries its ABORT (and
  *    so with all between): replay of a prefix without the ABORT would bring the record to life, or drop what is acknowledged.
- * 4. While such a group waits nothing is composed but the one that carries the ABORTs, when all before it is DURABLE.
+ * 4. While such a group waits nothing is composed but groups with ABORTs, each when all before it is DURABLE; they come on top
+ *    of the window, and say so in a flag.
  * 5. The mark in a block is acked_lsn when it was composed: every record below is flushed or aborted.
  * 6. Requests leave room in the ring for all that must be journaled so that the tail can move: FREE records of what may
  *    be given up (debt), and some blocks for marks.  So write-back always gets on, and with it everything else.
@@ -156,6 +157,7 @@ group_release(struct engine *engine, struct group *group)
     if (group->failing)
         engine->failed_count--;
     group->failing = false;
+    engine->group_count--;
     list_remove(&group->node);
     vec_clear(&group->freed);
     vec_clear(&group->failed);
@@ -496,6 +498,7 @@ group_start(struct engine *engine, struct group *group)
     group->aborts_missing = 0;
     group->aborts_lsn = 0;
     list_push_back(&engine->groups, &group->node);
+    engine->group_count++;
 }
 
 /* Compose and submit a group of at most capacity_units; with the requests that are ready, or without. */
@@ -579,11 +582,11 @@ group_may_take_requests(struct engine *engine)
 static bool
 group_window_is_open(const struct engine *engine)
 {
-    if (engine->stopped != 0 || engine->unflushed_count >= JOURNAL_WINDOW)
+    if (engine->stopped != 0)
         return false;
     if (engine->failed_count > 0)
         return engine->unflushed_count == 0 && !list_is_empty(&engine->urgent);
-    return true;
+    return engine->group_count < JOURNAL_WINDOW;
 }
 
 static bool
@@ -852,9 +855,15 @@ static void
 group_abandon(struct engine *engine, struct group *group)
 {
     struct list ops;
+    struct op *op;
 
     list_init(&ops);
     list_splice_back(&ops, &group->ops);
+    list_for_each_entry(op, &ops, node)
+        if (op->aborted)
+            group_return_aborted(engine, group, op);
+    for (size_t i = 0; i < group->freed.count; i++)
+        alloc_queue_back(&engine->alloc, group->freed.items[i].block, group->freed.items[i].count);
     group_release(engine, group);
     while (!list_is_empty(&ops))
         op_finish(engine, list_entry(list_pop_front(&ops), struct op, node), engine->stopped);

@@ -274,6 +274,7 @@ load_chunk(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t 
         chunk_table_delete(load->engine->chunks, older);
     chunk = engine_chunk_add(load->engine, &chunk_key, local_id, le32_get(disk.incarnation));
     chunk->chunk->config_epoch = le32_get(disk.config_epoch);
+    chunk->epoch_durable = chunk->chunk->config_epoch;
     chunk->dirty.lsn = le64_get(disk.lsn);
     chunk->last_lsn = le64_get(disk.lsn);
     chunk->leaf_count = le32_get(disk.leaf_count);

@@ -89,8 +89,31 @@ static void
 op_return_blocks(struct engine *engine, struct op *op)
 {
     for (uint32_t i = 0; i < op->extent_count; i++)
-        alloc_return(&engine->alloc, op->extents[i].block, op->extents[i].count);
+        if (op->extents[i].count > 0)
+            alloc_return(&engine->alloc, op->extents[i].block, op->extents[i].count);
     op->extent_count = 0;
+}
+
+/*
+ * A write of a version that is durable already.  It may carry a config epoch that is not: its acknowledgement says that
+ * both are, so the epoch gets a record of its own.
+ */
+static void
+write_finish_duplicate(struct engine *engine, struct engine_chunk *chunk, struct store_write *write)
+{
+    struct op *op;
+
+    if (write->config_epoch <= chunk->epoch_durable || chunk->chunk->state == CHUNK_DELETING) {
+        engine_finish_write_later(engine, write, 0);
+        return;
+    }
+    if (write->config_epoch > chunk->chunk->config_epoch)
+        chunk->chunk->config_epoch = write->config_epoch;
+    op = op_create(engine, RECORD_EPOCH, chunk);
+    op->number = write->config_epoch;
+    op->write = write;
+    op_ready(engine, op);
+    engine_kick(engine);
 }
 
 void
@@ -98,21 +121,29 @@ op_finish(struct engine *engine, struct op *op, int err)
 {
     struct store_write *write = op->write;
     struct store_change *change = op->change;
+    struct engine_chunk *chunk = op->chunk;
     bool slow = op->slow;
     struct list duplicates;
 
     list_init(&duplicates);
     list_splice_back(&duplicates, &op->duplicates);
-    /* Only when the store has stopped: an acknowledged op's blocks are the leaf's. */
+    /* An acknowledged op's blocks are the leaf's; when the store has stopped nothing is handed out any more. */
     dl_assert(op->extent_count == 0 || engine->stopped != 0);
+    op_return_blocks(engine, op);
     op_destroy(engine, op);
     if (change != NULL)
         engine_finish_change(engine, change, err);
     if (write != NULL)
         engine_finish_write(engine, write, err);
-    while (!list_is_empty(&duplicates))
-        engine_finish_write(engine,
-                            list_entry(list_pop_front(&duplicates), struct store_write, node), err);
+    while (!list_is_empty(&duplicates)) {
+        struct store_write *twin =
+            list_entry(list_pop_front(&duplicates), struct store_write, node);
+
+        if (err == 0)
+            write_finish_duplicate(engine, chunk, twin);
+        else
+            engine_finish_write_later(engine, twin, err);
+    }
     if (slow)
         change_check_waiting(engine);
 }
@@ -195,18 +226,6 @@ write_joined_done(struct engine *engine, struct op *op)
     engine_kick(engine);
 }
 
-/* One run failed: the good ones are free again, the bad one never; then the op has no blocks. */
-static void
-write_joined_drop(struct engine *engine, struct op *op)
-{
-    for (uint32_t i = 0; i < op->extent_count; i++) {
-        if (op->extents[i].count == 0)
-            continue;
-        alloc_return(&engine->alloc, op->extents[i].block, op->extents[i].count);
-    }
-    op->extent_count = 0;
-}
-
 static void
 write_on_data(struct disk_io *io, int result)
 {
@@ -227,8 +246,9 @@ write_on_data(struct disk_io *io, int result)
     dl_assert(op->ios_pending > 0);
     if (--op->ios_pending > 0)
         return;
+    /* The good runs are free again, the bad ones (count 0 here) are the BAD op's. */
     if (op->io_failed)
-        write_joined_drop(engine, op);
+        op_return_blocks(engine, op);
     op->io_failed = false;
     write_joined_done(engine, op);
 }
@@ -475,7 +495,7 @@ write_is_duplicate(struct engine *engine, struct engine_chunk *chunk, struct sto
     if (twin != NULL) {
         list_push_back(&twin->duplicates, &write->node);
     } else if (chunk_version_is_durable(chunk->chunk, write->version)) {
-        engine_finish_write_later(engine, write, 0);
+        write_finish_duplicate(engine, chunk, write);
     } else {
         return false;
     }
@@ -496,8 +516,10 @@ write_start(struct chunk_store *store, struct store_write *write)
     engine->requests++;
     if (err == 0)
         err = write_find_chunk(engine, write, &chunk);
-    if (err == 0 && write_is_duplicate(engine, chunk, write))
+    if (err == 0 && write_is_duplicate(engine, chunk, write)) {
+        (void)chunk_stable_raise(chunk->chunk, write->stable_version);
         return;
+    }
     if (err == 0 && chunk->chunk->pending_count >= CHUNK_PENDING_MAX)
         err = -DL_E_BUSY;
     if (err != 0) {
