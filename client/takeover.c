@@ -150,6 +150,10 @@ takeover_take_answer(struct takeover *takeover, const Dl__FenceAnswer *answer)
 
     if (takeover_is_known(takeover, answer->server_id))
         return 0;
+    /* One long answer at a time: the others come again. */
+    if (answer->more && takeover->request.resume_server != 0 &&
+        takeover->request.resume_server != answer->server_id)
+        return 0;
     for (size_t i = 0; i < answer->n_chunks && err == 0; i++)
         err = takeover_take_chunk(takeover, answer->server_id, answer->chunks[i]);
     if (err != 0)

@@ -27,6 +27,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default)
+
 #define DLBLK_NAME_BYTES_MAX 128u
 #define DLBLK_REQUEST_BYTES_MAX (64u << 20)
 
@@ -218,8 +220,10 @@ int dlblk_server_list(struct dlblk_client *client, struct dlblk_server_info **re
 int dlblk_cluster_status(struct dlblk_client *client, struct dlblk_cluster_status *ret_status, struct dl_error *err);
 void dlblk_cluster_status_fini(struct dlblk_cluster_status *status);
 
-/* "dlblk 0.1.0 (commit, wire 1)" */
+/* "libdlblk 0.1.0 (commit 0123456789ab), wire version 1, ..."; valid until the thread's next call. */
 const char *dlblk_version(void);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

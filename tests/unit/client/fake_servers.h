@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fake_servers.h: a metadata service and chunkservers as a client sees them, with faults on order.
+ *
+ * They speak the real protocol on any env (the simulated world, or a loop with sockets) and keep data in memory.  They keep
+ * the rules that the client relies on: versions, fences, epochs, pending writes above S; and break them where a test says so.
+ * The metadata service looks into the chunkservers' memory where the real one would ask them.
+ *
+ * Threads: one.
+ */
+#ifndef DLBLK_TESTS_CLIENT_FAKE_SERVERS_H
+#define DLBLK_TESTS_CLIENT_FAKE_SERVERS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/env.h"
+#include "common/vec.h"
+#include "proto/control.pb-c.h"
+#include "proto/frame.h"
+
+#define FAKE_SERVERS_MAX 5u
+#define FAKE_ID_BYTES    16u
+#define FAKE_SEGMENTS    64u
+#define FAKE_VOLUMES     2u
+
+struct fake_cluster;
+
+/* --- chunkservers --- */
+
+struct fake_sector {
+    uint8_t kind; /* enum wire_sector_kind */
+    uint32_t crc;
+    uint64_t version;
+    uint8_t *data;
+};
+
+struct fake_pending {
+    uint64_t version;
+    uint32_t first_sector, sector_count;
+};
+
+struct fake_chunk {
+    struct list node;
+    uint64_t volume;
+    uint32_t segment, slot, config_epoch;
+    uint64_t stable;
+    VEC(struct fake_pending) pending;
+    uint32_t sector_count;
+    struct fake_sector *sectors;
+};
+
+/* What a test can have happen.  A count of UINT32_MAX: always. */
+struct fake_faults {
+    int write_err; /* the next write_err_count writes are answered so, and not done */
+    uint32_t write_err_count;
+    int write_err_after; /* the same, but done all the same */
+    uint32_t write_err_after_count;
+    int read_err;
+    uint32_t read_err_count;
+    int stable_err;
+    uint32_t stable_err_count;
+    uint32_t read_flip_count;  /* a bit of the payload is flipped on the way to the client */
+    uint32_t write_flip_count; /* ... and on the way from it */
+    bool hold_writes;          /* done, but not answered before fake_server_release() */
+    bool hold_reads;
+    bool lost_writes; /* neither done nor ever answered */
+    uint32_t
+        close_after_writes; /* the link is closed behind so many writes, unanswered; 0: never */
+};
+
+struct fake_server {
+    struct fake_cluster *cluster;
+    struct env *env;
+    uint32_t id;
+    uint8_t uuid[FAKE_ID_BYTES];
+    char address[64];
+    char host[32];
+    struct list chunks;
+    struct list links;                /* struct fake_session */
+    struct list held;                 /* replies */
+    uint32_t fence[FAKE_VOLUMES + 1]; /* by volume id */
+    struct fake_faults faults;
+    /* what came */
+    uint64_t reads, writes, zeroes, stables, retries, resolves, lease_refused, crc_refused;
+    uint64_t write_order; /* of the last write, over all servers */
+};
+
+/* --- the metadata service --- */
+
+struct fake_volume {
+    uint64_t id;
+    char name[32];
+    uint64_t size_bytes;
+    uint32_t segment_bytes, logical_block_bytes, stripe_width, stripe_unit_bytes, replicas;
+    uint32_t lease_epoch;
+    bool owned, clean, takeover;
+    uint8_t attach_id[FAKE_ID_BYTES];
+    bool allocated[FAKE_SEGMENTS];
+    uint32_t config_epoch[FAKE_SEGMENTS];
+    uint32_t readers;
+};
+
+struct fake_cluster {
+    struct env *meta_env;
+    uint8_t cluster_id[FAKE_ID_BYTES];
+    struct fake_server servers[FAKE_SERVERS_MAX];
+    uint32_t server_count;
+    struct fake_volume volumes[FAKE_VOLUMES];
+    uint32_t volume_count;
+    struct list meta_links;
+    struct list meta_held; /* FENCE_STATUS and ALLOCATE that wait */
+    /* faults */
+    uint32_t unanswered; /* bit per server: has not answered the fence */
+    int allocate_err;
+    uint32_t allocate_err_count;
+    uint32_t allocate_max; /* more segments at once get -DL_E_NO_SPACE; 0: any number */
+    bool allocate_held;
+    bool silent; /* the metadata service answers nothing */
+    /* what came */
+    uint64_t attaches, detaches, detaches_clean, allocates, segments_allocated, map_gets,
+        fence_statuses;
+    uint64_t
+        last_probe_status; /* wire status of the answer to the last OWNER_PROBE; UINT64_MAX: none */
+    uint64_t order;
+};
+
+void fake_cluster_init(struct fake_cluster *cluster, struct env *meta_env);
+void fake_cluster_fini(struct fake_cluster *cluster);
+struct fake_server *fake_cluster_add_server(struct fake_cluster *cluster, struct env *env,
+                                            const char *address, const char *host);
+/* 3 replicas, linear, 1 MiB segments, 4096, unless changed before it is attached. */
+struct fake_volume *fake_cluster_add_volume(struct fake_cluster *cluster, const char *name,
+                                            uint64_t size_bytes);
+
+/* For whoever accepts the links: their core is the struct fake_cluster, or the struct fake_server. */
+extern const struct link_events fake_meta_events;
+extern const struct link_events fake_server_events;
+
+/* Servers of a segment's slots, in order. */
+uint32_t fake_volume_server_id(const struct fake_cluster *cluster, const struct fake_volume *volume,
+                               uint32_t segment, uint32_t slot);
+/* NULL: it has none. */
+struct fake_chunk *fake_server_chunk(struct fake_server *server, uint64_t volume, uint32_t segment);
+
+/* --- things that happen --- */
+
+void fake_server_release(struct fake_server *server);
+/* All its links are closed, from its side. */
+void fake_server_drop_links(struct fake_server *server);
+/* Its links are gone without a word: the process is. */
+void fake_server_forget_links(struct fake_server *server);
+void fake_meta_drop_links(struct fake_cluster *cluster);
+void fake_meta_release(struct fake_cluster *cluster);
+/* To every client that is connected. */
+void fake_meta_probe(struct fake_cluster *cluster, const struct fake_volume *volume);
+void fake_meta_push_changed(struct fake_cluster *cluster, const struct fake_volume *volume,
+                            bool deleted);
+/* Somebody else attaches: the lease rises, and with `fence` every server knows. */
+void fake_meta_take_over(struct fake_cluster *cluster, struct fake_volume *volume, bool fence);
+
+#endif
