@@ -83,7 +83,8 @@ daemon_on_poll(struct io_req *req, int res)
             log_warning("daemon", NULL, "second signal: stopped at once");
             _exit(EXIT_FAILURE);
         }
-        daemon->on_signal(daemon->context, (int)info.ssi_signo);
+        if (daemon->on_signal != NULL)
+            daemon->on_signal(daemon->context, (int)info.ssi_signo);
     }
     if (!daemon->poll_busy && res != -ECANCELED)
         daemon_poll_start(daemon);
@@ -143,6 +144,7 @@ daemon_destroy(struct daemon *daemon)
     if (daemon == NULL)
         return;
     loop_timer_stop(daemon->loop, &daemon->stop_timer);
+    daemon->on_signal = NULL; /* what it works on may be gone already */
     if (daemon->poll_busy) {
         sqe = loop_get_sqe(daemon->loop, &daemon->cancel_req);
         io_uring_prep_cancel(sqe, &daemon->poll_req, 0);

@@ -32,7 +32,7 @@ void daemon_init(const char *program, int argc, char **argv);
 int daemon_create(struct daemon **ret_daemon, struct loop *loop,
                   void (*on_signal)(void *context, int signal), void *context,
                   struct dl_error *err);
-/* Before loop_destroy(), after the loop's end: makes some turns.  NULL is allowed. */
+/* Before loop_destroy(), after the loop's end: makes some turns, but tells of no more signals.  NULL is allowed. */
 void daemon_destroy(struct daemon *daemon);
 
 /* Told to systemd, if it started us (Type=notify), else nothing happens. */

@@ -26,7 +26,7 @@
 #include "common/trace.h"
 #include "dlblk/error.h"
 
-enum child_kind { CHILD_ORDERLY, CHILD_STUBBORN, CHILD_SLOW, CHILD_ABORT };
+enum child_kind { CHILD_ORDERLY, CHILD_STUBBORN, CHILD_SLOW, CHILD_ABORT, CHILD_LATE };
 
 struct child {
     struct loop *loop;
@@ -81,8 +81,12 @@ child_main(enum child_kind kind, int pipe_fd)
         dl_trace("test", "the last event: %d", 4711);
         abort();
     }
+    if (kind == CHILD_LATE)
+        loop_stop(child.loop);
     if (loop_run(child.loop) != 0)
         _exit(14);
+    if (kind == CHILD_LATE && loop_turn(child.loop, 0) == 0)
+        (void)kill(getpid(), SIGTERM);
     daemon_destroy(child.daemon);
     loop_destroy(child.loop);
     _exit(0);
@@ -159,6 +163,24 @@ test_second_signal_ends_at_once(void **state)
     status = child_wait(pid);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), EXIT_FAILURE);
+    (void)close(fd);
+}
+
+/* A daemon that ends by itself has torn down what on_signal works on: a signal that comes then is not told any more. */
+static void
+test_signal_after_the_end_is_not_told(void **state)
+{
+    char got;
+    int fd;
+    pid_t pid = child_start(CHILD_LATE, &fd);
+    int status;
+
+    (void)state;
+    wait_for(fd, 'R');
+    status = child_wait(pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_int_equal(read(fd, &got, 1), 0);
     (void)close(fd);
 }
 
@@ -305,6 +327,7 @@ test_limits(void **state)
 
 UNIT_MAIN(cmocka_unit_test(test_sigterm_ends_in_order),
           cmocka_unit_test(test_second_signal_ends_at_once),
+          cmocka_unit_test(test_signal_after_the_end_is_not_told),
           cmocka_unit_test(test_slow_stop_is_ended), cmocka_unit_test(test_abort_prints_the_events),
           cmocka_unit_test(test_readiness_reaches_systemd), cmocka_unit_test(test_version),
           cmocka_unit_test(test_limits))
