@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Placement on random clusters: distinct domains always; few sets in use; shares follow free space; who is full or down gets nothing; a
- * server that goes away for a while changes no grouping..
+ * server that goes away for a while changes no grouping.
  */
 #include "tests/unit/lib/unit.h"
 
