@@ -468,6 +468,9 @@ client_close_step(struct client_volume *volume)
     if (volume->sm.state != VOLUME_DETACHING || !client_volume_is_quiet(volume) ||
         volume->takeover != NULL)
         return;
+    /* What was given up on the way here has queued the task again: it frees the volume then. */
+    if (volume->task.queued)
+        return;
     if (close->detached || volume->fenced)
         close_end(volume);
     else if (close->call.core == NULL)
