@@ -101,6 +101,7 @@ struct client_op {
     uint64_t submitted_ns;
     uint8_t *memory, *buffer;
     size_t buffer_bytes;
+    struct oracle_read read;
     uint64_t *bounds;
     uint64_t first_value;
     struct iovec iov[4];
@@ -186,6 +187,7 @@ struct cluster {
     X(closes_clean, 100, c->closes_clean)                           \
     X(closes_unclean, 50, c->closes_unclean)                        \
     X(settled_blocks, 1000, ORACLE(settled))                        \
+    X(blocks_checked_loosely, 0, ORACLE(blocks_checked_loosely))        \
     X(reads_of_unacknowledged, 10, ORACLE(reads_of_unacknowledged)) \
     X(server_kills, 200, c->server_kills)                           \
     X(server_stops, 20, c->server_stops)                            \

@@ -168,13 +168,20 @@ block_acknowledge(struct oracle *oracle, uint64_t idx, const struct oracle_write
                  block->settled_epoch, epoch_of_key(block->settled_key),
                  (uint32_t)block->settled_key);
     }
+    if (write->overtaken && !oracle->disordered[epoch_of_key(write->key)]) {
+        oracle_print_block(oracle, idx);
+        sim_fail(oracle->world,
+                 "%s block %" PRIu64 ": write %u.%u is acknowledged, but a read submitted after it "
+                 "returned something older",
+                 oracle->name, idx, epoch_of_key(write->key), (uint32_t)write->key);
+    }
     if (write->key > block->acknowledged_key)
         block->acknowledged_key = write->key;
 }
 
 void
 oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint64_t count,
-                 bool acknowledged)
+                 bool acknowledged, bool shut_out)
 {
     for (uint64_t i = 0; i < count; i++) {
         struct oracle_write *write = block_find(&oracle->blocks[first_block + i], key);
@@ -182,9 +189,12 @@ oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint
         sim_require(oracle->world, write != NULL && write->state == ORACLE_SUBMITTED,
                     "%s: a write that was never submitted ends, or ends twice", oracle->name);
         write->state = acknowledged ? ORACLE_ACKNOWLEDGED : ORACLE_FAILED;
+        write->end_ns = oracle->world->now_ns;
         if (acknowledged)
             block_acknowledge(oracle, first_block + i, write);
     }
+    if (!acknowledged && !shut_out)
+        oracle->disordered[epoch_of_key(key)] = true;
     oracle->writes_checked++;
 }
 
@@ -203,10 +213,17 @@ block_acknowledged_key(const struct oracle_block *block, uint32_t lease_epoch)
     return 0;
 }
 
-uint64_t
-oracle_read_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_block, uint64_t count,
-                  uint64_t *bounds)
+void
+oracle_read_begin(struct oracle *oracle, struct oracle_read *read, uint32_t lease_epoch,
+                  uint64_t first_block, uint64_t count, uint64_t *bounds)
 {
+    *read = (struct oracle_read){
+        .key = next_key(oracle, lease_epoch),
+        .begin_ns = oracle->world->now_ns,
+        .first_block = first_block,
+        .count = count,
+        .bounds = bounds,
+    };
     for (uint64_t i = 0; i < count; i++) {
         const struct oracle_block *block = &oracle->blocks[first_block + i];
 
@@ -214,7 +231,6 @@ oracle_read_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_bl
         if (lease_epoch >= block->seen_epoch && block->seen_key > bounds[i])
             bounds[i] = block->seen_key;
     }
-    return next_key(oracle, lease_epoch);
 }
 
 /* 1.: nothing below this is right. */
@@ -228,65 +244,36 @@ block_lower_bound(const struct oracle_block *block, uint64_t read_key, uint64_t 
 
         if (write->key <= bound || epoch_of_key(write->key) < lease_epoch)
             break;
-        if (write->key < read_key && write->state != ORACLE_FAILED)
+        if (write->key < read_key && write->state == ORACLE_ACKNOWLEDGED)
             return write->key;
     }
     return bound;
 }
 
-/* Is the last write of its session that was submitted before the read a failed one? */
-static bool
-block_is_undecided(const struct oracle_block *block, uint64_t read_key)
+/* A read of the same session returned `key`: writes between that were submitted before the read must not succeed. */
+static void
+block_mark_overtaken(struct oracle_block *block, uint64_t read_key, uint64_t key)
 {
     for (uint32_t i = block->count; i > 0; i--) {
-        const struct oracle_write *write = &block->writes[i - 1];
+        struct oracle_write *write = &block->writes[i - 1];
 
-        if (epoch_of_key(write->key) < epoch_of_key(read_key))
-            return false;
-        if (write->key < read_key)
-            return write->state == ORACLE_FAILED;
+        if (write->key <= key || epoch_of_key(write->key) < epoch_of_key(read_key))
+            return;
+        if (write->key < read_key && write->state == ORACLE_SUBMITTED)
+            write->overtaken = true;
     }
-    return false;
 }
 
-/* The write with this value, from `lower` to below `upper`; the lowest key if there are several. */
+/* 2.  May a read of this session return this write, of itself or of earlier owners? */
 static bool
-block_match(const struct oracle_block *block, uint64_t upper, uint64_t lower, uint64_t value,
-            uint64_t *ret_key)
-{
-    bool found = false;
-
-    for (uint32_t i = block->count; i > 0; i--) {
-        const struct oracle_write *write = &block->writes[i - 1];
-
-        if (write->key < lower)
-            break;
-        if (write->key < upper && write->value == value) {
-            *ret_key = write->key;
-            found = true;
-        }
-    }
-    if (lower == 0 && value == 0) {
-        *ret_key = 0;
-        found = true;
-    }
-    return found;
-}
-
-/* 2.  False: another write of earlier owners was seen before, or one above it was acknowledged. */
-static bool
-block_settle(struct oracle *oracle, struct oracle_block *block, uint64_t read_key, uint64_t key,
-             uint64_t value)
+block_may_settle(const struct oracle_block *block, uint64_t read_key, uint64_t key, uint64_t value)
 {
     uint32_t lease_epoch = epoch_of_key(read_key);
 
-    if (epoch_of_key(key) >= lease_epoch)
-        return true;
-    if (lease_epoch >= block->settled_epoch && block->settled_epoch > 0 &&
-        epoch_of_key(key) < block->settled_epoch)
+    if (epoch_of_key(key) >= lease_epoch || lease_epoch < block->settled_epoch)
+        return true; /* its own; or it is a replaced owner's read */
+    if (block->settled_epoch > 0 && epoch_of_key(key) < block->settled_epoch)
         return value == block->settled_value;
-    if (lease_epoch < block->settled_epoch)
-        return true; /* a replaced owner */
     for (uint32_t i = 0; i < block->count; i++) {
         const struct oracle_write *write = &block->writes[i];
 
@@ -294,58 +281,151 @@ block_settle(struct oracle *oracle, struct oracle_block *block, uint64_t read_ke
             write->state == ORACLE_ACKNOWLEDGED)
             return false;
     }
+    return true;
+}
+
+struct oracle_match {
+    bool found;       /* a write with this value is in bounds */
+    bool consistent;  /* one of these may be returned after what was returned before */
+    uint64_t key;     /* the lowest such one */
+    uint64_t highest; /* the highest in bounds */
+};
+
+static void
+match_consider(struct oracle_match *match, const struct oracle_block *block, uint64_t read_key,
+               uint64_t key, uint64_t value)
+{
+    if (!match->found)
+        match->highest = key;
+    match->found = true;
+    if (block_may_settle(block, read_key, key, value)) {
+        match->consistent = true;
+        match->key = key;
+    }
+}
+
+/* The writes with this value from `lower` to below the read: zeroes are not unique. */
+static struct oracle_match
+block_match(const struct oracle_block *block, uint64_t read_key, uint64_t lower, uint64_t value)
+{
+    struct oracle_match match = { 0 };
+
+    for (uint32_t i = block->count; i > 0; i--) {
+        const struct oracle_write *write = &block->writes[i - 1];
+
+        if (write->key < lower)
+            break;
+        if (write->key < read_key && write->value == value)
+            match_consider(&match, block, read_key, write->key, value);
+    }
+    if (lower == 0 && value == 0)
+        match_consider(&match, block, read_key, 0, value);
+    return match;
+}
+
+static void
+block_settle(struct oracle *oracle, struct oracle_block *block, uint64_t read_key, uint64_t key,
+             uint64_t value)
+{
+    uint32_t lease_epoch = epoch_of_key(read_key);
+
+    if (epoch_of_key(key) >= lease_epoch || lease_epoch < block->settled_epoch)
+        return;
+    if (block->settled_epoch > 0 && epoch_of_key(key) < block->settled_epoch)
+        return;
     block->settled_epoch = lease_epoch;
     block->settled_key = key;
     block->settled_value = value;
     oracle->settled++;
+}
+
+/* --- without the order of submission --- */
+
+/* `later` began after `write` had ended (or belongs to a newer owner), and was acknowledged before the read began. */
+static bool
+write_is_superseded_by(const struct oracle_write *write, const struct oracle_write *later,
+                       const struct oracle_read *read)
+{
+    if (later->state != ORACLE_ACKNOWLEDGED || later->end_ns > read->begin_ns ||
+        epoch_of_key(later->key) > epoch_of_key(read->key))
+        return false;
+    return epoch_of_key(later->key) > epoch_of_key(write->key) ||
+           (epoch_of_key(later->key) == epoch_of_key(write->key) && write->end_ns != 0 &&
+            later->begin_ns > write->end_ns);
+}
+
+static bool
+block_may_return(const struct oracle_block *block, const struct oracle_read *read,
+                 const struct oracle_write *write)
+{
+    for (uint32_t i = 0; i < block->count; i++)
+        if (write_is_superseded_by(write, &block->writes[i], read))
+            return false;
     return true;
 }
 
-static void
-block_read(struct oracle *oracle, uint64_t idx, uint64_t read_key, uint64_t upper, uint64_t bound,
-           uint64_t value)
+/* Is the read right, if the order of submission within sessions in which a write failed doesn't count? */
+static bool
+block_match_loosely(const struct oracle *oracle, const struct oracle_block *block,
+                    const struct oracle_read *read, uint64_t lower, uint64_t value)
 {
-    struct oracle_block *block = &oracle->blocks[idx];
-    uint64_t lower = block_lower_bound(block, read_key, bound);
-    const struct oracle_write *write;
-    uint64_t key = 0;
+    static const struct oracle_write first = { .end_ns = 1 };
 
-    if (!block_match(block, upper, lower, value, &key)) {
-        oracle_print_block(oracle, idx);
-        sim_fail(oracle->world,
-                 "%s block %" PRIu64 ": read %u.%u returned value %" PRIu64
-                 ", which is none of the writes from %u.%u on",
-                 oracle->name, idx, epoch_of_key(read_key), (uint32_t)read_key, value,
-                 epoch_of_key(lower), (uint32_t)lower);
+    if (!oracle->disordered[epoch_of_key(read->key)] && !oracle->disordered[epoch_of_key(lower)])
+        return false;
+    for (uint32_t i = 0; i < block->count; i++)
+        if (block->writes[i].value == value &&
+            epoch_of_key(block->writes[i].key) <= epoch_of_key(read->key) &&
+            block_may_return(block, read, &block->writes[i]))
+            return true;
+    return value == 0 && block_may_return(block, read, &first);
+}
+
+/* --- one block of a read --- */
+
+static void
+block_fail(const struct oracle *oracle, uint64_t idx, const struct oracle_read *read,
+           uint64_t lower, uint64_t value, bool found)
+{
+    oracle_print_block(oracle, idx);
+    sim_fail(oracle->world,
+             "%s block %" PRIu64 ": read %u.%u returned value %" PRIu64
+             ", which is none of the writes from %u.%u on%s",
+             oracle->name, idx, epoch_of_key(read->key), (uint32_t)read->key, value,
+             epoch_of_key(lower), (uint32_t)lower,
+             found ? " that may still be seen: another one of earlier owners stands" : "");
+}
+
+static void
+block_read(struct oracle *oracle, const struct oracle_read *read, uint64_t idx, uint64_t value)
+{
+    struct oracle_block *block = &oracle->blocks[read->first_block + idx];
+    uint64_t lower = block_lower_bound(block, read->key, read->bounds[idx]);
+    struct oracle_match match = block_match(block, read->key, lower, value);
+    const struct oracle_write *write;
+
+    oracle->blocks_checked++;
+    if (!match.consistent) {
+        if (!block_match_loosely(oracle, block, read, lower, value))
+            block_fail(oracle, read->first_block + idx, read, lower, value, match.found);
+        oracle->blocks_checked_loosely++;
+        return;
     }
-    if (!block_settle(oracle, block, read_key, key, value)) {
-        oracle_print_block(oracle, idx);
-        sim_fail(oracle->world,
-                 "%s block %" PRIu64 ": read %u.%u returned value %" PRIu64
-                 " (write %u.%u) although another write of earlier owners stands",
-                 oracle->name, idx, epoch_of_key(read_key), (uint32_t)read_key, value,
-                 epoch_of_key(key), (uint32_t)key);
-    }
-    write = block_find(block, key);
+    block_settle(oracle, block, read->key, match.key, value);
+    block_mark_overtaken(block, read->key, match.highest);
+    write = block_find(block, match.key);
     if (write != NULL && write->state != ORACLE_ACKNOWLEDGED)
         oracle->reads_of_unacknowledged++;
-    if (epoch_of_key(read_key) >= block->seen_epoch) {
-        block->seen_epoch = epoch_of_key(read_key);
-        if (key > block->seen_key)
-            block->seen_key = key;
+    if (epoch_of_key(read->key) >= block->seen_epoch) {
+        block->seen_epoch = epoch_of_key(read->key);
+        if (match.key > block->seen_key)
+            block->seen_key = match.key;
     }
-    oracle->blocks_checked++;
 }
 
 void
-oracle_read_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint64_t count,
-                const uint64_t *bounds, const uint64_t *values)
+oracle_read_end(struct oracle *oracle, const struct oracle_read *read, const uint64_t *values)
 {
-    uint64_t upper = key;
-
-    for (uint64_t i = 0; i < count; i++)
-        if (block_is_undecided(&oracle->blocks[first_block + i], key))
-            upper = (uint64_t)(epoch_of_key(key) + 1) << 32;
-    for (uint64_t i = 0; i < count; i++)
-        block_read(oracle, first_block + i, key, upper, bounds[i], values[i]);
+    for (uint64_t i = 0; i < read->count; i++)
+        block_read(oracle, read, i, values[i]);
 }

@@ -9,14 +9,15 @@
  * So the key of a write is (lease epoch, number of its submission).  Then
  *   1. a read returns a write that was submitted by then, and none with a key below
  *      - any write acknowledged before the read began,
- *      - any write of its own session submitted before it that did not fail,
+ *      - any write of its own session submitted before it, unless that fails (as a whole, when all its parts have ended),
  *      - anything that a read of the same or an earlier owner had returned before it began;
  *   2. once a read of an owner has returned a write W of earlier owners, no read returns another write of theirs
  *      any more, and none of theirs above W has been or will be acknowledged;
  *   3. writes that were never acknowledged, or failed, may be returned or not, within 1 and 2.
- * A failed write leaves its range undecided until it is rewritten.  A read of such a range waits, and writes submitted after
- * the read may go first: a read that overlaps the range of a failed write that was not overwritten before it may
- * return any write of its session submitted before its end.
+ * A failed write leaves its range undecided until it is rewritten.  Requests to such a range wait, and others that were submitted
+ * later may go first.  So in a session in which a write failed the order of submission is not asked for, only
+ * linearizability: a read may not return a write that ended before another one began that was acknowledged before the
+ * read began.
  * A replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't bind its reads.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
@@ -37,6 +38,8 @@ struct oracle_write {
     uint64_t key; /* lease epoch << 32 | submission */
     uint64_t value;
     enum oracle_state state;
+    uint64_t begin_ns, end_ns; /* end 0: not yet */
+    bool overtaken; /* a read submitted after it returned something older: it can only fail */
 };
 
 struct oracle_block {
@@ -58,8 +61,9 @@ struct oracle {
     uint64_t block_count;
     uint32_t submissions[ORACLE_EPOCHS_MAX]; /* by lease epoch */
     bool begun[ORACLE_EPOCHS_MAX];
+    bool disordered[ORACLE_EPOCHS_MAX]; /* a write failed */
     uint64_t next_value;
-    uint64_t writes_checked, blocks_checked, reads_of_unacknowledged, settled;
+    uint64_t writes_checked, blocks_checked, blocks_checked_loosely, reads_of_unacknowledged, settled;
 };
 
 void oracle_init(struct oracle *oracle, const struct sim_world *world, const char *name,
@@ -76,15 +80,22 @@ uint64_t oracle_take_values(struct oracle *oracle, uint64_t count);
 /* A write is submitted; first_value 0: zeroes.  Returns its key. */
 uint64_t oracle_write_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_block,
                             uint64_t count, uint64_t first_value);
+/* shut_out: it failed because its owner was replaced; its session goes on with nothing. */
 void oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint64_t count,
-                      bool acknowledged);
+                      bool acknowledged, bool shut_out);
+
+struct oracle_read {
+    uint64_t key;
+    uint64_t begin_ns;
+    uint64_t first_block, count;
+    uint64_t *bounds; /* by block: no write with a lower key may be returned */
+};
 
 /* A read is submitted.  bounds: room for count, kept until the end. */
-uint64_t oracle_read_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_block,
-                           uint64_t count, uint64_t *bounds);
+void oracle_read_begin(struct oracle *oracle, struct oracle_read *read, uint32_t lease_epoch,
+                       uint64_t first_block, uint64_t count, uint64_t *bounds);
 /* It ended well: with these values. */
-void oracle_read_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint64_t count,
-                     const uint64_t *bounds, const uint64_t *values);
+void oracle_read_end(struct oracle *oracle, const struct oracle_read *read, const uint64_t *values);
 
 /* What is known of a block, to stderr. */
 void oracle_print_block(const struct oracle *oracle, uint64_t block);

@@ -139,7 +139,7 @@ op_check_read(struct client_op *op)
     for (uint64_t i = 0; i < op->block_count; i++)
         values[i] = block_value(op, op->buffer + i * volume->logical_block_bytes,
                                 volume->logical_block_bytes, op->first_block + i);
-    oracle_read_end(&volume->oracle, op->key, op->first_block, op->block_count, op->bounds, values);
+    oracle_read_end(&volume->oracle, &op->read, values);
     op->client->cluster->counters.blocks_read += op->block_count;
 }
 
@@ -185,7 +185,7 @@ op_judge(struct client_op *op, int err)
         break;
     default:
         oracle_write_end(&client->target->oracle, op->key, op->first_block, op->block_count,
-                         err == 0);
+                         err == 0, err == -DL_E_LEASE_OLD);
         break;
     }
 }
@@ -312,8 +312,8 @@ op_begin_read(struct client_op *op)
     memset(op->buffer, SCRIBBLE, op->buffer_bytes);
     op->bounds = calloc(op->block_count, sizeof(op->bounds[0]));
     sim_require(&op->client->cluster->world, op->bounds != NULL, "no memory");
-    op->key = oracle_read_begin(&volume->oracle, op->client->lease_epoch, op->first_block,
-                                op->block_count, op->bounds);
+    oracle_read_begin(&volume->oracle, &op->read, op->client->lease_epoch, op->first_block,
+                      op->block_count, op->bounds);
     op->client->cluster->counters.reads++;
 }
 
