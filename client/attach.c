@@ -446,6 +446,7 @@ close_end(struct client_volume *volume)
     struct dl_error error = close->error;
     int err = close->err;
 
+    client_meta_call_cancel(&close->call); /* fenced while it asked: nobody waits for the answer */
     sm_move(&volume->sm, VOLUME_CLOSED);
     client_volume_free(volume);
     on_closed(context, err, &error);
