@@ -139,9 +139,12 @@ meta_run_map_get(struct meta_op *op)
 
 static bool
 server_is_candidate(const struct meta_server *server, const struct volume_desc *desc,
-                    uint32_t clique_label)
+                    const struct meta_label *clique)
 {
-    if (server->creating || (desc->clique[0] != '\0' && server->clique_label != clique_label))
+    if (server->creating)
+        return false;
+    /* A clique that no server ever named has no label. */
+    if (desc->clique[0] != '\0' && (clique == NULL || server->clique_label != clique->number))
         return false;
     return desc->failure_domain != DL__FAILURE_DOMAIN__DOMAIN_RACK || server->rack_label != 0;
 }
@@ -182,7 +185,7 @@ candidates_collect(const struct meta_core *core, const struct volume_desc *desc,
     for (uint32_t id = 0; id < core->servers_end; id++) {
         const struct meta_server *server = core->servers[id];
 
-        if (server == NULL || !server_is_candidate(server, desc, clique == NULL ? 0 : clique->number))
+        if (server == NULL || !server_is_candidate(server, desc, clique))
             continue;
         servers[count++] = (struct placement_server){
             .id = id,
@@ -219,13 +222,16 @@ domains_too_few(const struct volume_desc *desc, uint32_t domains, uint32_t serve
                        desc->name, needed, domain_name(desc, needed),
                        desc->clique[0] != '\0' ? "clique " : "cluster", desc->clique, domains,
                        domain_name(desc, domains), servers, servers == 1 ? "server" : "servers");
-    if (desc->failure_domain != DL__FAILURE_DOMAIN__DOMAIN_SERVER && servers >= needed)
+    if (domains == 0)
+        dl_error_hint(err, "start chunkservers%s%s first",
+                      desc->clique[0] != '\0' ? " with --clique " : "", desc->clique);
+    else if (desc->failure_domain != DL__FAILURE_DOMAIN__DOMAIN_SERVER && servers >= needed)
         dl_error_hint(err, "add chunkservers on other %s, or create the volume with --failure-domain server "
                            "(several copies may then share a machine)",
                       domain_name(desc, 2));
     else
         dl_error_hint(err, "add chunkservers, or create the volume with --replicas %" PRIu32,
-                      max_u32(domains, 1));
+                      domains);
     return err->code;
 }
 

@@ -233,7 +233,7 @@ static void
 group_add(struct store_rocksdb *rocks, rocksdb_writebatch_wi_t *group, struct request *request)
 {
     const struct store_commit *commit = request->what;
-    uint64_t revision;
+    uint64_t revision = 0;
 
     if (commit->guard.key.bytes != NULL) {
         request->err = group_revision_of(rocks, group, commit->guard.key, &revision);

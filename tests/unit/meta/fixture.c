@@ -362,9 +362,17 @@ fixture_client(struct fixture *f)
 struct peer *
 fixture_server_hello(struct fixture *f, uint32_t n, const char *host)
 {
+    return fixture_server_of_process(f, n, host, NULL);
+}
+
+struct peer *
+fixture_server_of_process(struct fixture *f, uint32_t n, const char *host, const uint8_t *instance)
+{
     struct peer *peer = fixture_new_peer(f);
 
     peer->is_server = true;
+    if (instance != NULL)
+        memcpy(peer->instance, instance, sizeof(peer->instance));
     (void)snprintf((char *)peer->uuid, sizeof(peer->uuid), "disk-%u", n);
     (void)snprintf(peer->host, sizeof(peer->host), "%s", host);
     (void)snprintf(peer->address, sizeof(peer->address), "127.0.0.1:%u", 10000 + n);

@@ -94,6 +94,9 @@ struct peer *fixture_client(struct fixture *f);
 struct peer *fixture_server(struct fixture *f, uint32_t n, const char *host);
 /* The same in steps. */
 struct peer *fixture_server_hello(struct fixture *f, uint32_t n, const char *host);
+/* As above, of a process that has a connection already. */
+struct peer *fixture_server_of_process(struct fixture *f, uint32_t n, const char *host,
+                                       const uint8_t *instance);
 int peer_register(struct peer *peer);
 void peer_fill_register(struct peer *peer, Dl__ServerRegister *message);
 void peer_fill_hello(struct peer *peer, Dl__Hello *message);
