@@ -66,8 +66,8 @@ child_on_signal(void *context, int signal)
 static void
 child_main(enum child_kind kind, int pipe_fd)
 {
-    char *argv[] = { (char *)"test", NULL };
-    struct child child = { .kind = kind, .pipe_fd = pipe_fd };
+    char *argv[] = {(char *)"test", NULL};
+    struct child child = {.kind = kind, .pipe_fd = pipe_fd};
     struct dl_error err;
 
     daemon_init("test", 1, argv);
@@ -225,7 +225,7 @@ test_abort_prints_the_events(void **state)
 static void
 test_readiness_reaches_systemd(void **state)
 {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
     char got[256] = "";
     int socket_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     char dir[] = "/tmp/test_daemon.XXXXXX";
@@ -266,7 +266,7 @@ test_version(void **state)
     pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        char *argv[] = { (char *)"x", (char *)"--version", NULL };
+        char *argv[] = {(char *)"x", (char *)"--version", NULL};
 
         (void)dup2(fds[1], STDOUT_FILENO);
         daemon_init("dlblk-test", 2, argv);
@@ -284,8 +284,8 @@ test_version(void **state)
 static void
 child_check_limits(void)
 {
-    struct rlimit limit = { .rlim_cur = 64, .rlim_max = 200 };
-    struct dl_error err = { 0 };
+    struct rlimit limit = {.rlim_cur = 64, .rlim_max = 200};
+    struct dl_error err = {0};
 
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         _exit(1);
@@ -299,7 +299,7 @@ child_check_limits(void)
     if (limits_check_memlock(4096, &err) != 0)
         _exit(5);
     /* As nobody, without capabilities, a limit of one page is too low. */
-    limit = (struct rlimit){ .rlim_cur = 4096, .rlim_max = 4096 };
+    limit = (struct rlimit){.rlim_cur = 4096, .rlim_max = 4096};
     if (setrlimit(RLIMIT_MEMLOCK, &limit) != 0)
         _exit(6);
     if (getuid() == 0 && setuid(65534) != 0)

@@ -78,10 +78,10 @@ test_timers_fire_in_order(void **state)
     fake_rng_init(&rng, 7);
     memset(timers, 0, sizeof(timers));
     for (unsigned i = 0; i < TIMERS; i++) {
-        timers[i] = (struct test_timer){ .timer.fn = on_test_timer,
-                                         .loop = loop,
-                                         .last_deadline_ns = &last_deadline_ns,
-                                         .fired = &fired };
+        timers[i] = (struct test_timer){.timer.fn = on_test_timer,
+                                        .loop = loop,
+                                        .last_deadline_ns = &last_deadline_ns,
+                                        .fired = &fired};
         loop_timer_start(loop, &timers[i].timer, fake_rng_below(&rng, 30 * NS_PER_MS));
     }
     for (unsigned i = 0; i < TIMERS; i++) {
@@ -109,9 +109,8 @@ test_timer_nearer_than_the_armed_one(void **state)
     struct loop *loop = loop_new(NULL);
     uint64_t last_deadline_ns = 0;
     unsigned fired = 0;
-    struct test_timer far = { .timer.fn = on_test_timer,
-                              .last_deadline_ns = &last_deadline_ns,
-                              .fired = &fired };
+    struct test_timer far = {
+        .timer.fn = on_test_timer, .last_deadline_ns = &last_deadline_ns, .fired = &fired};
     struct test_timer near = far;
     uint64_t start_ns;
 
@@ -144,7 +143,7 @@ test_timer_without_delay_does_not_spin(void **state)
 {
     struct loop *loop = loop_new(NULL);
     unsigned fired = 0;
-    struct test_timer test = { .timer.fn = on_timer_again, .loop = loop, .fired = &fired };
+    struct test_timer test = {.timer.fn = on_timer_again, .loop = loop, .fired = &fired};
 
     (void)state;
     loop_timer_start(loop, &test.timer, 0);
@@ -163,9 +162,8 @@ test_time_outside_of_turns(void **state)
     struct loop *loop = loop_new(NULL);
     uint64_t last_deadline_ns = 0;
     unsigned fired = 0;
-    struct test_timer test = { .timer.fn = on_test_timer,
-                               .last_deadline_ns = &last_deadline_ns,
-                               .fired = &fired };
+    struct test_timer test = {
+        .timer.fn = on_test_timer, .last_deadline_ns = &last_deadline_ns, .fired = &fired};
 
     (void)state;
     for (unsigned round = 0; round < 2; round++) {
@@ -251,7 +249,7 @@ on_flush(void *context)
 static void
 test_tasks_then_hooks_then_flush(void **state)
 {
-    struct test_order order = { .first.fn = on_first, .second.fn = on_second, .late.fn = on_late };
+    struct test_order order = {.first.fn = on_first, .second.fn = on_second, .late.fn = on_late};
 
     (void)state;
     order_now = &order;
@@ -291,7 +289,7 @@ on_nop(struct io_req *req, int res)
 static void
 test_more_operations_than_places(void **state)
 {
-    struct loop_options options = { .entries = 16 };
+    struct loop_options options = {.entries = 16};
     struct loop *loop = loop_new(&options);
     struct test_nop *nops = calloc(NOPS, sizeof(*nops));
     unsigned done = 0;
@@ -302,7 +300,7 @@ test_more_operations_than_places(void **state)
     for (unsigned i = 0; i < NOPS; i++) {
         struct io_uring_sqe *sqe;
 
-        nops[i] = (struct test_nop){ .req.on_cqe = on_nop, .done = &done };
+        nops[i] = (struct test_nop){.req.on_cqe = on_nop, .done = &done};
         sqe = loop_get_sqe(loop, &nops[i].req);
         io_uring_prep_nop(sqe);
         io_uring_sqe_set_data(sqe, &nops[i].req);
@@ -334,9 +332,9 @@ on_read(struct io_req *req, int res)
 static void
 test_registered_files(void **state)
 {
-    struct loop_options options = { .files = 1 };
+    struct loop_options options = {.files = 1};
     struct loop *loop = loop_new(&options);
-    struct test_read test = { .req.on_cqe = on_read };
+    struct test_read test = {.req.on_cqe = on_read};
     char text[5] = "";
     int pipe_fds[2];
 
@@ -369,9 +367,9 @@ test_registered_files(void **state)
 static void
 test_registered_file_replaced_at_once(void **state)
 {
-    struct loop_options options = { .files = 1 };
+    struct loop_options options = {.files = 1};
     struct loop *loop = loop_new(&options);
-    struct test_read test = { .req.on_cqe = on_read };
+    struct test_read test = {.req.on_cqe = on_read};
     struct io_uring_sqe *sqe;
     char got = 0;
     int first[2];
@@ -527,7 +525,7 @@ loop_run_thread(void *argument)
 static void
 test_wake_up_of_a_sleeping_loop(void **state)
 {
-    struct ping ping = { .to.fn = on_ping, .back.fn = on_ping_back, .rounds = 20000 };
+    struct ping ping = {.to.fn = on_ping, .back.fn = on_ping_back, .rounds = 20000};
     pthread_t thread;
 
     (void)state;
@@ -561,7 +559,7 @@ on_owner_stop(struct loop_message *message)
 static void
 test_owner_is_who_runs_the_loop(void **state)
 {
-    struct ping ping = { .to.fn = on_owner_stop };
+    struct ping ping = {.to.fn = on_owner_stop};
     pthread_t thread;
 
     (void)state;
@@ -591,9 +589,9 @@ on_stop_timer(struct env_timer *timer)
 static void
 test_idle_loop_sleeps(void **state)
 {
-    struct loop_options options = { .spin_us = 50 };
+    struct loop_options options = {.spin_us = 50};
     struct loop *loop = loop_new(&options);
-    struct test_timer test = { .timer.fn = on_stop_timer, .loop = loop };
+    struct test_timer test = {.timer.fn = on_stop_timer, .loop = loop};
     struct loop_stats stats;
     uint64_t cpu_ns;
 
@@ -620,9 +618,9 @@ child_check_refusal(int errnum, const char *text, const char *hint)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)errnum),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
-    struct sock_fprog program = { .len = 4, .filter = filter };
+    struct sock_fprog program = {.len = 4, .filter = filter};
     struct loop *loop = NULL;
-    struct dl_error err = { 0 };
+    struct dl_error err = {0};
     int result;
 
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
@@ -674,5 +672,4 @@ UNIT_MAIN(cmocka_unit_test(test_timers_fire_in_order),
           cmocka_unit_test(test_messages_of_many_threads),
           cmocka_unit_test(test_wake_up_of_a_sleeping_loop),
           cmocka_unit_test(test_owner_is_who_runs_the_loop),
-          cmocka_unit_test(test_idle_loop_sleeps),
-          cmocka_unit_test(test_refusals_say_what_to_do))
+          cmocka_unit_test(test_idle_loop_sleeps), cmocka_unit_test(test_refusals_say_what_to_do))

@@ -42,14 +42,14 @@ struct end {
     struct list node;
     bool up, down;
     int down_err;
-    bool in_call;       /* inside link_send() and the like: no callback may run */
+    bool in_call; /* inside link_send() and the like: no callback may run */
     uint64_t queued, sent_ok, sent_failed, arrived;
     uint64_t next_id;   /* of the next frame to be queued */
     uint64_t next_sent; /* of the next frame to be given back */
     uint64_t next_arrival;
     bool drop_payload, no_place, pause_in_frame;
     unsigned places_asked;
-    uint8_t *payload;   /* where the payload under way goes */
+    uint8_t *payload; /* where the payload under way goes */
     size_t payload_bytes;
     uint64_t close_after; /* close the link in the on_frame of so many arrivals; 0: never */
 };
@@ -142,7 +142,7 @@ end_send(struct end *end, uint32_t sectors)
 {
     struct message *message = calloc(1, sizeof(*message));
     struct data_write write = {
-        .target = { .volume = 1, .config_epoch = 1, .lease_epoch = 1, .length_sectors = sectors },
+        .target = {.volume = 1, .config_epoch = 1, .lease_epoch = 1, .length_sectors = sectors},
         .version = (1ull << WIRE_VERSION_SEQUENCE_BITS) + 2,
         .snapshot_seq = 1,
         .slot_mask = 1,
@@ -170,8 +170,8 @@ end_send(struct end *end, uint32_t sectors)
                                ? 4096
                                : left;
 
-            message->iov[pieces++] =
-                (struct iovec){ .iov_base = message->payload + at, .iov_len = piece };
+            message->iov[pieces++] = (struct iovec){.iov_base = message->payload + at,
+                                                    .iov_len = piece};
             at += piece;
             left -= piece;
         }
@@ -323,7 +323,7 @@ on_event(void *context, enum net_event_level level, const char *text)
 static void
 side_init(struct side *side, struct loop *loop, const struct net_options *options)
 {
-    struct net_options with_event = options != NULL ? *options : (struct net_options){ 0 };
+    struct net_options with_event = options != NULL ? *options : (struct net_options){0};
     struct dl_error err;
 
     memset(side, 0, sizeof(*side));
@@ -337,11 +337,10 @@ side_init(struct side *side, struct loop *loop, const struct net_options *option
 static void
 side_listen(struct side *side)
 {
-    struct dl_address address = { .host = "127.0.0.1" };
+    struct dl_address address = {.host = "127.0.0.1"};
     struct dl_error err;
 
-    assert_int_equal(
-        net_listen(side->net, &address, &events, side, &side->listener, &err), 0);
+    assert_int_equal(net_listen(side->net, &address, &events, side, &side->listener, &err), 0);
     assert_int_not_equal(net_listener_address(side->listener)->port, 0);
     assert_string_equal(net_listener_address(side->listener)->host, "127.0.0.1");
 }
@@ -400,11 +399,11 @@ loop_new(void)
     return loop;
 }
 
-#define TURN_UNTIL(loop, condition)                                                                \
-    do {                                                                                           \
-        for (unsigned turns = 0; !(condition) && turns < 5000; turns++)                            \
-            assert_int_equal(loop_turn(loop, TURN_NS), 0);                                         \
-        assert_true(condition);                                                                    \
+#define TURN_UNTIL(loop, condition)                                     \
+    do {                                                                \
+        for (unsigned turns = 0; !(condition) && turns < 5000; turns++) \
+            assert_int_equal(loop_turn(loop, TURN_NS), 0);              \
+        assert_true(condition);                                         \
     } while (0)
 
 /* Turns for a while, in which something should not happen. */
@@ -456,10 +455,8 @@ exchange(const struct net_options *options, unsigned frames)
         end_send(pair.server_end, sectors_of(pair.server_end->next_id));
         assert_int_equal(pair.client_end->next_sent, 0);
     }
-    TURN_UNTIL(pair.loop,
-               pair.client_end->arrived == frames && pair.server_end->arrived == frames);
-    TURN_UNTIL(pair.loop,
-               pair.client_end->sent_ok == frames && pair.server_end->sent_ok == frames);
+    TURN_UNTIL(pair.loop, pair.client_end->arrived == frames && pair.server_end->arrived == frames);
+    TURN_UNTIL(pair.loop, pair.client_end->sent_ok == frames && pair.server_end->sent_ok == frames);
     net_get_stats(pair.server.net, &stats);
     assert_int_equal(stats.frames_in, frames);
     assert_int_equal(stats.frames_out, frames);
@@ -471,7 +468,7 @@ exchange(const struct net_options *options, unsigned frames)
 static void
 test_frames_of_all_sizes(void **state)
 {
-    struct net_options tiny = { .receive_buffer_bytes = 8192, .socket_buffer_bytes = 16384 };
+    struct net_options tiny = {.receive_buffer_bytes = 8192, .socket_buffer_bytes = 16384};
 
     (void)state;
     exchange(NULL, 300);
@@ -518,7 +515,7 @@ test_frames_of_a_turn_are_gathered(void **state)
 static void
 test_body_larger_than_the_buffer(void **state)
 {
-    struct net_options tiny = { .receive_buffer_bytes = 8192 };
+    struct net_options tiny = {.receive_buffer_bytes = 8192};
     uint8_t *body = malloc(FRAME_BODY_BYTES_MAX);
     struct frame_out frames[2];
     struct pair pair;
@@ -539,8 +536,7 @@ test_body_larger_than_the_buffer(void **state)
         header = (void *)message->frame.head;
         header->body_bytes = le32_of(FRAME_BODY_BYTES_MAX);
         header->body_crc = le32_of(crc32c(0, body, FRAME_BODY_BYTES_MAX));
-        header->header_crc =
-            le32_of(crc32c(0, message->frame.head + 4, FRAME_HEADER_BYTES - 4));
+        header->header_crc = le32_of(crc32c(0, message->frame.head + 4, FRAME_HEADER_BYTES - 4));
         message->frame.body_tail = body;
         message->frame.body_tail_bytes = FRAME_BODY_BYTES_MAX;
         message->frame.on_sent = message_on_sent;
@@ -578,7 +574,7 @@ test_dropped_payloads(void **state)
 static void
 test_pause_stops_the_flow(void **state)
 {
-    struct net_options small = { .socket_buffer_bytes = 65536 };
+    struct net_options small = {.socket_buffer_bytes = 65536};
     struct pair pair;
 
     (void)state;
@@ -631,7 +627,7 @@ test_no_place_for_a_payload(void **state)
 static void
 test_close_in_the_middle_of_a_send(void **state)
 {
-    struct net_options small = { .socket_buffer_bytes = 65536 };
+    struct net_options small = {.socket_buffer_bytes = 65536};
     struct pair pair;
 
     (void)state;
@@ -677,7 +673,7 @@ chain_on_sent(struct frame_out *frame, int err)
 static void
 test_sends_from_on_sent_of_a_closing_link(void **state)
 {
-    struct chain chain = { .frame.on_sent = chain_on_sent, .left = 5 };
+    struct chain chain = {.frame.on_sent = chain_on_sent, .left = 5};
     struct pair pair;
 
     (void)state;
@@ -696,7 +692,7 @@ test_sends_from_on_sent_of_a_closing_link(void **state)
 static void
 test_close_in_the_middle_of_a_payload(void **state)
 {
-    struct net_options small = { .socket_buffer_bytes = 65536 };
+    struct net_options small = {.socket_buffer_bytes = 65536};
     struct pair pair;
 
     (void)state;
@@ -807,8 +803,7 @@ test_names(void **state)
 static int
 raw_listen(struct dl_address *ret_address)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET,
-                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof(address);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -816,16 +811,16 @@ raw_listen(struct dl_address *ret_address)
     assert_int_equal(bind(fd, (struct sockaddr *)&address, length), 0);
     assert_int_equal(listen(fd, 0), 0);
     assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &length), 0);
-    *ret_address = (struct dl_address){ .host = "127.0.0.1", .port = ntohs(address.sin_port) };
+    *ret_address = (struct dl_address){.host = "127.0.0.1", .port = ntohs(address.sin_port)};
     return fd;
 }
 
 static int
 raw_connect(const struct dl_address *to)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET,
-                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-                                   .sin_port = htons(to->port) };
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                                  .sin_port = htons(to->port)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int one = 1;
 
@@ -839,7 +834,7 @@ raw_connect(const struct dl_address *to)
 static void
 test_connect_time_out(void **state)
 {
-    struct net_options options = { .connect_timeout_ms = 30 };
+    struct net_options options = {.connect_timeout_ms = 30};
     struct loop *loop = loop_new();
     struct dl_address address;
     struct side side;
@@ -870,7 +865,7 @@ test_connect_time_out(void **state)
 static void
 test_too_many_links(void **state)
 {
-    struct net_options options = { .links_max = 2 };
+    struct net_options options = {.links_max = 2};
     struct loop *loop = loop_new();
     struct side server, client;
     struct end *ends[3];
@@ -939,8 +934,8 @@ test_address_in_use(void **state)
 {
     struct loop *loop = loop_new();
     struct net_listener *second = NULL;
-    struct dl_address address = { .host = "127.0.0.1" };
-    struct dl_address wrong = { .host = "192.0.2.1", .port = 1 };
+    struct dl_address address = {.host = "127.0.0.1"};
+    struct dl_address wrong = {.host = "192.0.2.1", .port = 1};
     struct dl_error err;
     struct side side;
 
@@ -969,16 +964,16 @@ raw_send(int fd, const void *bytes, size_t length)
 static size_t
 frame_bytes(uint64_t id, uint8_t *ret_bytes)
 {
-    struct message message = { .id = id };
+    struct message message = {.id = id};
     struct data_write write = {
-        .target = { .volume = 1, .config_epoch = 1, .lease_epoch = 1, .length_sectors = 1 },
+        .target = {.volume = 1, .config_epoch = 1, .lease_epoch = 1, .length_sectors = 1},
         .version = (1ull << WIRE_VERSION_SEQUENCE_BITS) + 2,
         .snapshot_seq = 1,
         .slot_mask = 1,
         .crc_count = 1,
     };
     uint8_t payload[4096];
-    struct iovec piece = { .iov_base = payload, .iov_len = sizeof(payload) };
+    struct iovec piece = {.iov_base = payload, .iov_len = sizeof(payload)};
 
     fill(payload, sizeof(payload), id);
     message.crcs[0] = le32_of((uint32_t)id);
@@ -1032,20 +1027,19 @@ struct bad_frame {
 };
 
 static const struct bad_frame bad_frames[] = {
-    { "another protocol", offsetof(struct frame_header_wire, magic), 1, true, -DL_E_FRAME_MAGIC },
-    { "damaged header", offsetof(struct frame_header_wire, request_id), 1, false,
-      -DL_E_CRC_HEADER },
-    { "damaged header crc", offsetof(struct frame_header_wire, header_crc), 1, false,
-      -DL_E_CRC_HEADER },
-    { "damaged body", FRAME_HEADER_BYTES + 7, 1, false, -DL_E_CRC_HEADER },
-    { "body too large", offsetof(struct frame_header_wire, body_bytes) + 2, 17, true,
-      -DL_E_FRAME_TOO_LARGE },
-    { "payload too large", offsetof(struct frame_header_wire, payload_bytes) + 3, 1, true,
-      -DL_E_FRAME_TOO_LARGE },
-    { "reserved field", offsetof(struct frame_header_wire, reserved_1), 1, true,
-      -DL_E_MESSAGE_MALFORMED },
-    { "unknown flag", offsetof(struct frame_header_wire, flags) + 1, 1, true,
-      -DL_E_MESSAGE_MALFORMED },
+    {"another protocol", offsetof(struct frame_header_wire, magic), 1, true, -DL_E_FRAME_MAGIC},
+    {"damaged header", offsetof(struct frame_header_wire, request_id), 1, false, -DL_E_CRC_HEADER},
+    {"damaged header crc", offsetof(struct frame_header_wire, header_crc), 1, false,
+     -DL_E_CRC_HEADER},
+    {"damaged body", FRAME_HEADER_BYTES + 7, 1, false, -DL_E_CRC_HEADER},
+    {"body too large", offsetof(struct frame_header_wire, body_bytes) + 2, 17, true,
+     -DL_E_FRAME_TOO_LARGE},
+    {"payload too large", offsetof(struct frame_header_wire, payload_bytes) + 3, 1, true,
+     -DL_E_FRAME_TOO_LARGE},
+    {"reserved field", offsetof(struct frame_header_wire, reserved_1), 1, true,
+     -DL_E_MESSAGE_MALFORMED},
+    {"unknown flag", offsetof(struct frame_header_wire, flags) + 1, 1, true,
+     -DL_E_MESSAGE_MALFORMED},
 };
 
 /* Each costs the one link it came on, after the good frame before it; the reason is told; others don't notice. */
@@ -1093,7 +1087,7 @@ test_bad_frames(void **state)
 static void
 test_truncated_frames(void **state)
 {
-    static const size_t cuts[] = { 0, 1, 63, 64, 65, 128, 131, 132, 133, 1000, 4000, 4227 };
+    static const size_t cuts[] = {0, 1, 63, 64, 65, 128, 131, 132, 133, 1000, 4000, 4227};
     struct loop *loop = loop_new();
     struct side server;
     uint8_t bytes[8192];
@@ -1157,7 +1151,7 @@ side_arrived(const struct side *side)
     const struct end *end;
     uint64_t sum = 0;
 
-    list_for_each_entry(end, &side->ends, node)
+    list_for_each_entry (end, &side->ends, node)
         sum += end->arrived;
     return sum;
 }
@@ -1165,7 +1159,7 @@ side_arrived(const struct side *side)
 static void
 soak(uint64_t seed, uint64_t *frames, unsigned *links)
 {
-    struct net_options options = { 0 };
+    struct net_options options = {0};
     struct side server, client;
     struct loop *loop = loop_new();
     struct fake_rng rng;
@@ -1180,12 +1174,12 @@ soak(uint64_t seed, uint64_t *frames, unsigned *links)
     for (unsigned round = 0; round < 600; round++) {
         unsigned alive = 0;
 
-        list_for_each_entry(end, &client.ends, node) {
+        list_for_each_entry (end, &client.ends, node) {
             alive += !end->down;
             if (end->up)
                 soak_step(&rng, end);
         }
-        list_for_each_entry(end, &server.ends, node)
+        list_for_each_entry (end, &server.ends, node)
             soak_step(&rng, end);
         if (alive < SOAK_LINKS)
             (void)side_connect(&client, net_listener_address(server.listener));
@@ -1226,7 +1220,6 @@ UNIT_MAIN(cmocka_unit_test(test_frames_of_all_sizes),
           cmocka_unit_test(test_frames_before_a_close_arrive),
           cmocka_unit_test(test_connection_refused), cmocka_unit_test(test_names),
           cmocka_unit_test(test_connect_time_out), cmocka_unit_test(test_too_many_links),
-          cmocka_unit_test(test_accept_without_descriptors),
-          cmocka_unit_test(test_address_in_use), cmocka_unit_test(test_bytes_one_by_one),
-          cmocka_unit_test(test_bad_frames), cmocka_unit_test(test_truncated_frames),
-          cmocka_unit_test(test_soak))
+          cmocka_unit_test(test_accept_without_descriptors), cmocka_unit_test(test_address_in_use),
+          cmocka_unit_test(test_bytes_one_by_one), cmocka_unit_test(test_bad_frames),
+          cmocka_unit_test(test_truncated_frames), cmocka_unit_test(test_soak))

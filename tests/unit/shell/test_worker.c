@@ -77,11 +77,11 @@ run_jobs(unsigned threads_max)
     assert_int_equal(worker_create(&worker, loop, threads_max, &err), 0);
     assert_int_equal(loop_turn(loop, 0), 0);
     for (unsigned i = 0; i < JOBS; i++) {
-        jobs[i] = (struct test_job){ .job.run = job_run,
-                                     .job.on_done = job_done,
-                                     .loop = loop,
-                                     .again = i % 3,
-                                     .done_total = &done_total };
+        jobs[i] = (struct test_job){.job.run = job_run,
+                                    .job.on_done = job_done,
+                                    .loop = loop,
+                                    .again = i % 3,
+                                    .done_total = &done_total};
         worker_submit(worker, &jobs[i].job);
         assert_int_equal(jobs[i].done, 0);
     }
