@@ -67,7 +67,7 @@ client_volume_learn(struct client_volume *volume, Dl__ServerAddress **servers, s
     for (size_t i = 0; i < server_count && err == 0; i++)
         err = client_core_learn_server(volume->core, servers[i]);
     for (size_t i = 0; i < segment_count && err == 0; i++) {
-        bool one_changed;
+        bool one_changed = false;
 
         err = learn_segment(volume, segments[i], &one_changed);
         changed = changed || one_changed;
@@ -472,7 +472,8 @@ client_close_step(struct client_volume *volume)
     /* What was given up on the way here has queued the task again: it frees the volume then. */
     if (volume->task.queued)
         return;
-    if (close->detached || volume->fenced)
+    /* Once it is on its way, the answer to DETACH says how it ended, also if a newer owner came. */
+    if (close->detached || (volume->fenced && close->call.core == NULL))
         close_end(volume);
     else if (close->call.core == NULL)
         close_start_detach(volume);

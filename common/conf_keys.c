@@ -23,6 +23,11 @@ const struct conf_key dlblk_conf_keys[] = {
 
     {"chunkserver", "listen", CONF_ADDRESS, .default_port = DLBLK_PORT_CHUNKSERVER,
      .fallback = "127.0.0.1"},
+    {"chunkserver", "path", CONF_TEXT, .fallback = NULL},
+    {"chunkserver", "index", CONF_TEXT, .fallback = NULL},
+    {"chunkserver", "advertise", CONF_ADDRESS, .default_port = DLBLK_PORT_CHUNKSERVER,
+     .fallback = NULL},
+    {"chunkserver", "lock_wait", CONF_DURATION, .min = 0, .max = DAY_MS, .fallback = "30s"},
     {"chunkserver", "cache", CONF_SIZE, .min = 4 * MIB, .max = TIB, .fallback = "256M"},
     {"chunkserver", "host", CONF_NAME, .fallback = NULL},
     {"chunkserver", "rack", CONF_NAME, .fallback = NULL},
