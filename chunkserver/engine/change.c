@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/mutant.h"
 
 /* --- done, or waiting for slow writes --- */
 
@@ -34,7 +35,7 @@ change_is_done(const struct engine *engine, const struct op *op)
     dl_assert(op->change != NULL);
     if (op->change->kind != STORE_FENCE && op->change->kind != STORE_EPOCH)
         return true;
-    if (engine->stopped != 0)
+    if (engine->stopped != 0 || DLBLK_MUTANT(fence_early))
         return true;
     list_for_each_entry (slow, &engine->slow, slow_node)
         if (change_waits_for(op, slow))

@@ -456,8 +456,6 @@ engine_create(struct env *env, struct disk *disk, struct index *index,
     engine->disk = disk;
     engine->index = index;
     engine->cache_budget = options->cache_bytes != 0 ? options->cache_bytes : CACHE_BYTES_DEFAULT;
-    if (engine->cache_budget < CACHE_BYTES_MIN)
-        engine->cache_budget = CACHE_BYTES_MIN;
     engine->records_max = options->records_max != 0 ? options->records_max : RECORDS_MAX_DEFAULT;
     engine->idle_mark_ns = options->idle_mark_ns != 0 ? options->idle_mark_ns : IDLE_MARK_DEFAULT;
     engine->idle_writeback_ns = options->idle_writeback_ns != 0 ? options->idle_writeback_ns

@@ -50,7 +50,6 @@
 #define DATA_IO_BLOCKS_MAX    256u /* 1 MiB, and as many iovecs */
 #define OP_EXTENTS_INLINE     2u
 #define LEAF_FRAGMENTS_MAX    8u /* then the leaf is put whole */
-#define CACHE_BYTES_MIN       (256u << 10)
 #define WRITEBACK_BATCH_BYTES (256u << 10)
 #define WRITEBACK_ITEMS_MAX   1024u
 #define NS_PER_MS             UINT64_C(1000000)
@@ -84,6 +83,7 @@ struct leaf {
     bool checked;       /* for engine_check() */
     bool pinned;        /* those who waited for it are being called */
     bool for_writeback; /* the write-back has it in its batch */
+    uint32_t pins;      /* requests that wait for another leaf as well */
     uint32_t fragments; /* in the index */
     uint64_t stored_lsn;
     uint64_t changed;            /* sectors since it was last staged */
@@ -96,6 +96,11 @@ struct leaf {
     struct list waiters;    /* struct leaf_waiter */
     struct list cache_node; /* engine.cache: LEAF_LOADED, clean, not staged */
     struct list load_node;  /* engine.loads: to be read at the end of the turn */
+};
+
+/* Leaves [first, end) of a chunk. */
+struct leaf_range {
+    uint32_t first, end;
 };
 
 struct leaf_waiter;
@@ -171,6 +176,7 @@ struct op {
     struct extent extents_inline[OP_EXTENTS_INLINE];
     uint32_t ios_pending;      /* joined writes */
     struct leaf_waiter waiter; /* of a leaf that must be read first */
+    struct leaf_range pinned;  /* while it waits */
 };
 
 /* --- groups --- */
@@ -231,6 +237,7 @@ struct read_op {
     struct store_read *read;
     struct engine *engine;
     struct engine_chunk *chunk; /* while it waits for leaves */
+    struct leaf_range pinned;   /* ... it keeps these in memory */
     struct list node;           /* engine.reads, by started_seq */
     struct leaf_waiter waiter;
     struct read_io first_io;
@@ -457,6 +464,16 @@ struct leaf *leaf_get(struct engine *engine, struct engine_chunk *chunk, uint32_
 void leaf_wait(struct engine *engine, struct leaf *leaf, struct leaf_waiter *waiter);
 void leaf_request(struct engine *engine, struct leaf *leaf);
 void leaf_touch(struct engine *engine, struct leaf *leaf);
+/* The leaves of these sectors that can have a stored part. */
+struct leaf_range leaf_range(const struct engine_chunk *chunk, uint32_t offset_sectors,
+                             uint32_t length_sectors);
+/*
+ * One who waits for a leaf keeps all leaves of its range in memory: else, with a small cache, the first could be gone
+ * again when the last is there, for ever.  Asks for those that are not.
+ */
+void leaf_range_pin(struct engine *engine, struct engine_chunk *chunk, struct leaf_range range);
+/* Makes the range empty. */
+void leaf_range_unpin(struct engine *engine, struct engine_chunk *chunk, struct leaf_range *range);
 /* In use: it cannot be forgotten now. */
 bool leaf_is_pinned(const struct leaf *leaf);
 /* The leaf changed its state: put it in the cache's list, or take it out, or forget it. */

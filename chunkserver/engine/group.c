@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/mutant.h"
 
 #define THROTTLE_NS_MAX (20 * NS_PER_MS)
 
@@ -341,6 +342,8 @@ group_take_ready(struct engine *engine, struct group *group, struct journal_comp
     }
 }
 
+static void group_apply_freed(struct engine *engine, struct group *group);
+
 static void
 group_take_freed(struct engine *engine, struct group *group, struct journal_compose *compose)
 {
@@ -361,6 +364,10 @@ group_take_freed(struct engine *engine, struct group *group, struct journal_comp
         dl_assert(err == 0);
     }
     journal_put_runs_end(compose);
+    if (DLBLK_MUTANT(reuse_before_durable)) {
+        group_apply_freed(engine, group);
+        vec_clear(&group->freed);
+    }
 }
 
 /* --- submit --- */
@@ -493,7 +500,7 @@ group_start(struct engine *engine, struct group *group)
 {
     group->state = GROUP_WRITING;
     group->lsn = engine->next_lsn;
-    group->mark = engine->acked_lsn;
+    group->mark = DLBLK_MUTANT(mark_ahead) ? engine->next_lsn : engine->acked_lsn;
     group->debt_sectors = 0;
     group->aborts_missing = 0;
     group->aborts_lsn = 0;
@@ -515,6 +522,7 @@ group_close(struct engine *engine, uint32_t capacity_units, bool with_requests)
 
     memcpy(header.disk_uuid, engine->superblock.disk_uuid, sizeof(header.disk_uuid));
     group_start(engine, group);
+    header.mark = group->mark;
     journal_compose_init(&compose, group->buffer, capacity_units * UNIT_BYTES);
     group_take_urgent(engine, group, &compose, &header);
     if (with_requests)
@@ -586,7 +594,7 @@ group_window_is_open(const struct engine *engine)
         return false;
     if (engine->failed_count > 0)
         return engine->unflushed_count == 0 && !list_is_empty(&engine->urgent);
-    return engine->group_count < JOURNAL_WINDOW;
+    return engine->group_count < (DLBLK_MUTANT(wide_window) ? 8 : JOURNAL_WINDOW);
 }
 
 static bool
@@ -820,7 +828,8 @@ group_on_flush(struct disk_io *io, int result)
     }
     if (engine->stopped == 0) {
         list_for_each_entry (group, &engine->groups, node)
-            if (group->state == GROUP_FLUSHING)
+            if (group->state == GROUP_FLUSHING ||
+                (DLBLK_MUTANT(wide_flush) && group->state == GROUP_WRITTEN))
                 group_set_durable(engine, group);
         group_ack_all(engine);
         group_flush(engine);
@@ -896,7 +905,7 @@ group_io_done(struct group *group)
     if (group->failed.count > 0)
         group_abort_failed(engine, group);
     group->state = GROUP_WRITTEN;
-    if (engine->disk->write_through) {
+    if (engine->disk->write_through || DLBLK_MUTANT(skip_flush)) {
         group_set_durable(engine, group);
         group_ack_all(engine);
     } else {

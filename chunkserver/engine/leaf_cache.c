@@ -117,7 +117,7 @@ leaf_forget(struct engine *engine, struct leaf *leaf)
 bool
 leaf_is_pinned(const struct leaf *leaf)
 {
-    return list_is_linked(&leaf->dirty.node) || leaf->staged || leaf->pinned ||
+    return list_is_linked(&leaf->dirty.node) || leaf->staged || leaf->pinned || leaf->pins > 0 ||
            leaf->for_writeback || leaf->state == LEAF_LOADING || !list_is_empty(&leaf->waiters);
 }
 
@@ -145,6 +145,43 @@ leaf_forget_all(struct engine *engine, struct engine_chunk *chunk)
     for (uint32_t i = 0; i < chunk->leaf_capacity; i++)
         if (chunk->leaves[i] != NULL)
             leaf_forget(engine, chunk->leaves[i]);
+}
+
+struct leaf_range
+leaf_range(const struct engine_chunk *chunk, uint32_t offset_sectors, uint32_t length_sectors)
+{
+    uint32_t end = (offset_sectors + length_sectors - 1) / LEAF_SECTORS + 1;
+
+    dl_assert(length_sectors > 0);
+    return (struct leaf_range){
+        .first = offset_sectors / LEAF_SECTORS,
+        .end = end < chunk->leaf_count ? end : chunk->leaf_count,
+    };
+}
+
+void
+leaf_range_pin(struct engine *engine, struct engine_chunk *chunk, struct leaf_range range)
+{
+    for (uint32_t number = range.first; number < range.end; number++) {
+        struct leaf *leaf = leaf_get(engine, chunk, number);
+
+        leaf->pins++;
+        leaf_request(engine, leaf);
+        leaf_settle(engine, leaf);
+    }
+}
+
+void
+leaf_range_unpin(struct engine *engine, struct engine_chunk *chunk, struct leaf_range *range)
+{
+    for (uint32_t number = range->first; number < range->end; number++) {
+        struct leaf *leaf = leaf_find(chunk, number);
+
+        dl_assert(leaf->pins > 0);
+        leaf->pins--;
+        leaf_settle(engine, leaf);
+    }
+    *range = (struct leaf_range){0};
 }
 
 void

@@ -144,53 +144,49 @@ read_map(struct read_op *op)
         read_submit(op, run_first, run_count, run_block);
 }
 
-/*
- * Ask for the leaves that are not in memory.  Returns 0: all are there; 1: the op waits for one of them; or an error.
- */
-static int
-read_want_leaves(struct read_op *op)
+/* The first leaf of the range that is not in memory yet; NULL: all are there. */
+static struct leaf *
+read_find_missing(const struct read_op *op, struct leaf_range range)
 {
-    struct engine *engine = op->engine;
-    const struct store_read *read = op->read;
-    uint32_t first = read->offset_sectors / LEAF_SECTORS;
-    uint32_t last = (read->offset_sectors + read->length_sectors - 1) / LEAF_SECTORS;
-    bool waits = false;
-
-    for (uint32_t number = first; number <= last && number < op->chunk->leaf_count; number++) {
+    for (uint32_t number = range.first; number < range.end; number++) {
         struct leaf *leaf = leaf_find(op->chunk, number);
 
-        if (leaf != NULL && leaf->state == LEAF_CORRUPT) {
-            if (waits)
-                list_remove(&op->waiter.node);
-            return -DL_E_INDEX_CORRUPT;
-        }
-        if (leaf != NULL && leaf->state == LEAF_LOADED) {
-            engine->stats.leaf_hits++;
-            leaf_touch(engine, leaf);
-            continue;
-        }
-        engine->stats.leaf_misses++;
-        leaf = leaf_get(engine, op->chunk, number);
-        if (waits)
-            leaf_request(engine, leaf);
-        else
-            leaf_wait(engine, leaf, &op->waiter);
-        waits = true;
+        if (leaf == NULL || leaf->state == LEAF_ABSENT || leaf->state == LEAF_LOADING)
+            return leaf_get(op->engine, op->chunk, number);
+        leaf_touch(op->engine, leaf);
     }
-    return waits ? 1 : 0;
+    return NULL;
 }
 
+static bool
+read_meets_corrupt(const struct read_op *op, struct leaf_range range)
+{
+    for (uint32_t number = range.first; number < range.end; number++)
+        if (leaf_find(op->chunk, number)->state == LEAF_CORRUPT)
+            return true;
+    return false;
+}
+
+/* Wait for a leaf, or begin to read, or find that nothing is to be read. */
 static void
 read_step(struct read_op *op)
 {
-    int result = read_want_leaves(op);
+    const struct store_read *read = op->read;
+    struct leaf_range range = leaf_range(op->chunk, read->offset_sectors, read->length_sectors);
+    struct leaf *missing = read_find_missing(op, range);
 
-    if (result > 0)
+    if (missing != NULL) {
+        op->engine->stats.leaf_misses++;
+        op->pinned = range;
+        leaf_range_pin(op->engine, op->chunk, range);
+        leaf_wait(op->engine, missing, &op->waiter);
         return;
-    if (result == 0)
-        read_map(op);
+    }
+    op->engine->stats.leaf_hits++;
+    if (read_meets_corrupt(op, range))
+        op->read->err = -DL_E_INDEX_CORRUPT;
     else
-        op->read->err = result;
+        read_map(op);
 }
 
 static void
@@ -198,10 +194,9 @@ read_on_leaf(struct leaf_waiter *waiter, int err)
 {
     struct read_op *op = list_entry(waiter, struct read_op, waiter);
 
-    if (err != 0)
-        op->read->err = err;
-    else
-        read_step(op);
+    (void)err; /* an unreadable leaf is LEAF_CORRUPT now */
+    leaf_range_unpin(op->engine, op->chunk, &op->pinned);
+    read_step(op);
     if (op->read->ios_pending == 0 && !list_is_linked(&op->waiter.node))
         read_finish(op);
 }
@@ -229,6 +224,7 @@ read_op_create(struct engine *engine, struct store_read *read, struct engine_chu
     op->read = read;
     op->engine = engine;
     op->chunk = chunk;
+    op->pinned = (struct leaf_range){0};
     op->first_io.op = NULL;
     op->waiter.fn = read_on_leaf;
     list_init(&op->waiter.node);

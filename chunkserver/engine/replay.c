@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/mutant.h"
 #include "common/crc32c.h"
 
 #define SCAN_UNITS 256u
@@ -144,7 +145,8 @@ unit_counts(const struct replay *replay, const struct unit *unit)
     const struct superblock *superblock = &replay->engine->superblock;
 
     return unit->state == UNIT_BLOCK &&
-           (unit->lsn < superblock->cut || unit->incarnation == superblock->incarnation);
+           (unit->lsn < superblock->cut || unit->incarnation == superblock->incarnation ||
+            DLBLK_MUTANT(old_lives_count));
 }
 
 static int
@@ -321,7 +323,7 @@ verify_chain(struct replay *replay)
         uint64_t lsn = replay->chain.items[i], needs = lsn;
 
         /* What is below the mark was flushed, or aborted, and its ABORT is below the mark as well. */
-        if (lsn >= replay->mark)
+        if (lsn >= replay->mark && !DLBLK_MUTANT(no_verify))
             result = verify_block(replay, lsn, data, &needs);
         if (needs == UINT64_MAX)
             break;
@@ -415,12 +417,14 @@ seal_decision(struct replay *replay)
 {
     struct engine *engine = replay->engine;
     struct superblock *superblock = &engine->superblock;
-    int result = engine->disk->ops->flush_now(engine->disk);
+    int result = DLBLK_MUTANT(no_replay_flush) ? 0 : engine->disk->ops->flush_now(engine->disk);
 
     /* What verified was perhaps never flushed: a process that was killed leaves its last writes in the disk's cache. */
     if (result != 0)
         return dl_error_set(replay->err, -DL_E_MEDIA_WRITE, "flushing the disk failed: %s",
                             dl_err_str(result));
+    if (DLBLK_MUTANT(no_cut))
+        return 0;
     superblock->incarnation++;
     superblock->cut = replay->end;
     superblock->tail = replay->position->position;
@@ -461,7 +465,7 @@ apply_block(struct replay *replay, uint64_t lsn)
     journal_iter_init(&iter, replay->buffer, &header);
     while ((result = journal_iter_next(&iter, &record)) > 0) {
         engine->counters.replayed_records++;
-        if (find_abort(replay, lsn, iter.record_idx) != NULL)
+        if (find_abort(replay, lsn, iter.record_idx) != NULL && !DLBLK_MUTANT(no_abort))
             continue;
         result = apply_record(engine, &record, lsn, replay->err);
         if (result != 0)

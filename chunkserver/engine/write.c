@@ -136,8 +136,8 @@ op_finish(struct engine *engine, struct op *op, int err)
     if (write != NULL)
         engine_finish_write(engine, write, err);
     while (!list_is_empty(&duplicates)) {
-        struct store_write *twin =
-            list_entry(list_pop_front(&duplicates), struct store_write, node);
+        struct store_write *twin = list_entry(list_pop_front(&duplicates), struct store_write,
+                                              node);
 
         if (err == 0)
             write_finish_duplicate(engine, chunk, twin);
@@ -171,6 +171,8 @@ write_is_overwrite(struct engine *engine, struct op *op)
         if (leaf->state == LEAF_CORRUPT)
             return 0;
         if (leaf->state != LEAF_LOADED) {
+            op->pinned = leaf_range(op->chunk, write->offset_sectors, write->length_sectors);
+            leaf_range_pin(engine, op->chunk, op->pinned);
             leaf_wait(engine, leaf, &op->waiter);
             return -1;
         }
@@ -393,6 +395,7 @@ write_on_leaf(struct leaf_waiter *waiter, int err)
     struct op *op = list_entry(waiter, struct op, waiter);
     struct engine *engine = op->chunk->engine;
 
+    leaf_range_unpin(engine, op->chunk, &op->pinned);
     (void)err; /* an unreadable leaf is no overwrite: write_is_overwrite() sees it */
     if (engine->stopped != 0)
         op->err = engine->stopped;

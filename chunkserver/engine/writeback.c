@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/mutant.h"
 
 enum staged_kind { STAGED_PUT, STAGED_MERGE, STAGED_DELETE };
 
@@ -233,7 +234,8 @@ wanted_position(const struct engine *engine)
 static bool
 writeback_is_due(const struct engine *engine)
 {
-    if (first_recovery_lsn(engine) < wanted_position(engine))
+    /* Not only below it: what changed without a record bears the LSN of the next block. */
+    if (first_recovery_lsn(engine) <= wanted_position(engine))
         return true;
     if (engine->writeback.stopping && !list_is_empty(&engine->dirty))
         return true;
@@ -367,8 +369,8 @@ writeback_may_enter(const struct engine *engine)
 {
     const struct writeback *wb = &engine->writeback;
 
-    return wb->lsn_max < engine->durable_mark &&
-           wb->needs_free_seq <= engine->alloc.freed_durable_seq;
+    return (wb->lsn_max < engine->durable_mark || DLBLK_MUTANT(index_above_mark)) &&
+           (wb->needs_free_seq <= engine->alloc.freed_durable_seq || DLBLK_MUTANT(leaf_before_free));
 }
 
 bool
@@ -418,6 +420,8 @@ writeback_on_batch(void *context, int err)
         wb->batch_records = ring_records_below(engine, wb->batch_position);
         engine->counters.writebacks++;
         writeback_settle_items(engine);
+        if (DLBLK_MUTANT(tail_before_flush))
+            ring_set_tail(engine, wb->batch_position);
     }
     engine_kick(engine);
 }
