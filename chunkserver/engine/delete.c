@@ -118,7 +118,8 @@ delete_step(struct engine *engine)
 bool
 delete_may_forget(const struct engine *engine, const struct engine_chunk *chunk)
 {
-    if (!chunk->cleared || chunk->refs > 0 || (chunk->last_lsn >= engine->tail && !DLBLK_MUTANT(forget_early)))
+    if (!chunk->cleared || chunk->refs > 0 ||
+        (chunk->last_lsn >= engine->tail && !DLBLK_MUTANT(forget_early)))
         return false;
     for (uint32_t i = 0; i < chunk->leaf_capacity; i++)
         if (chunk->leaves[i] != NULL && leaf_is_pinned(chunk->leaves[i]))

@@ -868,7 +868,7 @@ group_abandon(struct engine *engine, struct group *group)
 
     list_init(&ops);
     list_splice_back(&ops, &group->ops);
-    list_for_each_entry(op, &ops, node)
+    list_for_each_entry (op, &ops, node)
         if (op->aborted)
             group_return_aborted(engine, group, op);
     for (size_t i = 0; i < group->freed.count; i++)

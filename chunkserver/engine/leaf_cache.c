@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/mutant.h"
 
 struct leaf_load {
     struct index_get get;
@@ -313,7 +314,7 @@ leaf_give_up(void *context, uint64_t block, uint64_t lsn)
     struct give_up *give_up = context;
     struct engine *engine = give_up->engine;
 
-    if (give_up->replayed && leaf_was_freed(engine, block, lsn)) {
+    if (give_up->replayed && !DLBLK_MUTANT(no_pairing) && leaf_was_freed(engine, block, lsn)) {
         engine->counters.free_pairings++;
         return;
     }
@@ -348,7 +349,7 @@ leaf_apply_deltas(struct engine *engine, struct leaf *leaf)
          * The stored leaf has this change, and the FREE records of what it gave up are durable: leaves go to the index only
          * then (writeback.c).  To compare versions instead would give blocks up a second time.
          */
-        if (delta->lsn <= leaf->stored_lsn)
+        if (delta->lsn <= leaf->stored_lsn && !DLBLK_MUTANT(no_leaf_lsn))
             continue;
         result = leaf_apply_delta(leaf->sectors, delta, leaf_give_up, &give_up);
         leaf->changed |= result.changed;
