@@ -283,7 +283,7 @@ static void
 session_hello_refused(struct client_session *session, const struct frame *frame)
 {
     Dl__ErrorDetail *detail = (void *)frame_unpack(frame, &dl__error_detail__descriptor);
-    char text[SESSION_PROBLEM_BYTES];
+    char text[SESSION_REFUSAL_BYTES];
 
     (void)snprintf(text, sizeof(text), "%s",
                    detail != NULL && detail->text[0] != '\0' ? detail->text

@@ -39,7 +39,8 @@
 #define SESSION_BACKOFF_MAX_NS 1000000000ull
 #define SESSION_PING_NS        1000000000ull
 #define SESSION_SILENCE_MAX_NS 5000000000ull
-#define SESSION_PROBLEM_BYTES  320u
+#define SESSION_REFUSAL_BYTES  320u
+#define SESSION_PROBLEM_BYTES  (SESSION_REFUSAL_BYTES + sizeof(struct dl_address_text) + 2)
 
 enum session_state {
     SESSION_IDLE,       /* nobody has asked for it */
