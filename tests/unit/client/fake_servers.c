@@ -1141,6 +1141,14 @@ fake_meta_drop_links(struct fake_cluster *cluster)
 }
 
 void
+fake_meta_forget_links(struct fake_cluster *cluster)
+{
+    fake_meta_drop_held_of(cluster, NULL);
+    while (!list_is_empty(&cluster->meta_links))
+        fake_session_destroy(list_first_entry(&cluster->meta_links, struct fake_session, node));
+}
+
+void
 fake_meta_release(struct fake_cluster *cluster)
 {
     struct list round;
@@ -1245,9 +1253,7 @@ fake_cluster_add_volume(struct fake_cluster *cluster, const char *name, uint64_t
 void
 fake_cluster_fini(struct fake_cluster *cluster)
 {
-    fake_meta_drop_held_of(cluster, NULL);
-    while (!list_is_empty(&cluster->meta_links))
-        fake_session_destroy(list_first_entry(&cluster->meta_links, struct fake_session, node));
+    fake_meta_forget_links(cluster);
     for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct fake_server *server = &cluster->servers[i];
 

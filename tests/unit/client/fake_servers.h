@@ -150,6 +150,7 @@ void fake_server_release(struct fake_server *server);
 void fake_server_drop_links(struct fake_server *server);
 /* Its links are gone without a word: the process is. */
 void fake_server_forget_links(struct fake_server *server);
+void fake_meta_forget_links(struct fake_cluster *cluster);
 void fake_meta_drop_links(struct fake_cluster *cluster);
 void fake_meta_release(struct fake_cluster *cluster);
 /* To every client that is connected. */

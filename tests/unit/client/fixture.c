@@ -144,6 +144,74 @@ fixture_run_until(struct fixture *f, const bool *flag, uint64_t limit_ns)
 /* --- servers --- */
 
 void
+fixture_push_changed(struct fixture *f, const struct fake_volume *volume, bool deleted)
+{
+    struct sim_process *before = sim_enter(&f->meta_process);
+
+    fake_meta_push_changed(&f->cluster, volume, deleted);
+    sim_leave(&f->meta_process, before);
+}
+
+void
+fixture_probe(struct fixture *f, const struct fake_volume *volume)
+{
+    struct sim_process *before = sim_enter(&f->meta_process);
+
+    fake_meta_probe(&f->cluster, volume);
+    sim_leave(&f->meta_process, before);
+}
+
+void
+fixture_meta_release(struct fixture *f)
+{
+    struct sim_process *before = sim_enter(&f->meta_process);
+
+    fake_meta_release(&f->cluster);
+    sim_leave(&f->meta_process, before);
+}
+
+void
+fixture_meta_drop_links(struct fixture *f)
+{
+    struct sim_process *before = sim_enter(&f->meta_process);
+
+    fake_meta_drop_links(&f->cluster);
+    sim_leave(&f->meta_process, before);
+}
+
+void
+fixture_meta_down(struct fixture *f)
+{
+    sim_process_kill(&f->meta_process, false);
+    fake_meta_forget_links(&f->cluster);
+}
+
+void
+fixture_meta_up(struct fixture *f)
+{
+    sim_process_start(&f->meta_process);
+    sim_process_listen(&f->meta_process, &fake_meta_events, &f->cluster);
+}
+
+void
+fixture_server_release(struct fixture *f, uint32_t idx)
+{
+    struct sim_process *before = sim_enter(&f->server_processes[idx]);
+
+    fake_server_release(&f->cluster.servers[idx]);
+    sim_leave(&f->server_processes[idx], before);
+}
+
+void
+fixture_server_drop_links(struct fixture *f, uint32_t idx)
+{
+    struct sim_process *before = sim_enter(&f->server_processes[idx]);
+
+    fake_server_drop_links(&f->cluster.servers[idx]);
+    sim_leave(&f->server_processes[idx], before);
+}
+
+void
 fixture_server_down(struct fixture *f, uint32_t idx)
 {
     sim_process_kill(&f->server_processes[idx], false);
@@ -248,21 +316,29 @@ fixture_on_done(struct dlblk_request *dlblk_request, int err)
     request->order = ++order;
 }
 
+void
+fixture_submit_prepared(struct fixture *f, struct fixture_request *request)
+{
+    struct sim_process *before = sim_enter(&f->client_process);
+
+    request->request.on_done = fixture_on_done;
+    request->request.context = request;
+    client_volume_submit(f->volume, &request->request);
+    sim_leave(&f->client_process, before);
+}
+
 struct fixture_request *
 fixture_submit(struct fixture *f, enum dlblk_op op, uint64_t offset_bytes, uint64_t length_bytes,
                uint8_t fill)
 {
     struct fixture_request *request = calloc(1, sizeof(*request));
     bool data = op == DLBLK_READ || op == DLBLK_WRITE;
-    struct sim_process *before;
 
     assert_non_null(request);
     request->request = (struct dlblk_request){
         .op = op,
         .offset_bytes = offset_bytes,
         .length_bytes = length_bytes,
-        .on_done = fixture_on_done,
-        .context = request,
     };
     if (data) {
         request->buffer = malloc(length_bytes);
@@ -276,9 +352,7 @@ fixture_submit(struct fixture *f, enum dlblk_op op, uint64_t offset_bytes, uint6
         request->request.iov = &request->request.iov_one;
         request->request.iov_count = 1;
     }
-    before = sim_enter(&f->client_process);
-    client_volume_submit(f->volume, &request->request);
-    sim_leave(&f->client_process, before);
+    fixture_submit_prepared(f, request);
     return request;
 }
 

@@ -59,12 +59,24 @@ void fixture_run(struct fixture *f, uint64_t duration_ns);
 /* Until *flag, at most so long.  Returns *flag. */
 bool fixture_run_until(struct fixture *f, const bool *flag, uint64_t limit_ns);
 
+/* The metadata service's own acts: see fake_servers.h. */
+void fixture_push_changed(struct fixture *f, const struct fake_volume *volume, bool deleted);
+void fixture_probe(struct fixture *f, const struct fake_volume *volume);
+void fixture_meta_release(struct fixture *f);
+void fixture_meta_drop_links(struct fixture *f);
+void fixture_meta_down(struct fixture *f);
+void fixture_meta_up(struct fixture *f);
+
+void fixture_server_release(struct fixture *f, uint32_t idx);
+void fixture_server_drop_links(struct fixture *f, uint32_t idx);
 void fixture_server_down(struct fixture *f, uint32_t idx);
 void fixture_server_up(struct fixture *f, uint32_t idx);
 
 void fixture_pattern(uint8_t *buffer, uint64_t offset_bytes, uint64_t length_bytes, uint8_t fill);
 struct fixture_request *fixture_submit(struct fixture *f, enum dlblk_op op, uint64_t offset_bytes,
                                        uint64_t length_bytes, uint8_t fill);
+/* One whose request the test has filled, but for on_done and context. */
+void fixture_submit_prepared(struct fixture *f, struct fixture_request *request);
 /* Waits for it, frees it. */
 int fixture_wait(struct fixture *f, struct fixture_request *request);
 /* Its buffer is poisoned first: whoever still writes there is seen by the address sanitizer. */
