@@ -26,6 +26,7 @@
 
 #include "common/align.h"
 #include "common/assert.h"
+#include "common/mutant.h"
 #include "common/text.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
@@ -374,9 +375,11 @@ attach_commit(struct meta_op *op, struct meta_volume *volume)
     const Dl__Attach *message = (const Dl__Attach *)op->message;
     struct volume_desc *desc = meta_op_next_desc(op, volume);
 
-    desc->takeover = !volume->desc.clean && volume->segments.count > 0;
+    desc->takeover = !volume->desc.clean && volume->segments.count > 0 &&
+                     !DLBLK_MUTANT(meta_forget_takeover);
     desc->ready = !desc->takeover;
-    desc->lease_epoch++;
+    if (volume->desc.lease_epoch == 0 || !DLBLK_MUTANT(meta_reuse_lease_epoch))
+        desc->lease_epoch++;
     desc->clean = false;
     desc->owned = true;
     memcpy(desc->attach_id, message->attach_id.data, META_ID_BYTES);

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/assert.h"
+#include "common/align.h"
 #include "common/text.h"
 #include "common/version.h"
 #include "meta/internal.h"
@@ -106,7 +106,8 @@ status_add_server(struct status *status, const struct meta_server *server)
     else if (server->capacity_bytes > 0 &&
              server->used_bytes >= server->capacity_bytes / 100 * FULL_PERCENT)
         status_add(status, false, "server %s is %u %% full: add chunkservers, or delete volumes",
-                   meta_server_text(server), (unsigned)(server->used_bytes / (server->capacity_bytes / 100 + 1)));
+                   meta_server_text(server),
+                   (unsigned)min_u64(100, server->used_bytes / max_u64(1, server->capacity_bytes / 100)));
 }
 
 static void

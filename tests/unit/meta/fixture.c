@@ -163,6 +163,9 @@ peer_on_fence(struct peer *peer, const struct fake_frame *frame)
     assert_non_null(fence);
     peer->fences++;
     peer->fence_epoch = fence->lease_epoch;
+    if (fence->volume < FENCED_VOLUMES_MAX &&
+        fence->lease_epoch > peer->fence_of_volume[fence->volume])
+        peer->fence_of_volume[fence->volume] = fence->lease_epoch;
     if (peer->fence_reply != NULL && fence->lease_epoch != META_LEASE_EPOCH_TOMBSTONE)
         reply = *peer->fence_reply;
     reply.volume = fence->volume;
@@ -214,6 +217,21 @@ peer_on_request(struct peer *peer, const struct fake_frame *frame)
     }
 }
 
+static void
+peer_on_registered(struct peer *peer, struct fake_frame *frame)
+{
+    Dl__ServerRegisterReply *reply;
+
+    assert_int_equal(frame->frame.status, 0);
+    reply = (Dl__ServerRegisterReply *)fake_frame_unpack(frame,
+                                                         &dl__server_register_reply__descriptor);
+    assert_non_null(reply);
+    peer->server_id = reply->server_id;
+    peer->register_id = 0;
+    dl__server_register_reply__free_unpacked(reply, NULL);
+    fake_frame_destroy(frame);
+}
+
 /* True: there was something. */
 static bool
 peer_poll(struct peer *peer)
@@ -223,7 +241,9 @@ peer_poll(struct peer *peer)
 
     while ((frame = fake_link_next(&peer->link)) != NULL) {
         any = true;
-        if (frame_is_reply(&frame->frame))
+        if (frame_is_reply(&frame->frame) && frame->frame.request_id == peer->register_id)
+            peer_on_registered(peer, frame);
+        else if (frame_is_reply(&frame->frame))
             list_push_back(&peer->replies, &frame->node);
         else if (peer_on_request(peer, frame))
             fake_frame_destroy(frame);
@@ -414,6 +434,16 @@ peer_register(struct peer *peer)
     peer->server_id = ((Dl__ServerRegisterReply *)reply)->server_id;
     protobuf_c_message_free_unpacked(reply, NULL);
     return 0;
+}
+
+uint64_t
+peer_send_register(struct peer *peer)
+{
+    Dl__ServerRegister message;
+
+    peer_fill_register(peer, &message);
+    peer->register_id = peer_send(peer, OP_SERVER_REGISTER, &message.base);
+    return peer->register_id;
 }
 
 struct peer *

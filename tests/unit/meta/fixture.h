@@ -25,6 +25,7 @@
 #include "tests/unit/lib/fake_link.h"
 
 #define PEERS_MAX 64u
+#define FENCED_VOLUMES_MAX 64u
 #define MS        1000000ull
 #define SECOND    1000000000ull
 
@@ -45,9 +46,11 @@ struct peer {
     struct list replies;
     uint32_t fences, chunk_deletes, chunks_deleted, probes;
     uint32_t fence_epoch; /* of the last FENCE */
+    uint32_t fence_of_volume[FENCED_VOLUMES_MAX]; /* highest lease epoch fenced, by volume id */
     uint8_t uuid[16];
     uint8_t instance[16];
     uint32_t server_id;
+    uint64_t register_id; /* of a SERVER_REGISTER that is to be answered */
     uint64_t start_count;
     uint64_t journal_position;
     uint64_t capacity_bytes, used_bytes;
@@ -98,6 +101,8 @@ struct peer *fixture_server_hello(struct fixture *f, uint32_t n, const char *hos
 struct peer *fixture_server_of_process(struct fixture *f, uint32_t n, const char *host,
                                        const uint8_t *instance);
 int peer_register(struct peer *peer);
+/* Where the store takes time: the answer is taken by fixture_run(), and the server has its id then. */
+uint64_t peer_send_register(struct peer *peer);
 void peer_fill_register(struct peer *peer, Dl__ServerRegister *message);
 void peer_fill_hello(struct peer *peer, Dl__Hello *message);
 void peer_disconnect(struct peer *peer);
