@@ -797,7 +797,9 @@ loop_turn(struct loop *loop, uint64_t timeout_ns)
     if (result != 0)
         return result;
     loop->now_ns = clock_monotonic_ns();
-    /* What was started outside of a turn is made visible before the loop sleeps. */
+    /* What was started outside of a turn is made visible before the loop sleeps; who waits for that needs no sleep. */
+    if (!list_is_empty(&loop->tasks))
+        timeout_ns = 0;
     loop_finish_turn(loop);
     return loop_turn_until(
         loop, timeout_ns > UINT64_MAX - loop->now_ns ? UINT64_MAX : loop->now_ns + timeout_ns);
