@@ -2,6 +2,7 @@
 #include "client/range_lock.h"
 
 #include "client/geometry.h"
+#include "common/mutant.h"
 
 /*
  * Invariants
@@ -24,6 +25,8 @@ static_assert(RANGE_LOCK_BUCKETS == 256, "range_lock_bucket() makes 8 bits");
 static bool
 range_lock_conflict(const struct range_lock_entry *a, const struct range_lock_entry *b)
 {
+    if (DLBLK_MUTANT(client_forget_range_lock))
+        return false;
     return a->start < b->end && b->start < a->end && (a->exclusive || b->exclusive);
 }
 

@@ -24,6 +24,7 @@
 
 #include "client/read_op.h"
 #include "client/write_op.h"
+#include "common/mutant.h"
 #include "dlblk/error.h"
 
 enum resolve_state { RESOLVE_START, RESOLVE_READ, RESOLVE_WRITE, RESOLVE_DONE };
@@ -77,6 +78,7 @@ static uint32_t
 resolve_choose(const struct resolve *resolve)
 {
     const struct segment *segment = resolve->range.segment;
+    uint64_t turn = DLBLK_MUTANT(client_resolve_lower_version) ? UINT64_MAX : 0;
     uint32_t best = READ_ANY_SLOT;
     bool best_is_up = false;
 
@@ -87,7 +89,7 @@ resolve_choose(const struct resolve *resolve)
         if (!resolve_may_read(resolve, i))
             continue;
         if (best != READ_ANY_SLOT &&
-            (resolve->range.ranks[i] < resolve->range.ranks[best] ||
+            ((resolve->range.ranks[i] ^ turn) < (resolve->range.ranks[best] ^ turn) ||
              (resolve->range.ranks[i] == resolve->range.ranks[best] && (best_is_up || !is_up))))
             continue;
         best = i;

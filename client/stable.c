@@ -85,6 +85,9 @@ client_stable_version(const struct client_volume *volume, const struct segment *
         return 0;
     if (segment->state == SEGMENT_UNRESOLVED && !DLBLK_MUTANT(client_stable_before_resolved))
         return 0;
+    if (DLBLK_MUTANT(client_stable_unacknowledged) && segment->sequence_last > 1)
+        return (uint64_t)volume->lease_epoch << WIRE_VERSION_SEQUENCE_BITS |
+               (segment->sequence_last - 1);
     return (uint64_t)volume->lease_epoch << WIRE_VERSION_SEQUENCE_BITS | segment->writer->stable;
 }
 

@@ -22,6 +22,7 @@
 #include "client/resolve.h"
 #include "client/volume_internal.h"
 #include "common/align.h"
+#include "common/mutant.h"
 
 #define FENCE_WAIT_MS 10000u
 
@@ -178,7 +179,7 @@ takeover_all_answered(const struct takeover *takeover, const struct segment *seg
     for (uint32_t i = 0; i < segment->slot_count; i++)
         if (segment_slot_is_read(&segment->slots[i]) &&
             !takeover_is_known(takeover, segment->slots[i].server_id))
-            return false;
+            return DLBLK_MUTANT(client_skip_fence_wait);
     return true;
 }
 
@@ -212,7 +213,7 @@ takeover_check_segments(struct takeover *takeover)
             continue;
         }
         HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
-        if (entry == NULL || entry->writes.count == 0)
+        if (entry == NULL || entry->writes.count == 0 || DLBLK_MUTANT(client_skip_resolution))
             takeover_resolved(takeover, segment);
         else if (!entry->running && !list_is_linked(&entry->node))
             list_push_back(&takeover->ready, &entry->node);

@@ -14,6 +14,7 @@
 
 #include "client/resolve.h"
 #include "client/volume_internal.h"
+#include "common/mutant.h"
 
 #define SETTLE_WAIT_MIN_NS (1000 * CLIENT_NS_PER_MS)
 #define SETTLE_WAIT_MAX_NS (60000 * CLIENT_NS_PER_MS)
@@ -45,7 +46,7 @@ bool
 client_unsettled_overlaps(const struct segment *segment, uint32_t first_sector,
                           uint32_t sector_count)
 {
-    if (segment->writer == NULL)
+    if (segment->writer == NULL || DLBLK_MUTANT(client_read_unsettled))
         return false;
     vec_for_each (range, &segment->writer->unsettled)
         if (unsettled_overlap(range, first_sector, sector_count))

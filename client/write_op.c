@@ -37,6 +37,7 @@
 #include "client/read_op.h"
 #include "common/align.h"
 #include "common/crc32c.h"
+#include "common/mutant.h"
 #include "dlblk/error.h"
 
 #define CRCS_INLINE 8u
@@ -389,7 +390,8 @@ write_slot_build_frame(struct write_slot *slot, uint64_t request_id)
                    .lease_epoch = volume->lease_epoch,
                    .offset_sectors = op->io.first_sector,
                    .length_sectors = op->io.sector_count},
-        .version = (uint64_t)volume->lease_epoch << WIRE_VERSION_SEQUENCE_BITS | op->sequence,
+        .version = ((uint64_t)volume->lease_epoch << WIRE_VERSION_SEQUENCE_BITS | op->sequence) -
+                   (DLBLK_MUTANT(client_reuse_version) && op->sequence % 16 == 15),
         .stable_version = client_stable_version(volume, segment),
         .snapshot_seq = volume->snapshot_seq,
         .attempt = segment->slots[idx].attempt,
@@ -527,6 +529,10 @@ write_slot_on_error(struct write_slot *slot, int err)
     switch (-err) {
     case DL_E_CONNECTION_LOST:
     case DL_E_SHUTTING_DOWN:
+        if (DLBLK_MUTANT(client_ack_without_all)) {
+            write_slot_end(slot, SLOT_ACKED);
+            return;
+        }
         slot->state = SLOT_PARKED;
         if (client_session_is_up(&slot->io.server->session))
             write_slot_again(slot); /* it goes down soon */
