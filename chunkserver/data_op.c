@@ -16,6 +16,7 @@
 #include "common/assert.h"
 #include "common/crc32c.h"
 #include "common/log.h"
+#include "common/mutant.h"
 #include "dlblk/error.h"
 
 #define FIRST_CONFIG_EPOCH 1u
@@ -45,7 +46,7 @@ target_check(struct chunkserver_core *core, const struct data_target *target,
     uint32_t fence = chunk != NULL ? chunk->volume->lease_epoch
                                    : chunk_table_fence(core->chunks, key->volume);
 
-    if (target->lease_epoch < fence) {
+    if (target->lease_epoch < fence && !DLBLK_MUTANT(chunkserver_forget_lease_check)) {
         core->stats.refused_lease++;
         return -DL_E_LEASE_OLD;
     }
@@ -116,7 +117,8 @@ write_op_check_crcs(struct write_op *op, const struct data_write *write)
 
     for (uint32_t i = 0; i < write->crc_count; i++) {
         op->crcs[i] = le32_load(write->crcs_le + i * sizeof(le32));
-        if (crc32c(0, sector, SECTOR_BYTES) != op->crcs[i])
+        if (crc32c(0, sector, SECTOR_BYTES) != op->crcs[i] &&
+            !DLBLK_MUTANT(chunkserver_forget_wire_crc))
             return -DL_E_CRC_WIRE;
         sector += SECTOR_BYTES;
     }

@@ -10,6 +10,7 @@
 #include "chunkserver/core_internal.h"
 #include "common/assert.h"
 #include "common/log.h"
+#include "common/mutant.h"
 #include "dlblk/error.h"
 
 #define DELETE_REFS_MAX 4096u
@@ -86,7 +87,8 @@ pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t 
     for (uint32_t i = 0; i < chunk->pending_count; i++) {
         const struct pending_write *pending = &chunk->pending[i];
 
-        if (pending->version >= version_end)
+        if (pending->version >= version_end ||
+            (DLBLK_MUTANT(chunkserver_forget_pending) && i % 4 == 3))
             continue;
         dl__pending_write__init(&writes[count]);
         writes[count].version = pending->version;
@@ -268,6 +270,10 @@ fence_receive(struct chunkserver_core *core, const struct frame *frame, const Dl
     fence->change.key.volume = message->volume;
     fence->change.lease_epoch = message->lease_epoch;
     fence->change.on_done = fence_on_done;
+    if (DLBLK_MUTANT(chunkserver_fence_early)) {
+        fence_on_done(&fence->change, 0);
+        return;
+    }
     core->store->ops->change_start(core->store, &fence->change);
     core_store_started(core);
 }

@@ -216,7 +216,8 @@ admin_on_deleted(struct client_meta_call *call, int err)
 
     sim_trace(&admin->cluster->world, &admin->process, "deleted %s: %s", admin->name,
               err == 0 ? "ok" : call->error.text);
-    if (err != 0) {
+    /* Unknown: an earlier try was carried out, its answer was lost. */
+    if (err != 0 && err != -DL_E_VOLUME_UNKNOWN) {
         sim_require(&admin->cluster->world,
                     err == -DL_E_META_UNREACHABLE || err == -DL_E_TIMEOUT ||
                         err == -DL_E_VOLUME_BUSY || err == -DL_E_SHUTTING_DOWN,

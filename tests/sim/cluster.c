@@ -40,6 +40,7 @@ choose_profile(struct cluster_profile *profile, struct fake_rng *rng)
         .operations = pick(rng, 1500, 4000),
         .chaos_ns = 200 * SIM_S,
         .fault_ns = fake_rng_percent(rng, 8) ? 0 : pick(rng, 5, 800) * SIM_MS,
+        .group_ns_max = pick(rng, 1, fake_rng_percent(rng, 30) ? 50 : 5) * 100 * SIM_US,
         .disks_fail = fake_rng_percent(rng, 40),
         .scratch_volumes = fake_rng_percent(rng, 40),
     };

@@ -49,6 +49,7 @@ struct cluster_profile {
     uint64_t operations; /* of all clients: the chaos ends after so many */
     uint64_t chaos_ns;   /* or after so much time */
     uint64_t fault_ns;   /* between two faults, on average; 0: none */
+    uint64_t group_ns_max;         /* of the disks */
     bool disks_fail;
     bool scratch_volumes;
 };
@@ -72,6 +73,8 @@ struct sim_server {
     struct chunkserver_core *core;
     bool stopping;
     struct sim_event restart_event;
+    struct sim_event kill_event;
+    bool kill_armed; /* it will be killed while the next group is on its way to the disk */
     struct cluster *cluster;
 };
 
@@ -206,10 +209,10 @@ struct cluster {
     X(bits_flipped, 10, n->flips)                                   \
     X(scratch_deleted, 10, c->scratch_deleted)                      \
     X(groups, 10000, DISK(groups))                                  \
-    X(groups_kept, 10, DISK(groups_kept))                           \
-    X(groups_lost, 10, DISK(groups_lost))                           \
+    X(groups_kept, 50, DISK(groups_kept))                           \
+    X(groups_lost, 50, DISK(groups_lost))                           \
     X(duplicates, 100, DISK(duplicates))                            \
-    X(outdated_sectors, 1, DISK(outdated_sectors))                  \
+    X(outdated_sectors, 0, DISK(outdated_sectors))                  \
     X(large_writes, 100, DISK(large_writes))                        \
     X(fences, 100, DISK(fences))                                    \
     X(fences_undone, 1, DISK(fences_undone))                        \
@@ -249,6 +252,8 @@ void meta_kill(struct sim_meta *meta, bool silent);
 void server_init(struct cluster *cluster, uint32_t idx);
 void server_start(struct sim_server *server);
 void server_kill(struct sim_server *server, bool silent);
+/* While the next group is on its way to the disk, or after a while if none is. */
+void server_kill_busy(struct sim_server *server);
 /* Orderly: it goes down when it has finished. */
 void server_stop(struct sim_server *server);
 void processes_fini(struct cluster *cluster);

@@ -50,7 +50,11 @@ fault_kill_server(struct cluster *cluster)
 {
     struct sim_server *server = fault_server(cluster);
 
-    if (server->process.up)
+    if (!server->process.up)
+        return;
+    if (fault_percent(cluster, 70))
+        server_kill_busy(server);
+    else
         server_kill(server, fault_percent(cluster, 20));
 }
 
@@ -223,6 +227,10 @@ faults_stop(struct cluster *cluster)
 
     cluster->calm = true;
     sim_cancel(world, &cluster->fault_event);
+    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+        sim_cancel(world, &cluster->servers[i].kill_event);
+        cluster->servers[i].kill_armed = false;
+    }
     sim_net_unblock_all(world);
     world->net.flips_per_million = 0;
     for (uint32_t i = 0; i < world->process_count; i++)

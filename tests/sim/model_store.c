@@ -342,6 +342,8 @@ model_close_group(struct model_store *model)
     model->group_count++;
     model->disk->counters.groups++;
     model_arm(model);
+    if (model->disk->on_group != NULL)
+        model->disk->on_group(model->disk->group_context);
 }
 
 /* A fence is answered when every write of its volume that came before it is durable. */

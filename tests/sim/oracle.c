@@ -341,13 +341,23 @@ block_settle(struct oracle *oracle, struct oracle_block *block, uint64_t read_ke
 
 /* --- without the order of submission --- */
 
-/* `later` began after `write` had ended (or belongs to a newer owner), and was acknowledged before the read began. */
+/* `later` had certainly taken effect when the read began. */
+static bool
+write_was_there(const struct oracle_write *later, const struct oracle_read *read)
+{
+    if (epoch_of_key(later->key) > epoch_of_key(read->key))
+        return false;
+    return (later->state == ORACLE_ACKNOWLEDGED && later->end_ns <= read->begin_ns) ||
+           (later->seen_ns != 0 && later->seen_ns <= read->begin_ns &&
+            later->seen_epoch <= epoch_of_key(read->key));
+}
+
+/* `later` began after `write` had ended (or belongs to a newer owner), and had taken effect when the read began. */
 static bool
 write_is_superseded_by(const struct oracle_write *write, const struct oracle_write *later,
                        const struct oracle_read *read)
 {
-    if (later->state != ORACLE_ACKNOWLEDGED || later->end_ns > read->begin_ns ||
-        epoch_of_key(later->key) > epoch_of_key(read->key))
+    if (!write_was_there(later, read))
         return false;
     return epoch_of_key(later->key) > epoch_of_key(write->key) ||
            (epoch_of_key(later->key) == epoch_of_key(write->key) && write->end_ns != 0 &&
@@ -397,6 +407,22 @@ block_fail(const struct oracle *oracle, uint64_t idx, const struct oracle_read *
 }
 
 static void
+block_mark_seen(const struct oracle *oracle, struct oracle_block *block, uint64_t read_key, uint64_t value)
+{
+    for (uint32_t i = block->count; i > 0 && value != 0; i--) {
+        struct oracle_write *write = &block->writes[i - 1];
+
+        if (write->value != value)
+            continue;
+        if (write->seen_ns == 0) {
+            write->seen_ns = oracle->world->now_ns;
+            write->seen_epoch = epoch_of_key(read_key);
+        }
+        return;
+    }
+}
+
+static void
 block_read(struct oracle *oracle, const struct oracle_read *read, uint64_t idx, uint64_t value)
 {
     struct oracle_block *block = &oracle->blocks[read->first_block + idx];
@@ -409,8 +435,10 @@ block_read(struct oracle *oracle, const struct oracle_read *read, uint64_t idx, 
         if (!block_match_loosely(oracle, block, read, lower, value))
             block_fail(oracle, read->first_block + idx, read, lower, value, match.found);
         oracle->blocks_checked_loosely++;
+        block_mark_seen(oracle, block, read->key, value);
         return;
     }
+    block_mark_seen(oracle, block, read->key, value);
     block_settle(oracle, block, read->key, match.key, value);
     block_mark_overtaken(block, read->key, match.highest);
     write = block_find(block, match.key);

@@ -16,8 +16,8 @@
  *   3. writes that were never acknowledged, or failed, may be returned or not, within 1 and 2.
  * A failed write leaves its range undecided until it is rewritten.  Requests to such a range wait, and others that were submitted
  * later may go first.  So in a session in which a write failed the order of submission is not asked for, only
- * linearizability: a read may not return a write that ended before another one began that was acknowledged before the
- * read began.
+ * linearizability: a read may not return a write that ended before another one began that was acknowledged, or returned by
+ * another read, before this read began.
  * A replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't bind its reads.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
@@ -39,6 +39,8 @@ struct oracle_write {
     uint64_t value;
     enum oracle_state state;
     uint64_t begin_ns, end_ns; /* end 0: not yet */
+    uint64_t seen_ns;          /* when the first read that returned it ended; 0: none has, or it is not unique */
+    uint32_t seen_epoch;       /* the owner who read it */
     bool overtaken; /* a read submitted after it returned something older: it can only fail */
 };
 

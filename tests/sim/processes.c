@@ -11,6 +11,7 @@
 #define WRITE_BUFFER_BYTES    ((size_t)3 << 20) /* small: links are paused now and then */
 #define READ_BUFFER_BYTES     ((size_t)3 << 20)
 #define OPERATIONS_MAX        24u
+#define BUSY_NS_MAX           (200 * SIM_MS) /* how long a kill waits for a good moment */
 
 void
 restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn, uint64_t max_ns)
@@ -110,6 +111,8 @@ meta_kill(struct sim_meta *meta, bool silent)
 
 /* --- chunkservers --- */
 
+static void server_on_group(void *context);
+
 void
 server_init(struct cluster *cluster, uint32_t idx)
 {
@@ -121,6 +124,10 @@ server_init(struct cluster *cluster, uint32_t idx)
     server->cluster = cluster;
     memset(server->uuid, (int)(0x10 + idx), sizeof(server->uuid));
     model_disk_init(&server->disk, sim_seed_of(cluster->world.seed, 200 + idx));
+    server->disk.on_group = server_on_group;
+    server->disk.group_context = server;
+    server->disk.profile.group_ns_max = cluster->profile.group_ns_max;
+    server->disk.profile.large_ns_max = 3 * cluster->profile.group_ns_max;
 }
 
 void
@@ -174,12 +181,43 @@ server_kill(struct sim_server *server, bool silent)
 {
     sim_process_kill(&server->process, silent);
     sim_cancel(&server->cluster->world, &server->restart_event);
+    sim_cancel(&server->cluster->world, &server->kill_event);
+    server->kill_armed = false;
     model_store_crash(server->store);
     chunkserver_core_destroy(server->core);
     server->store = NULL;
     server->core = NULL;
     server->cluster->counters.server_kills++;
     server_restart_later(server);
+}
+
+static void
+server_on_kill(struct sim_event *event)
+{
+    struct sim_server *server = list_entry(event, struct sim_server, kill_event);
+
+    if (server->process.up)
+        server_kill(server, fake_rng_percent(&server->cluster->fault_rng, 20));
+}
+
+static void
+server_on_group(void *context)
+{
+    struct sim_server *server = context;
+
+    if (!server->kill_armed)
+        return;
+    server->kill_armed = false;
+    sim_schedule(&server->cluster->world, &server->kill_event, NULL, server_on_kill,
+                 fake_rng_below(&server->cluster->fault_rng,
+                                server->disk.profile.group_ns_max * 3 / 2));
+}
+
+void
+server_kill_busy(struct sim_server *server)
+{
+    server->kill_armed = true;
+    sim_schedule(&server->cluster->world, &server->kill_event, NULL, server_on_kill, BUSY_NS_MAX);
 }
 
 /* The process has ended by itself. */
@@ -191,6 +229,8 @@ server_on_exit(struct sim_event *event)
     if (!server->process.up)
         return;
     sim_process_kill(&server->process, false);
+    sim_cancel(&server->cluster->world, &server->kill_event);
+    server->kill_armed = false;
     chunkserver_core_destroy(server->core);
     model_store_destroy(server->store);
     server->store = NULL;
