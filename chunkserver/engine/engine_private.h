@@ -3,7 +3,8 @@
  * engine_private.h: the state of the engine, shared by its files.
  *
  *     write.c, read.c, change.c     what the core starts: ops
- *     group.c                       ops become journal blocks, are flushed, acknowledged in order
+ *     group.c, group_done.c         ops become journal blocks, are flushed, acknowledged in order
+ *     ring.c                        how full the ring is
  *     apply.c                       what an acknowledged (or replayed) record does: chunk table, leaves, allocation map
  *     leaf_cache.c                  which leaves are in memory, loading them
  *     delete.c                      giving back the space of deleted chunks
@@ -119,12 +120,12 @@ struct engine_chunk {
     struct dirty dirty;
     struct leaf **leaves; /* by number; NULL: not in memory */
     uint32_t leaf_capacity;
-    uint32_t leaf_count;  /* no leaf at or above it has, or had, a key or a change */
-    uint32_t refs;        /* ops, and reads that wait: it is not forgotten before they end */
-    uint64_t last_lsn;    /* of the last record that names it */
-    uint64_t version_max; /* started in this life, or durable */
+    uint32_t leaf_count;    /* no leaf at or above it has, or had, a key or a change */
+    uint32_t refs;          /* ops, and reads that wait: it is not forgotten before they end */
+    uint64_t last_lsn;      /* of the last record that names it */
+    uint64_t version_max;   /* started in this life, or durable */
     uint32_t epoch_durable; /* what of the chunk's config epoch would survive a crash */
-    struct list writes;   /* struct op.chunk_node: started, not acknowledged */
+    struct list writes;     /* struct op.chunk_node: started, not acknowledged */
     /* deletion */
     struct list deletion_node; /* engine.deletions: from the start of the deletion on */
     bool deletion_durable;
@@ -417,16 +418,26 @@ void read_start(struct chunk_store *store, struct store_read *read);
 /* The number below which no read is under way. */
 uint64_t read_seq_min(const struct engine *engine);
 
-/* --- group.c --- */
-void group_close_all(struct engine *engine);
+/* --- ring.c --- */
 /* Ring in use by what cannot be overwritten yet, and by what is bound to follow; in units. */
 uint64_t ring_used_units(const struct engine *engine);
 /* The same as a share of the ring, or of the record limit, whichever is fuller. */
 uint32_t engine_fill_permille(const struct engine *engine);
+/* May a group of requests be composed, of which the first may give up so many blocks? */
+bool ring_admits(const struct engine *engine, uint64_t debt);
+/* A block was composed that ends at end_lsn. */
+void ring_add_stretch(struct engine *engine, uint64_t end_lsn, uint32_t record_count);
+/* The index reaches to lsn: below it the ring may be overwritten. */
 void ring_set_tail(struct engine *engine, uint64_t lsn);
 /* Journal records between the tail and lsn. */
 uint64_t ring_records_below(const struct engine *engine, uint64_t lsn);
-void ring_add_stretch(struct engine *engine, uint64_t end_lsn, uint32_t record_count);
+
+/* --- group.c, group_done.c --- */
+void group_close_all(struct engine *engine);
+void group_io_done(struct group *group);
+/* The blocks of the group's FREE records are free, or in quarantine. */
+void group_apply_freed(struct engine *engine, struct group *group);
+/* The store has stopped: give up the groups that have no I/O under way. */
 void group_fail_all(struct engine *engine);
 void group_free_all(struct engine *engine);
 /* Extents of a failed data write: never used again. */
