@@ -10,12 +10,13 @@
 #define LAYOUT_UNIT           4096u
 #define LAYOUT_SLAB_BYTES     (4u << 20)
 #define LAYOUT_METADATA_BYTES LAYOUT_SLAB_BYTES
+#define LAYOUT_ALIGNMENT      (64u << 10) /* of the regions */
 
 static inline uint64_t
 layout_disk_bytes(uint32_t slabs, uint32_t journal_units)
 {
     return 2 * (uint64_t)LAYOUT_UNIT + (uint64_t)journal_units * LAYOUT_UNIT +
-           LAYOUT_METADATA_BYTES + (uint64_t)slabs * LAYOUT_SLAB_BYTES;
+           2 * LAYOUT_ALIGNMENT + LAYOUT_METADATA_BYTES + (uint64_t)slabs * LAYOUT_SLAB_BYTES;
 }
 
 static inline void

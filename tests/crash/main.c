@@ -40,7 +40,7 @@ profile_draw(struct fake_rng *rng, struct profile *profile)
         .records_max = records_max[fake_rng_below(rng, 3)],
         .reserve_bytes = (1 + fake_rng_below(rng, 3) * 64) * SECTOR_BYTES,
         .write_through = fake_rng_percent(rng, 15),
-        .ops_max = (uint32_t)fake_rng_range(rng, 1, WORLD_OPS_MAX - 8),
+        .ops_max = (uint32_t)fake_rng_range(rng, 1, fake_rng_percent(rng, 25) ? 120 : 32),
         .steps = (uint32_t)fake_rng_range(rng, 20, 500),
         .cuts = (uint32_t)fake_rng_range(rng, 3, 10),
         .turn_percent = (unsigned)fake_rng_range(rng, 20, 80),
@@ -48,6 +48,8 @@ profile_draw(struct fake_rng *rng, struct profile *profile)
         .multi_percent = (unsigned)fake_rng_range(rng, 0, 40),
         .zero_percent = fake_rng_percent(rng, 60) ? 10 : 0,
         .hot_percent = (unsigned)fake_rng_range(rng, 0, 60),
+        .burst_percent = fake_rng_percent(rng, 30) ? 2 : 0,
+        .slow_index_percent = fake_rng_percent(rng, 30) ? 3 : 0,
         .idle_percent = fake_rng_percent(rng, 50) ? 1 : 0,
         .delete_percent = fake_rng_percent(rng, 60) ? 20 : 0,
         .fault_percent = fake_rng_percent(rng, 30) ? 2 : 0,
@@ -86,6 +88,7 @@ step_read(struct world *world)
 static void
 step_fault(struct world *world)
 {
+    world->may_fail = true;
     fake_disk_fail(&world->disk, DISK_WRITE, fake_rng_below(&world->rng, 8),
                    fake_rng_range(&world->rng, 1, 5), -EIO, world->data_offset, world->data_end);
 }
@@ -110,6 +113,17 @@ step_start(struct world *world)
         op_change_random(world, chunk);
 }
 
+/* As many as there is room for, all ready at the end of one turn: the next journal block has several units. */
+static void
+step_burst(struct world *world)
+{
+    uint32_t count = (uint32_t)fake_rng_range(&world->rng, 40, 110);
+
+    for (uint32_t i = 0; i < count && world->op_count < WORLD_OPS_MAX - 8; i++)
+        step_start(world);
+    fake_env_settle(&world->env);
+}
+
 static void
 step(struct world *world)
 {
@@ -118,8 +132,12 @@ step(struct world *world)
     world->counts->steps++;
     if (fake_rng_percent(&world->rng, profile->fault_percent))
         step_fault(world);
+    if (fake_rng_percent(&world->rng, world->index.held ? 2 : profile->slow_index_percent))
+        world->index.held = !world->index.held;
     if (fake_rng_percent(&world->rng, profile->idle_percent))
         fake_env_run_for(&world->env, fake_rng_range(&world->rng, 1, 7) * 1000000000u);
+    if (fake_rng_percent(&world->rng, profile->burst_percent))
+        step_burst(world);
     if (fake_rng_below(&world->rng, 400) == 0)
         world_check_engine(world);
     if (world->op_count >= profile->ops_max ||
@@ -176,11 +194,17 @@ cut_kill_then_power(struct world *world)
     world_open(world);
 }
 
-/* The power goes at one of the writes and flushes of the recovery; several times over. */
+/*
+ * The power goes at one of the writes and flushes of the recovery; several times over.  The first time it may be the process
+ * alone that died: then the recovery finds writes that no flush has covered, and must make them durable first.
+ */
 static void
 cut_power_in_recovery(struct world *world)
 {
-    world_power_cut(world);
+    if (fake_rng_percent(&world->rng, 50))
+        world_kill(world);
+    else
+        world_power_cut(world);
     for (int again = 0; again < 3; again++) {
         struct dl_error err;
 
@@ -373,11 +397,10 @@ static const char usage[] =
 int
 main(int argc, char **argv)
 {
-    static const struct option options[] = {{"seeds", required_argument, NULL, 'n'},
-                                            {"seed", required_argument, NULL, 's'},
-                                            {"trace", no_argument, NULL, 't'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
+    static const struct option options[] = {
+        {"seeds", required_argument, NULL, 'n'}, {"seed", required_argument, NULL, 's'},
+        {"trace", no_argument, NULL, 't'},       {"mutant", required_argument, NULL, 'm'},
+        {"help", no_argument, NULL, 'h'},        {0}};
     uint64_t seeds = 0, first = 1;
     bool trace = false;
     struct event_counts counts = {0};

@@ -94,7 +94,7 @@ write_failed(struct op *op, struct model_write *write, int err)
 {
     struct world *world = op->world;
     bool gone = op->chunk->state == CHUNK_MODEL_DELETING ||
-                op->chunk->incarnation != op->incarnation;
+                op->chunk->state == CHUNK_MODEL_ABSENT || op->chunk->incarnation != op->incarnation;
 
     switch (-err) {
     case DL_E_NO_SPACE:
@@ -106,7 +106,7 @@ write_failed(struct op *op, struct model_write *write, int err)
                 world_fail(world, "the store stopped without a reason");
             return; /* undecided */
         }
-        if (world->disk.faults[DISK_WRITE].hits == 0)
+        if (!world->may_fail)
             world_fail(world, "a write failed without a fault");
         break;
     case DL_E_CHUNK_UNKNOWN:
@@ -149,7 +149,8 @@ write_on_done(struct store_write *store_write, int err)
     if (write != NULL && chunk->state != CHUNK_MODEL_ABSENT) {
         if (chunk->state == CHUNK_MODEL_MAYBE)
             chunk->state = CHUNK_MODEL_PRESENT;
-        if (store_write->config_epoch > chunk->epoch_floor)
+        /* A duplicate is acknowledged without a record that could teach the epoch. */
+        if (!op->retry && store_write->config_epoch > chunk->epoch_floor)
             chunk->epoch_floor = store_write->config_epoch;
         model_write_apply(chunk, write);
     }
@@ -402,8 +403,9 @@ fence_check(struct op *op)
     for (uint32_t i = 0; i < world->op_count; i++) {
         const struct op *other = world->ops[i];
 
-        if (other->kind == OP_WRITE && other->chunk->key.volume == op->volume->volume &&
-            other->number < op->number)
+        /* A duplicate has nothing of its own to make durable. */
+        if (other->kind == OP_WRITE && !other->retry &&
+            other->chunk->key.volume == op->volume->volume && other->number < op->number)
             world_fail(world, "a fence was confirmed before write #%llu of its volume",
                        (unsigned long long)other->number);
     }

@@ -15,7 +15,7 @@
 #include "tests/unit/lib/fake_env.h"
 #include "tests/unit/lib/fake_index.h"
 
-#define WORLD_OPS_MAX 40u
+#define WORLD_OPS_MAX 140u
 
 /* What differs between histories, drawn from the seed. */
 struct profile {
@@ -29,14 +29,16 @@ struct profile {
     uint32_t ops_max;
     uint32_t steps; /* between two cuts, at most */
     uint32_t cuts;
-    unsigned turn_percent;   /* steps that let time pass rather than start something */
-    unsigned large_percent;  /* of the writes: above 64 KiB */
-    unsigned multi_percent;  /* of the writes: 2 to 16 sectors */
-    unsigned zero_percent;   /* of the writes */
-    unsigned hot_percent;    /* of the writes: to the first sectors of the chunk */
-    unsigned idle_percent;   /* of the steps: some idle seconds */
-    unsigned delete_percent; /* of the other changes */
-    unsigned fault_percent;  /* of the steps: a data write is going to fail */
+    unsigned turn_percent;       /* steps that let time pass rather than start something */
+    unsigned large_percent;      /* of the writes: above 64 KiB */
+    unsigned multi_percent;      /* of the writes: 2 to 16 sectors */
+    unsigned zero_percent;       /* of the writes */
+    unsigned hot_percent;        /* of the writes: to the first sectors of the chunk */
+    unsigned burst_percent;      /* of the steps: many requests in one turn */
+    unsigned slow_index_percent; /* of the steps: the index stands still for some time */
+    unsigned idle_percent;       /* of the steps: some idle seconds */
+    unsigned delete_percent;     /* of the other changes */
+    unsigned fault_percent;      /* of the steps: a data write is going to fail */
 };
 
 /* How a life ended. */
@@ -133,6 +135,7 @@ struct world {
     uint64_t data_offset, data_end, journal_end; /* regions of the disk */
     bool refused_full;                           /* in this life */
     bool may_stop;                               /* a fault was set that stops the store */
+    bool may_fail;                               /* data writes may have failed in this life */
     uint32_t life;
     struct event_counts *counts;
     bool trace;

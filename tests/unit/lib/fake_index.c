@@ -434,6 +434,8 @@ fake_index_source_pending(void *context)
 {
     struct fake_index *fake = context;
 
+    if (fake->held)
+        return 0;
     return fake->event_count + (fake->applied_count < fake->batch_count ? 1 : 0) +
            (fake->reported_count < fake->applied_count ? 1 : 0);
 }
@@ -502,6 +504,7 @@ fake_index_close(struct index *index)
     struct fake_index *fake = fake_index_of(index);
 
     fake_index_require(!fake->closed);
+    fake->held = false;
     while (fake_index_source_pending(fake) > 0)
         fake_index_source_step(fake);
     fake->closed = true;
@@ -599,6 +602,7 @@ fake_index_reopen(struct fake_index *fake)
 {
     fake_index_require(fake->closed);
     fake->closed = false;
+    fake->held = false;
 }
 
 uint32_t

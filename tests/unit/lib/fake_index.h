@@ -42,6 +42,7 @@ struct fake_index {
     struct fake_index_event **events; /* gets and flushes under way */
     uint32_t event_count, event_capacity;
     bool closed;
+    bool held; /* nothing happens for the time being: a slow disk under the index */
     uint64_t bytes_written;
     /* faults: the next n of a kind fail with err */
     uint32_t fail_gets, fail_batches, fail_flushes;
