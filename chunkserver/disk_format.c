@@ -19,9 +19,11 @@
 #include "chunkserver/engine/engine.h"
 #include "chunkserver/engine/index_rocksdb.h"
 #include "common/text.h"
+#include "dlblk/client.h"
 
 #define FILE_BYTES_MIN  (64u << 20)
 #define ZERO_STEP_BYTES (4u << 20)
+#define META_TIMEOUT_MS 3000u
 
 /* --- uuids --- */
 
@@ -88,20 +90,35 @@ uuid_random(uint8_t ret_uuid[SUPERBLOCK_UUID_BYTES], struct dl_error *err)
 
 /* --- which cluster --- */
 
-/*
- * The cluster's id: what the administrator said.  Asking the metadata service at options->meta needs the client
- * library, which this program is not linked with yet; it says so rather than invent one.
- */
+/* The cluster's id: what the administrator said, else what the metadata service says. */
 static int
 fetch_cluster_id(const struct disk_tool_options *options,
                  uint8_t ret_cluster_id[SUPERBLOCK_UUID_BYTES], struct dl_error *err)
 {
+    struct dlblk_client_options client_options = {
+        .meta = options->meta,
+        .program = "dlblk-disk",
+        .connect_timeout_ms = META_TIMEOUT_MS,
+    };
+    struct dlblk_cluster_status status;
+    struct dlblk_client *client;
+    int result;
+
     if (options->cluster_id != NULL)
         return uuid_from_text("--cluster-id", options->cluster_id, ret_cluster_id, err);
-    (void)dl_error_set(err, -DL_E_USAGE,
-                       "this version cannot ask the metadata service for the cluster's id yet");
-    dl_error_hint(err, "give it with --cluster-id UUID; \"dlblk cluster status\" shows it");
-    return -DL_E_USAGE;
+    result = dlblk_client_create(&client, &client_options, err);
+    if (result != 0)
+        return result;
+    result = dlblk_cluster_status(client, &status, err);
+    dlblk_client_destroy(client);
+    if (result != 0) {
+        dl_error_hint(err,
+                      "start the metadata service, or name the cluster with --cluster-id UUID");
+        return result;
+    }
+    result = uuid_from_text("the cluster's id", status.cluster_id, ret_cluster_id, err);
+    dlblk_cluster_status_fini(&status);
+    return result;
 }
 
 /* --- what would be lost --- */

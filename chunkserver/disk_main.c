@@ -39,16 +39,17 @@ static const char help_main[] =
     "  --help, --version; dlblk-disk COMMAND --help says more.\n"
     "\n"
     "Examples:\n"
-    "  dlblk-disk format /dev/sdb --cluster-id 6f2c1e1a-8d0b-4a0e-9a53-0f2f0a4f6c11\n"
+    "  dlblk-disk format /dev/sdb --meta meta1\n"
     "  dlblk-disk inspect /dev/sdb\n";
 
 static const char help_format[] =
-    "Usage: dlblk-disk format PATH --meta HOST:PORT --cluster-id UUID [OPTION...]\n"
+    "Usage: dlblk-disk format PATH --meta HOST[:PORT] [OPTION...]\n"
     "Make PATH a disk of a cluster.  A file is written full of zeroes; a block device is not.\n"
     "A disk that holds a filesystem, a partition table or dlblk data is refused.\n"
     "\n"
-    "  --meta HOST:PORT      the metadata service, written into the superblock\n"
-    "  --cluster-id UUID     the cluster (\"dlblk cluster status\" shows it)\n"
+    "  --meta HOST[:PORT]    the metadata service: asked for the cluster's id, and written into\n"
+    "                        the superblock\n"
+    "  --cluster-id UUID     do not ask: this is the cluster (\"dlblk cluster status\" shows it)\n"
     "  --size SIZE           PATH does not exist: make a file of this size\n"
     "  --index DIR           where the index is to be; PATH.index\n"
     "  --journal-size SIZE   of the journal ring; by the size of the disk\n"
@@ -57,9 +58,8 @@ static const char help_format[] =
     "  --quiet               print nothing but errors\n"
     "\n"
     "Examples:\n"
-    "  dlblk-disk format /dev/sdb --meta meta1:7000 --cluster-id "
-    "6f2c1e1a-8d0b-4a0e-9a53-0f2f0a4f6c11\n"
-    "  dlblk-disk format ./disk0 --size 4G --meta 127.0.0.1:7000 --cluster-id "
+    "  dlblk-disk format /dev/sdb --meta meta1\n"
+    "  dlblk-disk format ./disk0 --size 4G --meta 127.0.0.1 --cluster-id "
     "6f2c1e1a-8d0b-4a0e-9a53-0f2f0a4f6c11\n";
 
 static const char help_inspect[] =

@@ -250,7 +250,8 @@ test_wrong_arguments(void **state)
     struct stat found;
 
     rig->options.cluster_id = NULL;
-    assert_int_equal(disk_tool_format(&rig->options, &err), -DL_E_USAGE);
+    rig->options.meta = "127.0.0.1:1"; /* nobody there to ask */
+    assert_int_equal(disk_tool_format(&rig->options, &err), -DL_E_META_UNREACHABLE);
     assert_non_null(strstr(err.hint, "--cluster-id"));
     rig->options.cluster_id = "6f2c1e1a-8d0b-4a0e-9a53-0f2f0a4f6cXX";
     assert_int_equal(disk_tool_format(&rig->options, &err), -DL_E_USAGE);
