@@ -369,7 +369,7 @@ writeback_may_enter(const struct engine *engine)
 {
     const struct writeback *wb = &engine->writeback;
 
-    return (wb->lsn_max < engine->durable_mark || DLBLK_MUTANT(index_above_mark)) &&
+    return wb->lsn_max < engine->durable_mark &&
            (wb->needs_free_seq <= engine->alloc.freed_durable_seq ||
             DLBLK_MUTANT(leaf_before_free));
 }
