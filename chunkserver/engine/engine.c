@@ -277,11 +277,26 @@ stop_submit(struct engine *engine)
     disk_submit(engine->disk, io);
 }
 
+/* Everything is written back: a good moment to find a mistake of ours. */
+static void
+stop_check(struct engine *engine)
+{
+    bool unreadable;
+    char *wrong = engine_check_unreadable(engine, &unreadable);
+
+    if (wrong != NULL && !unreadable)
+        (void)fputs(wrong, stderr);
+    dl_assert(wrong == NULL || unreadable);
+    free(wrong);
+}
+
 static void
 stop_superblock(struct engine *engine)
 {
     struct superblock *superblock = &engine->superblock;
 
+    if (DLBLK_EXPENSIVE_CHECKS)
+        stop_check(engine);
     dl_assert(engine->tail == engine->acked_lsn && engine->acked_lsn == engine->next_lsn);
     superblock->generation++;
     superblock->cut = engine->acked_lsn;
@@ -357,6 +372,7 @@ engine_get_stats(struct chunk_store *store, struct store_stats *ret_stats)
                                      ? (alloc->free_blocks - reserve) * BLOCK_BYTES
                                      : 0;
     ret_stats->chunk_count = engine->chunks->chunk_count;
+    ret_stats->journal_position = engine->acked_lsn;
     ret_stats->device_bytes_index = engine->index->ops->device_bytes_written(engine->index);
     ret_stats->leaves_cached = engine->loaded_count;
     ret_stats->cache_bytes = leaf_cache_bytes(engine);
