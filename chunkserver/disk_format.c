@@ -7,6 +7,8 @@
 
 #include <blkid/blkid.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,10 +109,10 @@ fetch_cluster_id(const struct disk_tool_options *options,
     if (options->cluster_id != NULL)
         return uuid_from_text("--cluster-id", options->cluster_id, ret_cluster_id, err);
     result = dlblk_client_create(&client, &client_options, err);
-    if (result != 0)
-        return result;
-    result = dlblk_cluster_status(client, &status, err);
-    dlblk_client_destroy(client);
+    if (result == 0) {
+        result = dlblk_cluster_status(client, &status, err);
+        dlblk_client_destroy(client);
+    }
     if (result != 0) {
         dl_error_hint(err,
                       "start the metadata service, or name the cluster with --cluster-id UUID");
@@ -123,18 +125,24 @@ fetch_cluster_id(const struct disk_tool_options *options,
 
 /* --- what would be lost --- */
 
-/* What libblkid finds at the disk's start and end; 0: nothing it knows. */
+/*
+ * What libblkid finds at the disk's start and end; 0: nothing it knows.  It reads with buffers of its own, so not through
+ * the disk's descriptor, whose O_DIRECT would refuse them.
+ */
 static int
-find_signature(const struct disk_tool_options *options, struct disk_file *file, char *ret_what,
-               size_t what_bytes, struct dl_error *err)
+find_signature(const struct disk_tool_options *options, char *ret_what, size_t what_bytes,
+               struct dl_error *err)
 {
     blkid_probe probe = blkid_new_probe();
     const char *type = NULL, *usage = NULL;
+    int fd = open(options->path, O_RDONLY | O_CLOEXEC);
     int result;
 
     ret_what[0] = '\0';
-    if (probe == NULL || blkid_probe_set_device(probe, disk_file_fd(file), 0, 0) != 0) {
+    if (fd < 0 || probe == NULL || blkid_probe_set_device(probe, fd, 0, 0) != 0) {
         blkid_free_probe(probe);
+        if (fd >= 0)
+            (void)close(fd);
         return dl_error_set(err, -DL_E_MEDIA_READ, "%s: cannot look for signatures", options->path);
     }
     (void)blkid_probe_enable_superblocks(probe, 1);
@@ -152,6 +160,7 @@ find_signature(const struct disk_tool_options *options, struct disk_file *file, 
         (void)snprintf(ret_what, what_bytes, "several signatures");
     }
     blkid_free_probe(probe);
+    (void)close(fd);
     if (result == -1)
         return dl_error_set(err, -DL_E_MEDIA_READ, "%s: cannot be read for signatures",
                             options->path);
@@ -210,7 +219,7 @@ check_contents(const struct disk_tool_options *options, struct disk_file *file,
         if (result != 0)
             return result;
     }
-    result = find_signature(options, file, what, sizeof(what), err);
+    result = find_signature(options, what, sizeof(what), err);
     if (result != 0 || what[0] == '\0')
         return result;
     (void)dl_error_set(err, -DL_E_DISK_FOREIGN, "%s holds data: %s", options->path, what);
