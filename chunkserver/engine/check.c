@@ -23,6 +23,8 @@ struct check {
     char *text;
     size_t text_bytes;
     uint32_t problems;
+    bool
+        unreadable; /* a leaf or the index: what they own is unknown, and that is not the engine's mistake */
 };
 
 static void __attribute__((format(printf, 2, 3)))
@@ -134,6 +136,7 @@ check_stored_leaf(void *context, const uint8_t *key, uint32_t key_bytes, const u
         return 0;
     if (leaf_decode(value, value_bytes, blocks, sectors, &lsn, &fragments) != 0) {
         check_problem(check, "leaf %u of chunk %" PRIu64 " cannot be read\n", number, local_id);
+        check->unreadable = true;
         return 0;
     }
     if (leaf == NULL) {
@@ -155,6 +158,7 @@ check_memory_leaf(struct check *check, const struct leaf *leaf)
     } else if (leaf->state == LEAF_CORRUPT) {
         check_problem(check, "leaf %u of chunk %" PRIu64 " could not be read\n", leaf->number,
                       leaf->chunk->chunk->local_id);
+        check->unreadable = true;
     } else if (!leaf->checked) {
         memset(sectors, 0, sizeof(sectors));
         own_unloaded(check, leaf, sectors, 0);
@@ -177,8 +181,10 @@ check_leaves(struct check *check)
         private->leaves[i]->checked = false;
     }
     err = engine->index->ops->scan_now(engine->index, &prefix, 1, check_stored_leaf, check);
-    if (err != 0)
+    if (err != 0) {
         check_problem(check, "the index cannot be read: %s\n", dl_err_str(err));
+        check->unreadable = true;
+    }
     HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next) {
         struct engine_chunk *private = engine_chunk_of(chunk);
 
@@ -277,7 +283,7 @@ check_map(struct check *check)
 }
 
 char *
-engine_check(struct engine *engine)
+engine_check_unreadable(struct engine *engine, bool *ret_unreadable)
 {
     struct check check = {.engine = engine};
     uint64_t blocks = (uint64_t)engine->alloc.slab_count * SLAB_BLOCKS;
@@ -292,8 +298,17 @@ engine_check(struct engine *engine)
     check_map(&check);
     free(check.map_owners);
     free(check.limbo_owners);
+    *ret_unreadable = check.unreadable;
     if (check.problems > 0)
         return check.text;
     free(check.text);
     return NULL;
+}
+
+char *
+engine_check(struct engine *engine)
+{
+    bool unreadable;
+
+    return engine_check_unreadable(engine, &unreadable);
 }

@@ -52,8 +52,9 @@
 #define OP_EXTENTS_INLINE     2u
 #define LEAF_FRAGMENTS_MAX    8u /* then the leaf is put whole */
 #define WRITEBACK_BATCH_BYTES (256u << 10)
-#define WRITEBACK_ITEMS_MAX   1024u
-#define NS_PER_MS             UINT64_C(1000000)
+#define WRITEBACK_ITEMS_MAX \
+    512u /* their leaves are read in one chain, before what others ask for */
+#define NS_PER_MS UINT64_C(1000000)
 
 /* --- what goes to the index --- */
 
@@ -421,7 +422,7 @@ uint64_t read_seq_min(const struct engine *engine);
 /* --- ring.c --- */
 /* Ring in use by what cannot be overwritten yet, and by what is bound to follow; in units. */
 uint64_t ring_used_units(const struct engine *engine);
-/* The same as a share of the ring, or of the record limit, whichever is fuller. */
+/* The same as a share of the ring, of the record limit, or of the memory for dirty leaves, whichever is fuller. */
 uint32_t engine_fill_permille(const struct engine *engine);
 /* May a group of requests be composed, of which the first may give up so many blocks? */
 bool ring_admits(const struct engine *engine, uint64_t debt);
@@ -521,6 +522,10 @@ bool writeback_wants_block(const struct engine *engine);
 void writeback_all(struct engine *engine);
 void writeback_leaf_loaded(struct engine *engine);
 void writeback_fini(struct engine *engine);
+
+/* --- check.c --- */
+/* As engine_check(); *ret_unreadable: a leaf or the index could not be read, so that the map must differ. */
+char *engine_check_unreadable(struct engine *engine, bool *ret_unreadable);
 
 /* --- index_values.c --- */
 struct index_position {

@@ -446,6 +446,7 @@ leaf_on_get(struct index_get *get, int err)
         leaf->sectors = NULL;
         engine->loaded_count--;
         leaf->state = LEAF_CORRUPT;
+        engine->stats.crc_errors++;
     }
     free(get->value);
     freelist_give(&engine->loads_pool, load);

@@ -9,6 +9,8 @@
 
 #include "chunkserver/engine/engine_private.h"
 
+#define MEMORY_BYTES_MIN (UINT64_C(4) << 20)
+
 static uint64_t
 debt_units(uint64_t blocks)
 {
@@ -32,13 +34,26 @@ ring_used_units(const struct engine *engine)
     return ring_used_with(engine, 0);
 }
 
+/* Leaves that cannot be evicted, beyond the cache's budget: from a quarter at the budget to full at 1.75 times it. */
+static uint64_t
+memory_permille(const struct engine *engine)
+{
+    uint64_t budget = engine->cache_budget > MEMORY_BYTES_MIN ? engine->cache_budget
+                                                              : MEMORY_BYTES_MIN;
+    uint64_t used = leaf_cache_bytes(engine);
+
+    return used > budget ? 250 + (used - budget) * 1000 / budget : 0;
+}
+
 uint32_t
 engine_fill_permille(const struct engine *engine)
 {
-    uint64_t ring = ring_used_units(engine) * 1000 / engine->ring_units;
+    uint64_t fill = ring_used_units(engine) * 1000 / engine->ring_units;
     uint64_t records = engine->ring_records * 1000 / engine->records_max;
-    uint64_t fill = ring > records ? ring : records;
+    uint64_t memory = memory_permille(engine);
 
+    fill = fill > records ? fill : records;
+    fill = fill > memory ? fill : memory;
     return fill > 1000 ? 1000 : (uint32_t)fill;
 }
 

@@ -239,8 +239,7 @@ writeback_is_due(const struct engine *engine)
         return true;
     if (engine->writeback.stopping && !list_is_empty(&engine->dirty))
         return true;
-    return engine_fill_permille(engine) >= 250 ||
-           leaf_cache_bytes(engine) > engine->cache_budget + engine->cache_budget / 4;
+    return engine_fill_permille(engine) >= 250;
 }
 
 /* Rough size of what it will add to the batch. */
