@@ -10,9 +10,10 @@
 #include "common/version.h"
 #include "proto/frame.h"
 
-#define CONNECT_TIMEOUT_MS 10000u
-#define REQUEST_TIMEOUT_MS 30000u
-#define ATTACH_TIMEOUT_MS  30000u
+#define CONNECT_TIMEOUT_MS  10000u
+#define REQUEST_TIMEOUT_MS  30000u
+#define ATTACH_TIMEOUT_MS   30000u
+#define META_BACKOFF_MAX_NS (500 * CLIENT_NS_PER_MS)
 
 void
 client_core_event(struct client_core *core, enum dlblk_event_level level, const char *format, ...)
@@ -696,6 +697,8 @@ client_core_create(struct client_core **ret_core, struct env *env,
     core_random_id(core, core->instance);
     core_hello_init(core, &core->meta_hello);
     client_session_init(&core->meta, env, &core_meta_events, core, &core->meta_hello, 0);
+    /* An owner that does not come back within a second counts as dead when somebody else wants its volume. */
+    core->meta.backoff_max_ns = META_BACKOFF_MAX_NS;
     if (core_copy_options(core, options) != 0) {
         client_core_destroy(core);
         return -DL_E_NO_MEMORY;

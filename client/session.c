@@ -179,12 +179,12 @@ session_stopped(struct client_session *session)
 static void
 session_wait(struct client_session *session)
 {
-    uint64_t wait_ns = session->refused ? SESSION_BACKOFF_MAX_NS : session->backoff_ns;
+    uint64_t wait_ns = session->refused ? session->backoff_max_ns : session->backoff_ns;
 
     sm_move(&session->sm, SESSION_WAIT);
     session->backoff_ns *= 2;
-    if (session->backoff_ns > SESSION_BACKOFF_MAX_NS)
-        session->backoff_ns = SESSION_BACKOFF_MAX_NS;
+    if (session->backoff_ns > session->backoff_max_ns)
+        session->backoff_ns = session->backoff_max_ns;
     /* Between a half and one and a half: many clients don't come back in the same moment. */
     wait_ns = wait_ns / 2 + env_random(session->env) % wait_ns;
     env_timer_start(session->env, &session->timer, wait_ns);
@@ -486,6 +486,7 @@ client_session_init(struct client_session *session, struct env *env,
     session->hello = hello;
     session->timer.fn = session_on_timer;
     session->backoff_ns = SESSION_BACKOFF_MIN_NS;
+    session->backoff_max_ns = SESSION_BACKOFF_MAX_NS;
     session->down_since_ns = env_now_ns(env);
 }
 

@@ -113,6 +113,7 @@ struct client_session {
     struct env_timer timer; /* WAIT: the next try; HELLO, UP: silence and PING */
     uint64_t heard_ns;
     uint64_t backoff_ns;
+    uint64_t backoff_max_ns; /* SESSION_BACKOFF_MAX_NS, unless the owner wants to be back sooner */
     uint64_t down_since_ns;
     uint32_t failures; /* tries since it was up last */
     struct frame_out ping;
