@@ -186,6 +186,28 @@ test_a_dlblk_disk_is_not_overwritten(void **state)
     assert_non_null(strstr(err.text, OTHER_CLUSTER));
 }
 
+/* A partition table with one partition. */
+static void
+test_a_partition_table_is_not_overwritten(void **state)
+{
+    struct rig *rig = *state;
+    uint8_t sector[512] = {0};
+    struct dl_error err;
+    int fd = open(rig->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+    sector[446 + 4] = 0x83;
+    sector[446 + 9] = 8;
+    sector[446 + 13] = 16;
+    sector[510] = 0x55;
+    sector[511] = 0xaa;
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, DISK_BYTES), 0);
+    assert_int_equal(pwrite(fd, sector, sizeof(sector), 0), sizeof(sector));
+    (void)close(fd);
+    assert_int_equal(disk_tool_format(&rig->options, &err), -DL_E_DISK_FOREIGN);
+    assert_non_null(strstr(err.text, "partition table"));
+}
+
 static void
 test_other_data_is_not_overwritten(void **state)
 {
@@ -292,6 +314,7 @@ test_uuid_text(void **state)
 UNIT_MAIN(RIG_TEST(test_a_formatted_file_is_whole), RIG_TEST(test_check_changes_nothing),
           RIG_TEST(test_a_dlblk_disk_is_not_overwritten),
           RIG_TEST(test_other_data_is_not_overwritten),
+          RIG_TEST(test_a_partition_table_is_not_overwritten),
           RIG_TEST(test_a_damaged_dlblk_disk_is_not_overwritten),
           RIG_TEST(test_a_disk_without_its_index), RIG_TEST(test_wrong_arguments),
           cmocka_unit_test(test_uuid_text))
