@@ -87,7 +87,8 @@ writer_put(struct writer *writer, const Dl__Meta__BackupRecord *record, struct d
 }
 
 static int
-writer_put_header(struct writer *writer, const Dl__Meta__ClusterRecord *cluster, struct dl_error *err)
+writer_put_header(struct writer *writer, const Dl__Meta__ClusterRecord *cluster,
+                  struct dl_error *err)
 {
     Dl__Meta__BackupRecord record = DL__META__BACKUP_RECORD__INIT;
     Dl__Meta__BackupHeader header = DL__META__BACKUP_HEADER__INIT;
@@ -113,8 +114,8 @@ backup_read_identity(void *context, struct store_item item, struct dl_error *err
     int result = 0;
 
     if (key_is(item.key, "schema")) {
-        Dl__Meta__SchemaRecord *schema =
-            dl__meta__schema_record__unpack(NULL, item.value.length_bytes, item.value.bytes);
+        Dl__Meta__SchemaRecord *schema = dl__meta__schema_record__unpack(
+            NULL, item.value.length_bytes, item.value.bytes);
 
         if (schema == NULL || schema->version != META_SCHEMA_VERSION)
             result = dl_error_set(err, -DL_E_STORE_FORMAT,
@@ -124,11 +125,12 @@ backup_read_identity(void *context, struct store_item item, struct dl_error *err
         if (schema != NULL)
             dl__meta__schema_record__free_unpacked(schema, NULL);
     } else if (key_is(item.key, "cluster")) {
-        Dl__Meta__ClusterRecord *cluster =
-            dl__meta__cluster_record__unpack(NULL, item.value.length_bytes, item.value.bytes);
+        Dl__Meta__ClusterRecord *cluster = dl__meta__cluster_record__unpack(
+            NULL, item.value.length_bytes, item.value.bytes);
 
         if (cluster == NULL || cluster->cluster_id.len != META_ID_BYTES) {
-            result = dl_error_set(err, -DL_E_STORE_DAMAGED, "the record of the cluster's id is damaged");
+            result = dl_error_set(err, -DL_E_STORE_DAMAGED,
+                                  "the record of the cluster's id is damaged");
         } else {
             memcpy(writer->report.cluster_id, cluster->cluster_id.data, META_ID_BYTES);
             result = writer_put_header(writer, cluster, err);
@@ -149,10 +151,10 @@ backup_write_item(void *context, struct store_item item, struct dl_error *err)
 
     if (key_is(item.key, "leader"))
         return 0; /* of this process, not of the cluster */
-    message.key =
-        (ProtobufCBinaryData){item.key.length_bytes, (uint8_t *)(uintptr_t)item.key.bytes};
-    message.value =
-        (ProtobufCBinaryData){item.value.length_bytes, (uint8_t *)(uintptr_t)item.value.bytes};
+    message.key = (ProtobufCBinaryData){item.key.length_bytes,
+                                        (uint8_t *)(uintptr_t)item.key.bytes};
+    message.value = (ProtobufCBinaryData){item.value.length_bytes,
+                                          (uint8_t *)(uintptr_t)item.value.bytes};
     record.record_case = DL__META__BACKUP_RECORD__RECORD_ITEM;
     record.item = &message;
     report_count(&writer->report, item.key);
@@ -214,7 +216,8 @@ backup_publish(const char *from, const char *to, bool replace, struct dl_error *
         slash[slash == dir] = '\0';
     fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 || fsync(fd) < 0)
-        return dl_error_set(err, -errno, "the directory of %s can not be synced: %s", to, dl_err_str(-errno));
+        return dl_error_set(err, -errno, "the directory of %s can not be synced: %s", to,
+                            dl_err_str(-errno));
     return 0;
 }
 
@@ -268,8 +271,8 @@ struct reader {
 static int
 reader_damaged(const struct reader *reader, const char *why, struct dl_error *err)
 {
-    (void)dl_error_set(err, -DL_E_STORE_DAMAGED, "%s is damaged at byte %" PRIu64 ": %s", reader->path,
-                       reader->offset, why);
+    (void)dl_error_set(err, -DL_E_STORE_DAMAGED, "%s is damaged at byte %" PRIu64 ": %s",
+                       reader->path, reader->offset, why);
     dl_error_hint(err, "use another backup; nothing was restored");
     return err->code;
 }
@@ -316,7 +319,8 @@ reader_next(struct reader *reader, struct dl_error *err)
     if (crc32c(0, packed, bytes) != le32_load(head + 4))
         return reader_damaged(reader, "a record does not match its checksum", err);
     reader->record = dl__meta__backup_record__unpack(NULL, bytes, packed);
-    if (reader->record == NULL || reader->record->record_case == DL__META__BACKUP_RECORD__RECORD__NOT_SET)
+    if (reader->record == NULL ||
+        reader->record->record_case == DL__META__BACKUP_RECORD__RECORD__NOT_SET)
         return reader_damaged(reader, "a record is no such message", err);
     reader->offset += sizeof(head) + bytes;
     if (reader->record->record_case != DL__META__BACKUP_RECORD__RECORD_END)
@@ -338,7 +342,8 @@ reader_check_header(struct reader *reader, struct backup_report *report, struct 
     if (header->format_version != BACKUP_FORMAT_VERSION ||
         header->schema_version != META_SCHEMA_VERSION)
         return dl_error_set(err, -DL_E_STORE_FORMAT,
-                            "%s has format %" PRIu32 " and schema %" PRIu32 ", this program knows %u and %u",
+                            "%s has format %" PRIu32 " and schema %" PRIu32
+                            ", this program knows %u and %u",
                             reader->path, header->format_version, header->schema_version,
                             BACKUP_FORMAT_VERSION, META_SCHEMA_VERSION);
     if (header->cluster_id.len != META_ID_BYTES)
@@ -411,19 +416,21 @@ struct restore {
 static int
 restore_damaged(const struct restore *restore, const char *what, struct dl_error *err)
 {
-    return dl_error_set(err, -DL_E_STORE_DAMAGED, "%s holds a damaged record of %s", restore->path, what);
+    return dl_error_set(err, -DL_E_STORE_DAMAGED, "%s holds a damaged record of %s", restore->path,
+                        what);
 }
 
 /*
- * Owners since the backup have had higher lease epochs, which nobody remembers but the chunkservers: the next one
- * must be above all of them.  What they left unfinished is unknown, so the next owner takes over.
+ * Owners since the backup have had higher lease epochs, which nobody remembers but the
+ * chunkservers: the next one must be above all of them.  What they left unfinished is unknown, so
+ * the next owner takes over.
  */
 static int
 restore_volume(struct restore *restore, struct store_bytes key, struct store_bytes value,
                struct dl_error *err)
 {
-    Dl__Meta__VolumeRecord *record =
-        dl__meta__volume_record__unpack(NULL, value.length_bytes, value.bytes);
+    Dl__Meta__VolumeRecord *record = dl__meta__volume_record__unpack(NULL, value.length_bytes,
+                                                                     value.bytes);
 
     if (record == NULL || record->lease_epoch > META_LEASE_EPOCH_MAX) {
         if (record != NULL)
@@ -448,8 +455,8 @@ static int
 restore_counter(struct restore *restore, struct store_bytes key, struct store_bytes value,
                 uint64_t skip, struct dl_error *err)
 {
-    Dl__Meta__CounterRecord *record =
-        dl__meta__counter_record__unpack(NULL, value.length_bytes, value.bytes);
+    Dl__Meta__CounterRecord *record = dl__meta__counter_record__unpack(NULL, value.length_bytes,
+                                                                       value.bytes);
 
     if (record == NULL)
         return restore_damaged(restore, "a counter", err);
@@ -463,8 +470,8 @@ static int
 restore_cluster(struct restore *restore, struct store_bytes key, struct store_bytes value,
                 struct dl_error *err)
 {
-    Dl__Meta__ClusterRecord *record =
-        dl__meta__cluster_record__unpack(NULL, value.length_bytes, value.bytes);
+    Dl__Meta__ClusterRecord *record = dl__meta__cluster_record__unpack(NULL, value.length_bytes,
+                                                                       value.bytes);
 
     if (record == NULL)
         return restore_damaged(restore, "the cluster", err);

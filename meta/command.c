@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Requests to chunkservers that must be done some day: FENCE, CHUNK_DELETE.  A command stays in its server's queue until
- * it is answered: it is sent when the server is registered, again on each new connection, and again COMMAND_RETRY_NS
- * after an error.  All of them are idempotent.
+ * Requests to chunkservers that must be done some day: FENCE, CHUNK_DELETE.  A command stays in its
+ * server's queue until it is answered: it is sent when the server is registered, again on each new
+ * connection, and again COMMAND_RETRY_NS after an error.  All of them are idempotent.
  */
 #include <inttypes.h>
 
 #include "common/assert.h"
 #include "meta/internal.h"
 
-#define COMMAND_RETRY_NS    NS_PER_S
-#define COMMAND_LOG_EVERY   60u /* failures */
+#define COMMAND_RETRY_NS  NS_PER_S
+#define COMMAND_LOG_EVERY 60u /* failures */
 
 void
 meta_command_start(struct meta_command *command, struct meta_server *server, bool urgent)
@@ -108,7 +108,7 @@ meta_server_pump(struct meta_server *server)
 
     if (server->session == NULL || server->session->closing)
         return;
-    list_for_each_entry_safe(command, following, &server->commands, node) {
+    list_for_each_entry_safe (command, following, &server->commands, node) {
         if (server->commands_in_flight >= META_SERVER_COMMANDS)
             return;
         if (!command->in_flight && command->retry_ns <= now_ns)

@@ -105,7 +105,7 @@ core_on_tick(struct env_timer *timer)
 
     if (core->phase == META_FAILED)
         return;
-    list_for_each_entry_safe(session, following, &core->sessions, node)
+    list_for_each_entry_safe (session, following, &core->sessions, node)
         meta_session_tick(session, now_ns);
     if (core->phase == META_SERVING)
         for (uint32_t id = 0; id < core->servers_end; id++)
@@ -120,8 +120,8 @@ core_on_ready_task(struct env_task *task)
     struct meta_core *core = list_entry(task, struct meta_core, ready_task);
 
     meta_op_run_ready(core);
-    if (core->phase == META_STOPPING && core->commits_in_flight == 0 &&
-        !meta_load_is_busy(core) && core->on_stopped != NULL) {
+    if (core->phase == META_STOPPING && core->commits_in_flight == 0 && !meta_load_is_busy(core) &&
+        core->on_stopped != NULL) {
         void (*on_stopped)(void *context) = core->on_stopped;
 
         core->on_stopped = NULL;
@@ -166,15 +166,14 @@ meta_core_loaded(struct meta_core *core)
     dl_assert(core->server_count <= core->servers_end);
     core->serving_ns = env_now_ns(core->env);
     memcpy(&core->placement_seed, core->cluster_id, sizeof(core->placement_seed));
-    list_for_each_entry(session, &core->sessions, node) {
+    list_for_each_entry (session, &core->sessions, node) {
         session->heard_ns = session->accepted_ns = core->serving_ns;
         meta_session_update_flow(session);
     }
     for (uint32_t id = 0; id < core->servers_end; id++)
         if (core->servers[id] != NULL)
             core->servers[id]->lost_ns = core->serving_ns;
-    HASH_ITER(hh, core->volumes, volume, following)
-    {
+    HASH_ITER (hh, core->volumes, volume, following) {
         volume->owner_lost_ns = core->serving_ns;
         if (volume->desc.deleting)
             meta_deletion_start(core, volume);
@@ -214,7 +213,8 @@ meta_core_stop(struct meta_core *core, void (*on_stopped)(void *context), void *
     core->stopped_context = context;
     if (core->phase != META_FAILED)
         core->phase = META_STOPPING;
-    meta_log(core, META_LOG_INFO, "core", "stopping: %u changes in flight", core->commits_in_flight);
+    meta_log(core, META_LOG_INFO, "core", "stopping: %u changes in flight",
+             core->commits_in_flight);
     env_defer(core->env, &core->ready_task);
 }
 
@@ -243,20 +243,17 @@ core_free_tables(struct meta_core *core)
     struct meta_label *label, *following_label;
     struct meta_server *server, *following_server;
 
-    HASH_ITER(hh, core->names, name, following_name)
-    {
+    HASH_ITER (hh, core->names, name, following_name) {
         HASH_DEL(core->names, name);
         free(name);
     }
-    HASH_ITER(hh, core->volumes, volume, following_volume)
+    HASH_ITER (hh, core->volumes, volume, following_volume)
         meta_volume_destroy(core, volume);
-    HASH_ITER(hh, core->servers_by_uuid, server, following_server)
-    {
+    HASH_ITER (hh, core->servers_by_uuid, server, following_server) {
         HASH_DEL(core->servers_by_uuid, server);
         meta_server_free(server);
     }
-    HASH_ITER(hh, core->labels, label, following_label)
-    {
+    HASH_ITER (hh, core->labels, label, following_label) {
         HASH_DEL(core->labels, label);
         free(label);
     }
@@ -273,10 +270,10 @@ meta_core_destroy(struct meta_core *core)
         return;
     meta_load_free(core);
     env_timer_stop(core->env, &core->tick);
-    list_for_each_entry_safe(op, following_op, &core->ops, core_node)
+    list_for_each_entry_safe (op, following_op, &core->ops, core_node)
         core_free_op(core, op);
     core_free_tables(core);
-    list_for_each_entry_safe(session, following_session, &core->sessions, node)
+    list_for_each_entry_safe (session, following_session, &core->sessions, node)
         meta_session_free(session);
     free(core);
 }

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core.h: the metadata service without I/O: link events in, frames out, everything it promises committed to a store first.
+ * core.h: the metadata service without I/O: link events in, frames out, everything it promises
+ * committed to a store first.
  *
- * The shell (daemon.c) or the simulator gives it an env for time, timers and links, and a store; and attaches accepted
- * links to meta_link_events:
+ * The shell (daemon.c) or the simulator gives it an env for time, timers and links, and a store;
+ * and attaches accepted links to meta_link_events:
  *
  *     core = meta_core_create(env, store, &options);   // loads; then options.on_ready
  *     net_listen(net, &address, &meta_link_events, core, &listener, &err);
  *
- * An orderly end: meta_core_stop(), its on_stopped, close the links, meta_core_destroy(), close the store.
- * A crash (simulator): store_memory_crash(), meta_core_destroy(), and the links and queued tasks are forgotten.
+ * An orderly end: meta_core_stop(), its on_stopped, close the links, meta_core_destroy(), close the
+ * store. A crash (simulator): store_memory_crash(), meta_core_destroy(), and the links and queued
+ * tasks are forgotten.
  *
  * Threads: one owner, the loop.  Blocks: never.
  * Errors:  peers get error replies; what the core can't go on from is told by on_fatal.
@@ -36,17 +38,20 @@ struct meta_options {
     uint64_t server_down_ns; /* silent for so long: down; 5 s */
     uint64_t probe_ns;       /* an owner that doesn't answer for so long is dead; 1 s */
     uint64_t attach_wait_ns; /* for servers, if the client names no time; 30 s */
-    uint64_t grace_ns;       /* after the start, for owners to come back before they count as dead; 2 s */
-    uint64_t hello_ns;       /* a connection says HELLO within; 10 s */
-    uint64_t silent_ns;      /* a connection without a byte for so long is closed; 5 s */
-    uint32_t servers_max;    /* META_SERVERS_MAX and so on; tests have smaller ones */
+    uint64_t grace_ns; /* after the start, for owners to come back before they count as dead; 2 s */
+    uint64_t hello_ns; /* a connection says HELLO within; 10 s */
+    uint64_t silent_ns;   /* a connection without a byte for so long is closed; 5 s */
+    uint32_t servers_max; /* META_SERVERS_MAX and so on; tests have smaller ones */
     uint32_t volumes_max;
     uint32_t segments_max;
     uint32_t sessions_max;
 
     /* All may be NULL.  The state is loaded: requests are answered from now on. */
     void (*on_ready)(void *context);
-    /* The service can't go on (store failed or foreign, another one took over): nothing is answered any more.  Once. */
+    /*
+     * The service can't go on (store failed or foreign, another one took over): nothing is answered
+     * any more.  Once.
+     */
     void (*on_fatal)(void *context, int err, const char *text, const char *hint);
     /* One line: "volume v1: attached by ..." */
     void (*on_log)(void *context, enum meta_log_level level, const char *component,
@@ -58,8 +63,9 @@ struct meta_options {
 struct meta_core *meta_core_create(struct env *env, struct store *store,
                                    const struct meta_options *options);
 /*
- * Frees everything, as a crash does: no link is closed, no message sent.  The store must not complete anything any
- * more (crashed, or nothing is in flight); links must not be used afterwards.  NULL is allowed.
+ * Frees everything, as a crash does: no link is closed, no message sent.  The store must not
+ * complete anything any more (crashed, or nothing is in flight); links must not be used afterwards.
+ * NULL is allowed.
  */
 void meta_core_destroy(struct meta_core *core);
 /* Requests are refused from now on; on_stopped, in a later call, when no commit is in flight. */

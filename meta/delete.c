@@ -4,12 +4,13 @@
  *
  *   commit `deleting`: the name is free, the answer goes out
  *   for each server of the map, independent of the others:
- *     FENCE with the tombstone's lease epoch      no owner can write there any more, nor make a chunk
+ *     FENCE with the tombstone's lease epoch: no owner can write there any more, nor make a chunk
  *     CHUNK_DELETE, some thousands at a time
- *   when all have answered: the segments' records, some thousands per commit; the volume's with the last of them
+ *   when all have answered: the segments' records, some thousands per commit; the volume's with the
+ *     last of them
  *
- * A restart of the service begins anew with the FENCE; all of it is idempotent.  A server that is down holds its volumes'
- * records back until it returns.
+ * A restart of the service begins anew with the FENCE; all of it is idempotent.  A server that is
+ * down holds its volumes' records back until it returns.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -60,8 +61,9 @@ records_on_committed(struct meta_op *op)
         meta_op_run_soon(op); /* holds the serial on */
         return;
     }
-    meta_log(core, META_LOG_INFO, "delete", "volume %s (%" PRIu64 "): all of its chunks are deleted",
-             volume->desc.name, volume->desc.id);
+    meta_log(core, META_LOG_INFO, "delete",
+             "volume %s (%" PRIu64 "): all of its chunks are deleted", volume->desc.name,
+             volume->desc.id);
     meta_op_end(op);
     meta_volume_destroy(core, volume);
 }
@@ -263,7 +265,8 @@ delete_on_committed(struct meta_op *op)
     struct dl_error err;
 
     meta_log(core, META_LOG_INFO, "delete",
-             "volume %s (%" PRIu64 "): deleted; %" PRIu32 " segments on %" PRIu32 " servers go in the background",
+             "volume %s (%" PRIu64 "): deleted; %" PRIu32 " segments on %" PRIu32
+             " servers go in the background",
              volume->desc.name, volume->desc.id, volume->segments.count, volume->server_count);
     volume->desc = *op->desc;
     meta_name_remove(core, volume->desc.name);
@@ -288,8 +291,7 @@ delete_is_repeated(struct meta_op *op)
 
     if (!meta_id_is_valid(message->change_id))
         return false;
-    HASH_ITER(hh, op->core->volumes, volume, following)
-    {
+    HASH_ITER (hh, op->core->volumes, volume, following) {
         if (!volume->desc.deleting || !volume->desc.has_change_id ||
             memcmp(volume->desc.change_id, message->change_id.data, META_ID_BYTES) != 0)
             continue;
@@ -307,8 +309,9 @@ delete_is_allowed(struct meta_op *op, struct meta_volume *volume)
     struct dl_error err;
 
     if (volume->reader_count > 0) {
-        (void)dl_error_set(&err, -DL_E_VOLUME_BUSY, "volume %s is open for reading %" PRIu32 " times",
-                           volume->desc.name, volume->reader_count);
+        (void)dl_error_set(&err, -DL_E_VOLUME_BUSY,
+                           "volume %s is open for reading %" PRIu32 " times", volume->desc.name,
+                           volume->reader_count);
         dl_error_hint(&err, "close it first");
         meta_op_fail(op, &err);
         return false;
@@ -320,7 +323,8 @@ delete_is_allowed(struct meta_op *op, struct meta_volume *volume)
     if (!op->probed_alive)
         return true;
     meta_lease_owner_text(op->core, volume, owner, sizeof(owner));
-    (void)dl_error_set(&err, -DL_E_VOLUME_BUSY, "volume %s is attached by %s", volume->desc.name, owner);
+    (void)dl_error_set(&err, -DL_E_VOLUME_BUSY, "volume %s is attached by %s", volume->desc.name,
+                       owner);
     dl_error_hint(&err, "stop that program first");
     meta_op_fail(op, &err);
     return false;

@@ -2,22 +2,24 @@
 /*
  * internal.h: what the files of the metadata core share.
  *
- *   core.c      life, tick, stop          session.c    links, HELLO, PING, dispatch, requests to peers
- *   op.c        requests at work          load.c       the state from the store at start
- *   record.c    records of the store      state.c      tables of volumes, names, servers
- *   server.c    register, heartbeat       command.c    requests to servers, sent again until answered
- *   volume.c    create .. resize          delete.c     deletion of chunks
- *   segment.c   map, allocate             placement.c  which servers
- *   lease.c     attach, probe, detach     takeover.c   fences and their answers
- *   status.c    lists and status
+ *   core.c     life, tick, stop        session.c    links, HELLO, PING, dispatch, requests to peers
+ *   op.c       requests at work        load.c       the state from the store at start
+ *   record.c   records of the store    state.c      tables of volumes, names, servers
+ *   server.c   register, heartbeat     command.c    requests to servers, again until answered
+ *   volume.c   create .. resize        delete.c     deletion of chunks
+ *   segment.c  map, allocate           placement.c  which servers
+ *   lease.c    attach, probe, detach   takeover.c   fences and their answers
+ *   status.c   lists and status
  *
  * Rules:
- * 1. A change is committed first and shown afterwards: a handler copies the object's desc, changes the copy, commits it,
- *    and in on_committed makes it the object's.  So no read ever sees what is not durable.
- * 2. Changes of one object take turns: a handler that commits holds the object's serial from before it looks until its reply.
- *    Who finds it taken waits and then begins anew (its handler runs again from the start), so nothing that was
- *    looked up before is used after.
- * 3. A failed commit ends the service (meta_core_fail): its effect is unknown, a restart loads what is true.
+ * 1. A change is committed first and shown afterwards: a handler copies the object's desc, changes
+ *    the copy, commits it, and in on_committed makes it the object's.  So no read ever sees what is
+ *    not durable.
+ * 2. Changes of one object take turns: a handler that commits holds the object's serial from before
+ *    it looks until its reply. Who finds it taken waits and then begins anew (its handler runs
+ *    again from the start), so nothing that was looked up before is used after.
+ * 3. A failed commit ends the service (meta_core_fail): its effect is unknown, a restart loads what
+ *    is true.
  *
  * Everything here runs on the one thread of the core.
  */
@@ -67,7 +69,8 @@ struct meta_op {
     struct meta_session *session; /* NULL: it is gone, or there was none (the core's own work) */
     struct list core_node;
     struct list session_node;
-    struct list node; /* in the queue that it waits in: a serial's, a probe's, a takeover's, the ready list */
+    /* In the queue that it waits in: a serial's, a probe's, a takeover's, or the ready list. */
+    struct list node;
     const struct meta_handler *handler;
     uint64_t request_id;
     ProtobufCMessage *message;
@@ -87,7 +90,7 @@ struct meta_op {
     uint32_t scratch_count;
     uint32_t probed_epoch; /* lease epoch whose owner was probed for this op; 0: none */
     bool probed_alive;
-    bool verdict;          /* handler's own */
+    bool verdict; /* handler's own */
 };
 
 /* The core's own work: no session, no reply; run is called soon. */
@@ -95,7 +98,9 @@ struct meta_op *meta_op_create_internal(struct meta_core *core, const struct met
 /* A request that arrived. */
 void meta_op_start(struct meta_session *session, const struct meta_handler *handler,
                    uint64_t request_id, ProtobufCMessage *message);
-/* False: it is taken; op waits and runs again, the handler returns.  True: held until the op ends. */
+/*
+ * False: it is taken; op waits and runs again, the handler returns.  True: held until the op ends.
+ */
 bool meta_op_take(struct meta_op *op, struct meta_serial *serial);
 void meta_op_release(struct meta_op *op);
 /* Park it in a queue; meta_op_run_soon() wakes it. */
@@ -261,8 +266,9 @@ void meta_name_remove(struct meta_core *core, const char *name);
 void meta_volume_count_slots(struct meta_core *core, struct meta_volume *volume,
                              const struct segment *segment, int delta);
 /*
- * The volume that a request names, with its serial taken: NULL if the op waits or has failed; the handler returns then.
- * Those by lease want the current one of a living lease, and note the session as the owner's.
+ * The volume that a request names, with its serial taken: NULL if the op waits or has failed; the
+ * handler returns then. Those by lease want the current one of a living lease, and note the session
+ * as the owner's.
  */
 struct meta_volume *meta_op_volume_by_name(struct meta_op *op, const char *name);
 struct meta_volume *meta_op_volume_by_lease(struct meta_op *op, uint64_t volume_id,
@@ -304,9 +310,9 @@ struct meta_server {
     uint32_t clique_label;
     struct meta_session *session; /* NULL: not connected */
     bool up;
-    bool lost;                 /* not connected, and told so in the log */
-    uint64_t lost_ns;          /* since when it isn't connected */
-    uint64_t heard_ns;         /* last heartbeat */
+    bool lost;         /* not connected, and told so in the log */
+    uint64_t lost_ns;  /* since when it isn't connected */
+    uint64_t heard_ns; /* last heartbeat */
     uint64_t heard_wall_ms;
     uint64_t journal_position; /* as of the last heartbeat */
     uint64_t persisted_ns;     /* when the journal position was last committed */
@@ -331,16 +337,15 @@ struct meta_server {
 struct meta_server *meta_server_create(struct meta_core *core, const struct server_desc *desc);
 void meta_server_free(struct meta_server *server);
 struct meta_server *meta_server_by_id(struct meta_core *core, uint32_t id);
-struct meta_server *meta_server_by_uuid(struct meta_core *core,
-                                        const uint8_t uuid[META_ID_BYTES]);
+struct meta_server *meta_server_by_uuid(struct meta_core *core, const uint8_t uuid[META_ID_BYTES]);
 void meta_server_set_labels(struct meta_core *core, struct meta_server *server);
 void meta_server_session_down(struct meta_core *core, struct meta_server *server);
 void meta_server_tick(struct meta_core *core, struct meta_server *server, uint64_t now_ns);
 /* "server 3 (127.0.0.1:9471)": valid until the call after the next three. */
 const char *meta_server_text(const struct meta_server *server);
 /* What is wrong with it; empty: nothing. */
-void meta_server_problem(const struct meta_core *core, const struct meta_server *server,
-                         char *text, size_t text_bytes);
+void meta_server_problem(const struct meta_core *core, const struct meta_server *server, char *text,
+                         size_t text_bytes);
 void meta_server_fill_address(Dl__ServerAddress *message, const struct meta_server *server);
 
 /* --- requests to servers: command.c --- */
@@ -350,7 +355,10 @@ typedef void (*meta_command_send_fn)(struct meta_command *command);
 /* A reply with status 0.  False: it makes no sense; asked again later. */
 typedef bool (*meta_command_reply_fn)(struct meta_command *command, const struct frame *frame);
 
-/* Something a server must do; sent again after errors, and on each new connection, until it is answered. */
+/*
+ * Something a server must do; sent again after errors, and on each new connection, until it is
+ * answered.
+ */
 struct meta_command {
     struct list node;
     struct meta_server *server; /* NULL: not queued */
@@ -358,8 +366,8 @@ struct meta_command {
     bool in_flight;
     uint64_t retry_ns;
     uint32_t failures;
-    const char *name;     /* for logs: "FENCE" */
-    uint64_t volume_id;   /* likewise */
+    const char *name;   /* for logs: "FENCE" */
+    uint64_t volume_id; /* likewise */
     meta_command_send_fn send;
     meta_command_reply_fn on_reply;
 };
@@ -377,8 +385,8 @@ void meta_server_pump(struct meta_server *server);
 void meta_lease_set_owner_session(struct meta_volume *volume, struct meta_session *session);
 void meta_lease_session_down(struct meta_core *core, struct meta_session *session);
 /*
- * Does the owner live?  True: op->probed_epoch is the current lease epoch, see op->probed_alive.  False: op waits
- * for the probe and runs again.
+ * Does the owner live?  True: op->probed_epoch is the current lease epoch, see op->probed_alive.
+ * False: op waits for the probe and runs again.
  */
 bool meta_lease_probe(struct meta_op *op, struct meta_volume *volume);
 void meta_lease_probe_cancel(struct meta_core *core, struct meta_volume *volume);
@@ -513,7 +521,10 @@ DL_ERROR_PRINTF(4, 5)
 void meta_log(const struct meta_core *core, enum meta_log_level level, const char *component,
               const char *format, ...);
 
-/* Text of a peer for display: cut, with ? for what would spoil a terminal.  text has room for META_TEXT_BYTES_MAX + 1. */
+/*
+ * Text of a peer for display: cut, with ? for what would spoil a terminal.  text has room for
+ * META_TEXT_BYTES_MAX + 1.
+ */
 void meta_text_clean(char *text, const char *from);
 bool meta_id_is_valid(ProtobufCBinaryData id);
 struct meta_id_text {

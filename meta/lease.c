@@ -5,7 +5,8 @@
  *              attach, volume clean                       detach clean
  *   no owner ------------------------> owner, ready ------------------------> no owner, clean
  *      |                                  ^   |
- *      | attach, not clean                |   | dies, or is robbed: attach by another (after a probe, or steal)
+ *      | attach, not clean                |   | dies, or is robbed: attach by another
+ *      |                                  |   | (after a probe, or with steal)
  *      v                                  |   v
  *   owner, not ready --- each segment ----+   owner, not ready, next lease epoch
  *      |                 covered by a fence
@@ -13,11 +14,15 @@
  *
  * Invariants:
  * 1. Each attach that gets the volume raises the lease epoch, in the commit that names the owner.
- * 2. `clean` is true only from the commit of a clean detach (or of the creation) to that of the next attach.
- * 3. An attach is answered only when `ready` is committed: at once if the volume was clean or has no segment, else when for each
- *    segment one in-sync slot's server has answered the fence of this lease epoch (takeover.c).
- * 4. `takeover` tells the owner to resolve; it stays until a clean detach, so an owner that asks again is told again.
- * 5. There are readers only while there is no owner and the volume is clean.  They are known in memory only.
+ * 2. `clean` is true only from the commit of a clean detach (or of the creation) to that of the
+ *    next attach.
+ * 3. An attach is answered only when `ready` is committed: at once if the volume was clean or has
+ *    no segment, else when for each segment one in-sync slot's server has answered the fence of
+ *    this lease epoch (takeover.c).
+ * 4. `takeover` tells the owner to resolve; it stays until a clean detach, so an owner that asks
+ *    again is told again.
+ * 5. There are readers only while there is no owner and the volume is clean.  They are known in
+ *    memory only.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -156,7 +161,10 @@ probe_send(struct meta_probe *probe)
                            &message.base, probe_on_reply);
 }
 
-/* How much longer an owner without a connection may take to come back; clients reconnect within a second. */
+/*
+ * How much longer an owner without a connection may take to come back; clients reconnect within a
+ * second.
+ */
 static uint64_t
 probe_patience_ns(const struct meta_core *core, const struct meta_volume *volume)
 {
@@ -260,12 +268,12 @@ attach_fail_busy(struct meta_op *op, const struct meta_volume *volume)
                            volume->desc.ready ? "attached" : "being attached", owner);
         dl_error_hint(&err, "stop that program, or take the volume from it with --steal");
     } else {
-        const struct meta_reader *reader =
-            list_first_entry(&volume->readers, struct meta_reader, volume_node);
+        const struct meta_reader *reader = list_first_entry(&volume->readers, struct meta_reader,
+                                                            volume_node);
 
-        (void)dl_error_set(&err, -DL_E_VOLUME_BUSY, "volume %s is open for reading %" PRIu32 " times, first by %s",
-                           volume->desc.name, volume->reader_count,
-                           text_quote(reader->owner).text);
+        (void)dl_error_set(&err, -DL_E_VOLUME_BUSY,
+                           "volume %s is open for reading %" PRIu32 " times, first by %s",
+                           volume->desc.name, volume->reader_count, text_quote(reader->owner).text);
         dl_error_hint(&err, "close it there, or take the volume with --steal");
     }
     meta_op_fail(op, &err);
@@ -285,15 +293,17 @@ attach_read_only(struct meta_op *op, struct meta_volume *volume)
         return;
     }
     if (!volume->desc.clean) {
-        (void)dl_error_set(&err, -DL_E_FENCE_PENDING,
-                           "volume %s was not detached cleanly: unfinished writes must be settled first",
-                           volume->desc.name);
+        (void)dl_error_set(
+            &err, -DL_E_FENCE_PENDING,
+            "volume %s was not detached cleanly: unfinished writes must be settled first",
+            volume->desc.name);
         dl_error_hint(&err, "open it once for writing, and close it");
         meta_op_fail(op, &err);
         return;
     }
     if (volume->reader_count >= META_READERS_MAX) {
-        (void)dl_error_set(&err, -DL_E_LIMIT, "volume %s is open for reading %" PRIu32 " times, the most possible",
+        (void)dl_error_set(&err, -DL_E_LIMIT,
+                           "volume %s is open for reading %" PRIu32 " times, the most possible",
                            volume->desc.name, volume->reader_count);
         meta_op_fail(op, &err);
         return;
@@ -345,8 +355,8 @@ attach_push_out(struct meta_core *core, struct meta_volume *volume)
     meta_volume_notify(volume, volume->owner_session, false);
     lease_owner_lost(core, volume);
     while (!list_is_empty(&volume->readers)) {
-        struct meta_reader *reader =
-            list_first_entry(&volume->readers, struct meta_reader, volume_node);
+        struct meta_reader *reader = list_first_entry(&volume->readers, struct meta_reader,
+                                                      volume_node);
 
         meta_volume_notify(volume, reader->session, false);
         meta_reader_remove(reader);
@@ -423,7 +433,8 @@ attach_write(struct meta_op *op, struct meta_volume *volume)
         }
     }
     if (volume->desc.lease_epoch >= META_LEASE_EPOCH_MAX) {
-        (void)dl_error_set(&err, -DL_E_LIMIT, "volume %s was attached %" PRIu32 " times, the most possible",
+        (void)dl_error_set(&err, -DL_E_LIMIT,
+                           "volume %s was attached %" PRIu32 " times, the most possible",
                            volume->desc.name, volume->desc.lease_epoch);
         dl_error_hint(&err, "copy its content to a new volume");
         meta_op_fail(op, &err);
@@ -440,7 +451,8 @@ meta_run_attach(struct meta_op *op)
     struct dl_error err;
 
     if (!meta_id_is_valid(message->attach_id)) {
-        (void)dl_error_set(&err, -DL_E_MESSAGE_MALFORMED, "ATTACH of volume %s without an attach id of %u bytes",
+        (void)dl_error_set(&err, -DL_E_MESSAGE_MALFORMED,
+                           "ATTACH of volume %s without an attach id of %u bytes",
                            text_quote(message->name).text, META_ID_BYTES);
         meta_op_fail(op, &err);
         return;
@@ -496,7 +508,7 @@ detach_find_reader(const struct meta_session *session, const struct meta_volume 
 {
     struct meta_reader *reader;
 
-    list_for_each_entry(reader, &session->readers, session_node)
+    list_for_each_entry (reader, &session->readers, session_node)
         if (reader->volume == volume)
             return reader;
     return NULL;
@@ -534,9 +546,10 @@ meta_run_detach(struct meta_op *op)
     if (volume == NULL)
         return;
     if (message->clean && !volume->desc.ready) {
-        (void)dl_error_set(&err, -DL_E_FENCE_PENDING,
-                           "volume %s can not be detached cleanly: its attach has not been answered yet",
-                           volume->desc.name);
+        (void)dl_error_set(
+            &err, -DL_E_FENCE_PENDING,
+            "volume %s can not be detached cleanly: its attach has not been answered yet",
+            volume->desc.name);
         meta_op_fail(op, &err);
         return;
     }

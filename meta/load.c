@@ -2,7 +2,8 @@
 /*
  * The state from the store, at start:
  *
- *   schema -> cluster -> counters -> leader (read, then taken over: from here on older services can commit nothing)
+ *   schema -> cluster -> counters -> leader (read, then taken over: from here on older services can
+ *   commit nothing)
  *   -> servers -> volumes -> segments -> serving
  *
  * One request at a time; scans in pages, so that memory is bounded by what is kept.
@@ -66,7 +67,8 @@ loader_of_get(struct store_get *get)
 }
 
 static void
-load_get(struct meta_loader *loader, const char *key, void (*on_done)(struct store_get *get, int err))
+load_get(struct meta_loader *loader, const char *key,
+         void (*on_done)(struct store_get *get, int err))
 {
     loader->key = schema_key_text(key);
     loader->get = (struct store_get){.key = schema_bytes(&loader->key), .on_done = on_done};
@@ -187,7 +189,8 @@ load_segment(struct meta_loader *loader, struct store_item item, struct dl_error
     for (uint32_t i = 0; i < volume->segments.slot_count; i++)
         if (meta_server_by_id(core, segment->slots[i].server_id) == NULL)
             return dl_error_set(err, -DL_E_STORE_DAMAGED,
-                                "segment %" PRIu32 " of volume %" PRIu64 " names server %u, which isn't there",
+                                "segment %" PRIu32 " of volume %" PRIu64
+                                " names server %u, which isn't there",
                                 index, volume_id, (unsigned)segment->slots[i].server_id);
     meta_volume_count_slots(core, volume, segment, 1);
     core->segment_count++;
@@ -288,8 +291,7 @@ load_on_leader(struct store_get *get, int err)
     store_batch_put_message(&loader->batch, schema_bytes(&loader->key), &record.base);
     loader->commit = (struct store_commit){
         .batch = &loader->batch,
-        .guard = {.key = schema_bytes(&loader->key),
-                  .revision = err == 0 ? get->item.revision : 0},
+        .guard = {.key = schema_bytes(&loader->key), .revision = err == 0 ? get->item.revision : 0},
         .on_done = load_on_leader_committed,
     };
     loader->busy = true;
@@ -323,7 +325,8 @@ load_on_next_server(struct store_get *get, int err)
     if (load_ended(loader) || load_get_failed(loader, err, false))
         return;
     if (meta_record_get_counter(get->item, &next, &error) < 0 || next > 1u << 24) {
-        (void)dl_error_set(&error, -DL_E_STORE_DAMAGED, "the record of the next server's id is damaged");
+        (void)dl_error_set(&error, -DL_E_STORE_DAMAGED,
+                           "the record of the next server's id is damaged");
         load_fail(loader, &error);
         return;
     }
@@ -343,7 +346,8 @@ load_on_cluster(struct store_get *get, int err)
     record = dl__meta__cluster_record__unpack(NULL, get->item.value.length_bytes,
                                               get->item.value.bytes);
     if (record == NULL || !meta_id_is_valid(record->cluster_id)) {
-        (void)dl_error_set(&error, -DL_E_STORE_DAMAGED, "the record of the cluster's id is damaged");
+        (void)dl_error_set(&error, -DL_E_STORE_DAMAGED,
+                           "the record of the cluster's id is damaged");
         load_fail(loader, &error);
     } else {
         memcpy(loader->core->cluster_id, record->cluster_id.data, META_ID_BYTES);
@@ -363,16 +367,17 @@ load_on_schema(struct store_get *get, int err)
     if (load_ended(loader))
         return;
     if (err == -DL_E_NOT_FOUND) {
-        (void)dl_error_set(&error, -DL_E_STORE_FORMAT,
-                           "the metadata store holds no cluster, or its init or restore did not finish");
+        (void)dl_error_set(
+            &error, -DL_E_STORE_FORMAT,
+            "the metadata store holds no cluster, or its init or restore did not finish");
         dl_error_hint(&error, "make a new cluster with dlblk-meta init, in an empty directory");
         load_fail(loader, &error);
         return;
     }
     if (load_get_failed(loader, err, false))
         return;
-    record =
-        dl__meta__schema_record__unpack(NULL, get->item.value.length_bytes, get->item.value.bytes);
+    record = dl__meta__schema_record__unpack(NULL, get->item.value.length_bytes,
+                                             get->item.value.bytes);
     if (record != NULL && record->version == META_SCHEMA_VERSION) {
         load_get(loader, "cluster", load_on_cluster);
     } else {

@@ -45,7 +45,8 @@ static const char help_text[] =
     "  --config FILE      instead of " CONFIG_PATH "\n"
     "  --check-config     look for mistakes in the configuration, and exit\n"
     "\n"
-    "Flags come before the environment (DLBLK_META_DIR, DLBLK_META_LISTEN), and that before the file.\n"
+    "Flags count more than the environment (DLBLK_META_DIR, DLBLK_META_LISTEN), and that\n"
+    "more than the file.\n"
     "\n"
     "Examples:\n"
     "  dlblk-meta init --dir /srv/meta\n"
@@ -180,7 +181,8 @@ run_serve(const struct arguments *arguments, const struct conf *conf, const char
     struct serve_options options = {.dir = dir};
     struct dl_error err;
 
-    if (dl_address_parse(conf_text(conf, "meta", "listen"), DLBLK_PORT_META, &options.listen, &err) < 0)
+    if (dl_address_parse(conf_text(conf, "meta", "listen"), DLBLK_PORT_META, &options.listen,
+                         &err) < 0)
         return print_error(&err);
     if (arguments->check_config) {
         printf("no mistakes; directory %s, listening on %s\n", dir,
@@ -199,7 +201,8 @@ run_backup(const struct arguments *arguments, const char *dir)
 
     if (backup_write(dir, arguments->file, arguments->force, &report, &err) < 0)
         return print_error(&err);
-    printf("cluster %s: %" PRIu64 " volumes, %" PRIu64 " segments, %" PRIu64 " servers in %s (%s)\n",
+    printf("cluster %s: %" PRIu64 " volumes, %" PRIu64 " segments, %" PRIu64
+           " servers in %s (%s)\n",
            format_cluster_id(report.cluster_id), report.volumes, report.segments, report.servers,
            arguments->file, text_of_size(report.bytes).text);
     return EXIT_DONE;
@@ -217,14 +220,17 @@ run_restore(const struct arguments *arguments, const char *dir)
     printf("cluster %s: %" PRIu64 " volumes, %" PRIu64 " segments, %" PRIu64
            " servers as of %s ago, in %s\n",
            format_cluster_id(report.cluster_id), report.volumes, report.segments, report.servers,
-           text_of_duration((now_ms - (report.created_ms < now_ms ? report.created_ms : now_ms)) * NS_PER_MS)
+           text_of_duration((now_ms - (report.created_ms < now_ms ? report.created_ms : now_ms)) *
+                            NS_PER_MS)
                .text,
            dir);
-    printf("What was created, allocated, renamed or deleted since is not in it: see RESTORE in dlblk-meta(8).\n"
-           "Every volume's lease is raised by %u, and the next to open it takes over from its last owner.\n",
-           BACKUP_LEASE_EPOCHS_SKIP);
+    printf(
+        "What was created, allocated, renamed or deleted since is not in it: see dlblk-meta(8).\n"
+        "Every volume's lease is raised by %u; who opens it next takes over from its last owner.\n",
+        BACKUP_LEASE_EPOCHS_SKIP);
     if (report.volumes_at_end > 0)
-        printf("%" PRIu64 " volumes have reached the highest lease: they can be read, but not attached for writing.\n",
+        printf("%" PRIu64
+               " volumes have reached the highest lease: they can not be attached any more.\n",
                report.volumes_at_end);
     return EXIT_DONE;
 }
@@ -234,7 +240,15 @@ run_restore(const struct arguments *arguments, const char *dir)
 static int
 parse_options(int argc, char **argv, struct arguments *arguments)
 {
-    enum { OPTION_DIR = 256, OPTION_LISTEN, OPTION_CONFIG, OPTION_CLUSTER_ID, OPTION_CHECK, OPTION_FORCE, OPTION_HELP };
+    enum {
+        OPTION_DIR = 256,
+        OPTION_LISTEN,
+        OPTION_CONFIG,
+        OPTION_CLUSTER_ID,
+        OPTION_CHECK,
+        OPTION_FORCE,
+        OPTION_HELP
+    };
     static const struct option options[] = {
         {"dir", required_argument, NULL, OPTION_DIR},
         {"listen", required_argument, NULL, OPTION_LISTEN},
@@ -285,7 +299,8 @@ parse_options(int argc, char **argv, struct arguments *arguments)
 static int
 check_arguments(const struct arguments *arguments, int left, char **argv)
 {
-    bool file = strcmp(arguments->command, "backup") == 0 || strcmp(arguments->command, "restore") == 0;
+    bool file = strcmp(arguments->command, "backup") == 0 ||
+                strcmp(arguments->command, "restore") == 0;
     bool serve = strcmp(arguments->command, "serve") == 0;
     bool init = strcmp(arguments->command, "init") == 0;
 
@@ -320,15 +335,19 @@ read_configuration(const struct arguments *arguments, struct conf *conf, struct 
     if (result == 0)
         result = conf_set(conf, "meta", "path", arguments->dir, "--dir", err);
     if (result == 0)
-        result = conf_set(conf, "meta", "listen", getenv("DLBLK_META_LISTEN"), "DLBLK_META_LISTEN", err);
+        result = conf_set(conf, "meta", "listen", getenv("DLBLK_META_LISTEN"), "DLBLK_META_LISTEN",
+                          err);
     if (result == 0)
         result = conf_set(conf, "meta", "listen", arguments->listen, "--listen", err);
     if (result == 0 && conf_text(conf, "meta", "path")[0] == '\0')
-        result = dl_error_set(err, -DL_E_CONFIG_INVALID, "the metadata directory has an empty name");
+        result = dl_error_set(err, -DL_E_CONFIG_INVALID,
+                              "the metadata directory has an empty name");
     return result;
 }
 
-/* Only the daemon takes signals in its loop; the others die of them, as one who presses ^C expects. */
+/*
+ * Only the daemon takes signals in its loop; the others die of them, as one who presses ^C expects.
+ */
 static void
 unblock_signals(void)
 {

@@ -2,8 +2,9 @@
 /*
  * memory.h: allocation for the metadata service: it never returns NULL.
  *
- * A metadata service without memory can do nothing useful, and everything it has promised is in its store: it dies
- * with a clear word, and a restart goes on.  What peers can make it allocate is bounded by limits.h.
+ * A metadata service without memory can do nothing useful, and everything it has promised is in its
+ * store: it dies with a clear word, and a restart goes on.  What peers can make it allocate is
+ * bounded by limits.h.
  *
  * Threads: any.
  */

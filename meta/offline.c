@@ -15,15 +15,15 @@
 #include "meta/schema.h"
 #include "meta/store_rocksdb.h"
 
-#define PATH_BYTES  4096
-#define WALK_PAGE   1024u
-#define OPEN_TRIES  5
+#define PATH_BYTES 4096
+#define WALK_PAGE  1024u
+#define OPEN_TRIES 5
 
 struct offline {
     struct store *store;
     bool creating;
     char dir[PATH_BYTES];
-    char path[PATH_BYTES];     /* of the store as it is now */
+    char path[PATH_BYTES]; /* of the store as it is now */
     char final_path[PATH_BYTES];
     pthread_mutex_t lock;
     pthread_cond_t posted;
@@ -139,8 +139,8 @@ offline_make_place(struct offline *offline, struct dl_error *err)
         return err->code;
     }
     if (stat(offline->final_path, &status) == 0) {
-        (void)dl_error_set(err, -DL_E_DISK_FOREIGN, "the directory %s holds a cluster's metadata already",
-                           offline->dir);
+        (void)dl_error_set(err, -DL_E_DISK_FOREIGN,
+                           "the directory %s holds a cluster's metadata already", offline->dir);
         dl_error_hint(err, "name another directory with --dir; nothing was changed");
         return err->code;
     }
@@ -196,8 +196,8 @@ offline_finish(struct offline *offline, struct dl_error *err)
         result = sync_directory(offline->dir);
     }
     if (result < 0)
-        (void)dl_error_set(err, result, "the store %s could not be put into its place: %s", offline->path,
-                           dl_err_str(result));
+        (void)dl_error_set(err, result, "the store %s could not be put into its place: %s",
+                           offline->path, dl_err_str(result));
     offline_close(offline);
     return result;
 }
@@ -241,8 +241,8 @@ offline_commit(struct offline *offline, const struct store_batch *batch, struct 
     while (!waiting.done)
         offline_run(offline);
     if (waiting.err < 0)
-        return dl_error_set(err, waiting.err, "the metadata store %s can not be written: %s", offline->path,
-                            store_rocksdb_failure_text(offline->store));
+        return dl_error_set(err, waiting.err, "the metadata store %s can not be written: %s",
+                            offline->path, store_rocksdb_failure_text(offline->store));
     return 0;
 }
 

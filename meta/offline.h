@@ -2,8 +2,9 @@
 /*
  * offline.h: a metadata directory without a loop: for init, backup and restore.
  *
- * A metadata directory holds the store in `db`.  A new store is made as `db.new` and renamed when it is complete, so that a
- * crash in the middle leaves no half of one; what it leaves is removed by the next try.
+ * A metadata directory holds the store in `db`.  A new store is made as `db.new` and renamed when
+ * it is complete, so that a crash in the middle leaves no half of one; what it leaves is removed by
+ * the next try.
  *
  * Threads: one.  Blocks: all of it.  Errors: 0 or negative, with a text in err.
  */
@@ -25,7 +26,9 @@ int offline_store_path(const char *dir, char *path, size_t path_bytes, struct dl
 int offline_open(struct offline **ret_offline, const char *dir, struct dl_error *err);
 /* A new store, not there before; the directory is made if its parent exists. */
 int offline_create(struct offline **ret_offline, const char *dir, struct dl_error *err);
-/* The new store is complete: from now on it is the directory's.  Closes it, also after a failure. */
+/*
+ * The new store is complete: from now on it is the directory's.  Closes it, also after a failure.
+ */
 int offline_finish(struct offline *offline, struct dl_error *err);
 /* NULL is allowed.  A new store that was not finished is removed. */
 void offline_close(struct offline *offline);

@@ -3,11 +3,12 @@
  * Requests at work.  An op is in one of these:
  *
  *   running      its handler is on the stack
- *   waiting      its node is in a queue: a serial's, a probe's, a takeover's; or only its timer runs
+ *   waiting      its node is in a queue: a serial's, a probe's, a takeover's; or its timer runs
  *   ready        its node is in core->ready: the handler runs again at the end of this turn
  *   committing   the store has it; nothing ends it but the completion
  *
- * A session that goes away ends its ops, committing ones apart: those go on without a session, and nobody is answered.
+ * A session that goes away ends its ops, committing ones apart: those go on without a session, and
+ * nobody is answered.
  */
 #include <stdlib.h>
 
@@ -198,9 +199,10 @@ op_on_committed(struct store_commit *commit, int err)
     if (err != 0) {
         (void)dl_error_set(&error, err, "the metadata store could not commit a change: %s",
                            dl_err_str(err));
-        dl_error_hint(&error, err == -DL_E_STORE_CONFLICT
-                                  ? "only one dlblk-meta may serve a cluster at a time"
-                                  : "check the disk that holds the metadata, then start dlblk-meta again");
+        dl_error_hint(&error,
+                      err == -DL_E_STORE_CONFLICT
+                          ? "only one dlblk-meta may serve a cluster at a time"
+                          : "check the disk that holds the metadata, then start dlblk-meta again");
         meta_core_fail(core, &error);
     }
     meta_op_end(op);
@@ -242,7 +244,8 @@ meta_op_reply(struct meta_op *op, const ProtobufCMessage *reply)
     }
     frame = frame_out_create_message(op->handler->opcode, FRAME_REPLY, op->request_id, 0, reply);
     if (frame == NULL) {
-        (void)dl_error_set(&error, -DL_E_FRAME_TOO_LARGE, "the answer to %s does not fit into a frame",
+        (void)dl_error_set(&error, -DL_E_FRAME_TOO_LARGE,
+                           "the answer to %s does not fit into a frame",
                            opcode_name(op->handler->opcode));
         meta_op_fail(op, &error);
         return;

@@ -90,7 +90,10 @@ set_has_domain(const struct placement *placement, const uint32_t *set, uint32_t 
     return false;
 }
 
-/* Adds servers in the order of the permutation until the set is full; skips those that are taken, if taken is given. */
+/*
+ * Adds servers in the order of the permutation until the set is full; skips those that are taken,
+ * if taken is given.
+ */
 static uint32_t
 set_fill(const struct placement *placement, const struct ranked *order, const bool *taken,
          uint32_t *set, uint32_t count)
@@ -117,7 +120,10 @@ placement_add_set(struct placement *placement)
     return placement->sets + (size_t)placement->set_count++ * placement->slot_count;
 }
 
-/* One grouping: each server is in one set; those left over at the end complete theirs with servers of other sets. */
+/*
+ * One grouping: each server is in one set; those left over at the end complete theirs with servers
+ * of other sets.
+ */
 static void
 placement_add_grouping(struct placement *placement, uint64_t seed)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Records of the store: meta.proto and back.  What comes out of the store is checked as what comes from a peer is: a
- * damaged record is an error that names it, and the service doesn't start.
+ * Records of the store: meta.proto and back.  What comes out of the store is checked as what comes
+ * from a peer is: a damaged record is an error that names it, and the service doesn't start.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -42,8 +42,8 @@ text_take(char *to, size_t to_bytes, const char *from)
 static int
 record_damaged(struct dl_error *err, const char *what, uint64_t id, const char *why)
 {
-    return dl_error_set(err, -DL_E_STORE_DAMAGED, "the record of %s %" PRIu64 " is damaged: %s", what,
-                        id, why);
+    return dl_error_set(err, -DL_E_STORE_DAMAGED, "the record of %s %" PRIu64 " is damaged: %s",
+                        what, id, why);
 }
 
 static void *
@@ -120,7 +120,8 @@ volume_check(const struct volume_desc *desc, const Dl__Meta__VolumeRecord *recor
         return record_damaged(err, "volume", desc->id, "its name is not valid");
     if (desc->redundancy != DL__REDUNDANCY__REDUNDANCY_REPLICATED || desc->replicas == 0 ||
         desc->replicas > META_REPLICAS_MAX)
-        return record_damaged(err, "volume", desc->id, "a redundancy that this version doesn't know");
+        return record_damaged(err, "volume", desc->id,
+                              "a redundancy that this version doesn't know");
     if (!is_power_of_two(desc->segment_bytes) || desc->segment_bytes < META_SEGMENT_BYTES_MIN ||
         desc->segment_bytes > META_SEGMENT_BYTES_MAX || desc->stripe_width == 0 ||
         desc->stripe_width > META_STRIPE_WIDTH_MAX || desc->size_bytes == 0 ||
@@ -276,16 +277,17 @@ meta_record_get_segment(struct store_item item, struct segment *segment, uint32_
                             " is damaged: it is no such message",
                             segment->index, volume_id);
     if (record->n_slots != slot_count || record->config_epoch == 0)
-        result = dl_error_set(err, -DL_E_STORE_DAMAGED,
-                              "the record of segment %" PRIu32 " of volume %" PRIu64
-                              " is damaged: config epoch %" PRIu32 ", %zu slots instead of %" PRIu32,
-                              segment->index, volume_id, record->config_epoch, record->n_slots,
-                              slot_count);
+        result = dl_error_set(
+            err, -DL_E_STORE_DAMAGED,
+            "the record of segment %" PRIu32 " of volume %" PRIu64
+            " is damaged: config epoch %" PRIu32 ", %zu slots instead of %" PRIu32,
+            segment->index, volume_id, record->config_epoch, record->n_slots, slot_count);
     segment->config_epoch = record->config_epoch;
     for (uint32_t i = 0; result == 0 && i < slot_count; i++) {
         const Dl__Meta__SlotRecord *slot = record->slots[i];
 
-        if (slot->state < DL__SLOT_STATE__SLOT_IN_SYNC || slot->state > DL__SLOT_STATE__SLOT_EJECTED)
+        if (slot->state < DL__SLOT_STATE__SLOT_IN_SYNC ||
+            slot->state > DL__SLOT_STATE__SLOT_EJECTED)
             result = dl_error_set(err, -DL_E_STORE_DAMAGED,
                                   "the record of segment %" PRIu32 " of volume %" PRIu64
                                   " is damaged: slot %" PRIu32 " has state %" PRIu32,

@@ -121,8 +121,7 @@ schema_parse_volume(struct store_bytes key, uint64_t *ret_id)
 bool
 schema_parse_segment(struct store_bytes key, uint64_t *ret_volume_id, uint32_t *ret_index)
 {
-    const uint8_t *rest =
-        schema_parse(key, SEGMENT_PREFIX, sizeof(uint64_t) + sizeof(uint32_t));
+    const uint8_t *rest = schema_parse(key, SEGMENT_PREFIX, sizeof(uint64_t) + sizeof(uint32_t));
     uint64_t raw_id;
     uint32_t raw_index;
 

@@ -28,7 +28,6 @@
 #define META_SCHEMA_VERSIONS(X) X(1, "the first", "2026-11")
 #define META_SCHEMA_VERSION     1u
 
-
 /* A key by value: schema_key_volume(7).  Passed on with schema_bytes(). */
 struct schema_key {
     uint8_t bytes[STORE_KEY_BYTES_MAX];

@@ -33,8 +33,7 @@ meta_map_add_server(struct meta_map *map, const struct meta_core *core, uint32_t
     address = meta_alloc(sizeof(*address));
     dl__server_address__init(address);
     meta_server_fill_address(address, core->servers[server_id]);
-    map->servers =
-        meta_realloc(map->servers, map->server_count + 1, sizeof(Dl__ServerAddress *));
+    map->servers = meta_realloc(map->servers, map->server_count + 1, sizeof(Dl__ServerAddress *));
     map->servers[map->server_count++] = address;
 }
 
@@ -168,8 +167,8 @@ server_weight(const struct meta_server *server, const struct volume_desc *desc)
     if (server->session == NULL || !server->up || server->damaged || server->stopped[0] != '\0' ||
         server->available_bytes < meta_volume_chunk_bytes(desc))
         return 0;
-    return max_u64(1, placement_weight(server->available_bytes, server->used_bytes,
-                                       server->assigned_bytes));
+    return max_u64(
+        1, placement_weight(server->available_bytes, server->used_bytes, server->assigned_bytes));
 }
 
 /* The servers that this volume may use, as placement sees them.  The caller frees them. */
@@ -217,8 +216,9 @@ domains_too_few(const struct volume_desc *desc, uint32_t domains, uint32_t serve
     uint32_t needed = meta_volume_slot_count(desc);
 
     (void)dl_error_set(err, -DL_E_TOO_FEW_DOMAINS,
-                       "volume %s needs %" PRIu32 " different %s for its replicas; the %s%s has %" PRIu32
-                       " %s with %" PRIu32 " %s",
+                       "volume %s needs %" PRIu32
+                       " different %s for its replicas; the %s%s has %" PRIu32 " %s with %" PRIu32
+                       " %s",
                        desc->name, needed, domain_name(desc, needed),
                        desc->clique[0] != '\0' ? "clique " : "cluster", desc->clique, domains,
                        domain_name(desc, domains), servers, servers == 1 ? "server" : "servers");
@@ -226,9 +226,11 @@ domains_too_few(const struct volume_desc *desc, uint32_t domains, uint32_t serve
         dl_error_hint(err, "start chunkservers%s%s first",
                       desc->clique[0] != '\0' ? " with --clique " : "", desc->clique);
     else if (desc->failure_domain != DL__FAILURE_DOMAIN__DOMAIN_SERVER && servers >= needed)
-        dl_error_hint(err, "add chunkservers on other %s, or create the volume with --failure-domain server "
-                           "(several copies may then share a machine)",
-                      domain_name(desc, 2));
+        dl_error_hint(
+            err,
+            "add chunkservers on other %s, or create the volume with --failure-domain server "
+            "(several copies may then share a machine)",
+            domain_name(desc, 2));
     else
         dl_error_hint(err, "add chunkservers, or create the volume with --replicas %" PRIu32,
                       domains);
@@ -266,17 +268,20 @@ domains_unavailable(const struct meta_core *core, const struct volume_desc *desc
             continue;
         full = full && !down;
         if (used < sizeof(names) - 64)
-            used += (size_t)snprintf(names + used, sizeof(names) - used, "%sserver %" PRIu32 " is %s",
-                                     used == 0 ? "" : ", ", server->desc.id,
+            used += (size_t)snprintf(names + used, sizeof(names) - used,
+                                     "%sserver %" PRIu32 " is %s", used == 0 ? "" : ", ",
+                                     server->desc.id,
                                      down                         ? "down"
                                      : server->damaged            ? "damaged"
                                      : server->stopped[0] != '\0' ? "taking no writes"
                                                                   : "full");
     }
     (void)dl_error_set(err, full ? -DL_E_NO_SPACE : -DL_E_SERVER_DOWN,
-                       "volume %s: a new segment needs %" PRIu32 " %s, and %" PRIu32 " can take one now: %s",
+                       "volume %s: a new segment needs %" PRIu32 " %s, and %" PRIu32
+                       " can take one now: %s",
                        desc->name, needed, domain_name(desc, needed), available, names);
-    dl_error_hint(err, full ? "add chunkservers, or delete volumes" : "start the servers that are down");
+    dl_error_hint(err,
+                  full ? "add chunkservers, or delete volumes" : "start the servers that are down");
     return err->code;
 }
 
@@ -304,11 +309,13 @@ allocate_check(struct meta_op *op, const struct meta_volume *volume, struct dl_e
     for (size_t i = 0; i < message->n_segments; i++)
         if (message->segments[i] >= count)
             return dl_error_set(err, -DL_E_RANGE,
-                                "segment %" PRIu32 " lies beyond the end of volume %s, which has %" PRIu64,
+                                "segment %" PRIu32
+                                " lies beyond the end of volume %s, which has %" PRIu64,
                                 message->segments[i], volume->desc.name, count);
     if (!volume->desc.ready)
         return dl_error_set(err, -DL_E_FENCE_PENDING,
-                            "volume %s: the attach with lease %" PRIu32 " has not been answered yet",
+                            "volume %s: the attach with lease %" PRIu32
+                            " has not been answered yet",
                             volume->desc.name, volume->desc.lease_epoch);
     return 0;
 }
@@ -352,8 +359,8 @@ allocate_reply(struct meta_op *op, const struct meta_volume *volume)
 static struct segment *
 allocate_item(const struct meta_op *op, const struct meta_volume *volume, uint32_t i)
 {
-    size_t stride =
-        sizeof(struct segment) + volume->segments.slot_count * sizeof(struct segment_slot);
+    size_t stride = sizeof(struct segment) +
+                    volume->segments.slot_count * sizeof(struct segment_slot);
 
     return (struct segment *)(uintptr_t)((const uint8_t *)op->scratch + i * stride);
 }
@@ -380,8 +387,8 @@ allocate_place(struct meta_op *op, const struct meta_volume *volume, struct plac
                uint32_t index, struct segment *segment)
 {
     uint32_t ids[PLACEMENT_SLOTS_MAX];
-    int result = placement_pick(placement, meta_volume_chunk_bytes(&volume->desc),
-                                meta_core_random, op->core, ids);
+    int result = placement_pick(placement, meta_volume_chunk_bytes(&volume->desc), meta_core_random,
+                                op->core, ids);
 
     if (result < 0)
         return result;
@@ -432,8 +439,7 @@ meta_run_allocate(struct meta_op *op)
 {
     const Dl__Allocate *message = (const Dl__Allocate *)op->message;
     struct meta_core *core = op->core;
-    struct meta_volume *volume =
-        meta_op_volume_by_lease(op, message->volume, message->lease_epoch);
+    struct meta_volume *volume = meta_op_volume_by_lease(op, message->volume, message->lease_epoch);
     struct dl_error err;
 
     if (volume == NULL || !meta_op_take(op, &volume->serial))
@@ -448,10 +454,10 @@ meta_run_allocate(struct meta_op *op)
         return;
     }
     if (core->segment_count + op->scratch_count > core->options.segments_max) {
-        (void)dl_error_set(&err, -DL_E_LIMIT,
-                           "volume %s: %" PRIu32 " more segments: the cluster has %" PRIu64 " of at most %" PRIu32,
-                           volume->desc.name, op->scratch_count, core->segment_count,
-                           core->options.segments_max);
+        (void)dl_error_set(
+            &err, -DL_E_LIMIT,
+            "volume %s: %" PRIu32 " more segments: the cluster has %" PRIu64 " of at most %" PRIu32,
+            volume->desc.name, op->scratch_count, core->segment_count, core->options.segments_max);
         dl_error_hint(&err, "new volumes with larger segments need fewer of them");
         meta_op_fail(op, &err);
         return;

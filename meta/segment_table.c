@@ -68,8 +68,7 @@ table_leaf_of(const struct segment_table *table, uint32_t index)
 
 /* The first item whose index is not below `index`; may be leaf->count. */
 static uint32_t
-leaf_lower_bound(const struct segment_table *table, const struct segment_leaf *leaf,
-                 uint32_t index)
+leaf_lower_bound(const struct segment_table *table, const struct segment_leaf *leaf, uint32_t index)
 {
     uint32_t low = 0, high = leaf->count;
 
@@ -114,12 +113,15 @@ meta_segments_find(const struct segment_table *table, uint32_t index)
     return segment != NULL && segment->index == index ? segment : NULL;
 }
 
-/* A leaf that will stay full was left behind by a sequential writer: its place needs no room to grow. */
+/*
+ * A leaf that will stay full was left behind by a sequential writer: its place needs no room to
+ * grow.
+ */
 static struct segment_leaf *
 leaf_resize(const struct segment_table *table, struct segment_leaf *leaf, uint32_t capacity)
 {
-    struct segment_leaf *resized =
-        meta_realloc(leaf, 1, sizeof(*leaf) + capacity * segment_stride(table));
+    struct segment_leaf *resized = meta_realloc(leaf, 1,
+                                                sizeof(*leaf) + capacity * segment_stride(table));
 
     if (leaf == NULL)
         resized->count = 0;
@@ -132,8 +134,8 @@ table_insert_leaf(struct segment_table *table, uint32_t leaf_idx, struct segment
 {
     if (table->leaf_count == table->leaf_capacity) {
         table->leaf_capacity = table->leaf_capacity == 0 ? 4 : table->leaf_capacity * 2;
-        table->leaves =
-            meta_realloc(table->leaves, table->leaf_capacity, sizeof(struct segment_leaf *));
+        table->leaves = meta_realloc(table->leaves, table->leaf_capacity,
+                                     sizeof(struct segment_leaf *));
     }
     memmove(table->leaves + leaf_idx + 1, table->leaves + leaf_idx,
             (table->leaf_count - leaf_idx) * sizeof(struct segment_leaf *));
@@ -142,8 +144,8 @@ table_insert_leaf(struct segment_table *table, uint32_t leaf_idx, struct segment
 }
 
 /*
- * Room for one more in front of item *idx of leaf *leaf_idx, which is full: behind the last item of the table a new leaf
- * begins, elsewhere the leaf's upper half moves to a new one.
+ * Room for one more in front of item *idx of leaf *leaf_idx, which is full: behind the last item of
+ * the table a new leaf begins, elsewhere the leaf's upper half moves to a new one.
  */
 static void
 table_split(struct segment_table *table, uint32_t *leaf_idx, uint32_t *idx)
@@ -151,8 +153,8 @@ table_split(struct segment_table *table, uint32_t *leaf_idx, uint32_t *idx)
     struct segment_leaf *leaf = table->leaves[*leaf_idx];
     bool at_end = *leaf_idx + 1 == table->leaf_count && *idx == leaf->count;
     uint32_t keep = at_end ? leaf->count : leaf->count / 2;
-    struct segment_leaf *upper =
-        leaf_resize(table, NULL, at_end ? SEGMENT_LEAF_MIN : SEGMENT_LEAF_MAX);
+    struct segment_leaf *upper = leaf_resize(table, NULL,
+                                             at_end ? SEGMENT_LEAF_MIN : SEGMENT_LEAF_MAX);
 
     upper->count = leaf->count - keep;
     memcpy(upper->bytes, leaf_item(table, leaf, keep), upper->count * segment_stride(table));

@@ -2,8 +2,9 @@
 /*
  * segment_table.h: the allocated segments of one volume in memory, by index.
  *
- * Leaves of up to SEGMENT_LEAF_MAX segments, sorted, in a sorted array of leaves.  A segment with three slots takes 44 bytes;
- * leaves that grow at their end (sequential writes) are full, others at least half: 44 to 88 bytes per segment.
+ * Leaves of up to SEGMENT_LEAF_MAX segments, sorted, in a sorted array of leaves.  A segment with
+ * three slots takes 44 bytes; leaves that grow at their end (sequential writes) are full, others at
+ * least half: 44 to 88 bytes per segment.
  *
  *     struct segment_table table;
  *     meta_segments_init(&table, 3);
@@ -12,7 +13,8 @@
  *          segment = meta_segments_after(&table, segment->index))
  *         ...
  *
- * Threads: one owner.  Errors: none.  Memory: pointers to segments are valid until the next insert or remove.
+ * Threads: one owner.  Errors: none.  Memory: pointers to segments are valid until the next insert
+ *          or remove.
  */
 #ifndef DLBLK_META_SEGMENT_TABLE_H
 #define DLBLK_META_SEGMENT_TABLE_H
@@ -23,9 +25,9 @@
 
 struct segment_slot {
     uint32_t server_id : 24;
-    uint32_t state : 8;    /* Dl__SlotState */
-    uint32_t incarnation;  /* config epoch that created the chunk */
-    uint32_t attempt;      /* recovering: the attempt's config epoch */
+    uint32_t state : 8;   /* Dl__SlotState */
+    uint32_t incarnation; /* config epoch that created the chunk */
+    uint32_t attempt;     /* recovering: the attempt's config epoch */
 };
 
 struct segment {

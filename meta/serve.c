@@ -20,10 +20,10 @@
 #include "meta/offline.h"
 #include "meta/store_rocksdb.h"
 
-#define STOP_TIMEOUT_MS   9000u
-#define NOFILE_NEEDED     1024u
-#define REPEATS_EVERY_NS  NS_PER_S
-#define RECEIVE_BYTES     (64u << 10) /* of each connection: requests are small */
+#define STOP_TIMEOUT_MS  9000u
+#define NOFILE_NEEDED    1024u
+#define REPEATS_EVERY_NS NS_PER_S
+#define RECEIVE_BYTES    (64u << 10) /* of each connection: requests are small */
 
 struct serve {
     const struct serve_options *options;
@@ -93,10 +93,12 @@ serve_warn_of_address(const struct dl_address *address)
     if (dl_address_is_loopback(address))
         return;
     log_warning("meta", NULL,
-                "LISTENING ON %s, AND THERE IS NO AUTHENTICATION YET: everybody who can reach this address can read, "
+                "LISTENING ON %s, AND THERE IS NO AUTHENTICATION YET: "
+                "everybody who can reach this address can read, "
                 "change and delete every volume",
                 dl_address_format(address).text);
-    log_warning("meta", NULL, "let only the cluster's own machines reach it: a firewall, a separate network");
+    log_warning("meta", NULL,
+                "let only the cluster's own machines reach it: a firewall, a separate network");
 }
 
 static void

@@ -4,7 +4,8 @@
  *
  * Registration of a disk that is known:
  *   a living connection of the same process    the old connection is a leftover, it is closed
- *   ... of another process                     PING on it; an answer: a copied disk, refused; none in 1 s: closed
+ *   ... of another process                     PING on it; an answer: a copied disk, refused; none
+ *                                              in 1 s: closed
  *   start count below the recorded one         the disk is an older copy of itself: refused
  *   the recorded one, but another process      a copy that was started as often: refused
  *   journal position below the recorded one    an older copy: refused
@@ -113,7 +114,8 @@ meta_server_text(const struct meta_server *server)
     static _Thread_local unsigned next;
     char *text = texts[next++ % 4];
 
-    (void)snprintf(text, sizeof(texts[0]), "%" PRIu32 " (%s)", server->desc.id, server->desc.address);
+    (void)snprintf(text, sizeof(texts[0]), "%" PRIu32 " (%s)", server->desc.id,
+                   server->desc.address);
     return text;
 }
 
@@ -142,8 +144,7 @@ void
 meta_server_fill_address(Dl__ServerAddress *message, const struct meta_server *server)
 {
     message->server_id = server->desc.id;
-    message->uuid =
-        (ProtobufCBinaryData){META_ID_BYTES, (uint8_t *)(uintptr_t)server->desc.uuid};
+    message->uuid = (ProtobufCBinaryData){META_ID_BYTES, (uint8_t *)(uintptr_t)server->desc.uuid};
     message->address = (char *)(uintptr_t)server->desc.address;
     message->host = (char *)(uintptr_t)server->desc.host;
     message->state = server->up ? DL__SERVER_STATE__SERVER_UP : DL__SERVER_STATE__SERVER_DOWN;
@@ -212,7 +213,8 @@ register_check_history(const struct meta_server *server, const struct server_des
                            "disk %s says that it was started %" PRIu64
                            " times, but server %s was started %" PRIu64 " times already",
                            uuid, desc->start_count, meta_server_text(server), known->start_count);
-        dl_error_hint(err, "this is an older copy of the disk; start the server with the newest one");
+        dl_error_hint(err,
+                      "this is an older copy of the disk; start the server with the newest one");
         return err->code;
     }
     if (desc->start_count == known->start_count &&
@@ -221,15 +223,17 @@ register_check_history(const struct meta_server *server, const struct server_des
                            "disk %s is a copy: start %" PRIu64
                            " of it was another process, that of server %s",
                            uuid, desc->start_count, meta_server_text(server));
-        dl_error_hint(err, "format the copy anew with dlblk-disk format --force, or start the original");
+        dl_error_hint(err,
+                      "format the copy anew with dlblk-disk format --force, or start the original");
         return err->code;
     }
     if (desc->journal_position < server->journal_position) {
-        (void)dl_error_set(err, -DL_E_SERVER_WENT_BACK,
-                           "the journal of disk %s ends at %" PRIu64 ", but server %s had got to %" PRIu64,
-                           uuid, desc->journal_position, meta_server_text(server),
-                           server->journal_position);
-        dl_error_hint(err, "this is an older copy of the disk; start the server with the newest one");
+        (void)dl_error_set(
+            err, -DL_E_SERVER_WENT_BACK,
+            "the journal of disk %s ends at %" PRIu64 ", but server %s had got to %" PRIu64, uuid,
+            desc->journal_position, meta_server_text(server), server->journal_position);
+        dl_error_hint(err,
+                      "this is an older copy of the disk; start the server with the newest one");
         return err->code;
     }
     return 0;
@@ -320,9 +324,10 @@ register_finish(struct meta_op *op, struct meta_server *server)
     }
     dl_assert(server->session == NULL || server->session == op->session);
     if (!server->up)
-        meta_log(core, META_LOG_INFO, "server", "server %s: up: disk %s, start %" PRIu64 ", host %s",
-                 meta_server_text(server), meta_id_format(server->desc.uuid).text,
-                 server->desc.start_count, server->desc.host);
+        meta_log(core, META_LOG_INFO, "server",
+                 "server %s: up: disk %s, start %" PRIu64 ", host %s", meta_server_text(server),
+                 meta_id_format(server->desc.uuid).text, server->desc.start_count,
+                 server->desc.host);
     server->session = op->session;
     op->session->server = server;
     server->up = true;
@@ -384,7 +389,8 @@ register_new(struct meta_op *op, struct server_desc *desc)
     struct dl_error err;
 
     if (core->server_count >= core->options.servers_max || core->next_server_id > SERVER_ID_MAX) {
-        (void)dl_error_set(&err, -DL_E_LIMIT, "the cluster has %" PRIu32 " servers, the most it can have",
+        (void)dl_error_set(&err, -DL_E_LIMIT,
+                           "the cluster has %" PRIu32 " servers, the most it can have",
                            core->server_count);
         meta_op_fail(op, &err);
         return;
@@ -532,7 +538,8 @@ server_down(struct meta_core *core, struct meta_server *server, const char *why)
 {
     server->up = false;
     server->lost = true;
-    meta_log(core, META_LOG_ERROR, "server", "server %s: down: %s; it holds %" PRIu64 " chunks of volumes",
+    meta_log(core, META_LOG_ERROR, "server",
+             "server %s: down: %s; it holds %" PRIu64 " chunks of volumes",
              meta_server_text(server), why, server->slot_count);
 }
 

@@ -4,7 +4,8 @@
  *
  *   new       waits for HELLO; anything else is an error that closes it
  *   open      requests and replies
- *   closing   an error reply was sent that ends the connection; nothing is read, the next tick closes the link
+ *   closing   an error reply was sent that ends the connection; nothing is read, the next tick
+ *             closes the link
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -59,8 +60,8 @@ void
 meta_session_fail(struct meta_session *session, uint16_t opcode, uint64_t request_id,
                   const struct dl_error *err)
 {
-    struct frame_out *frame =
-        frame_out_create_error(opcode, request_id, err->code, err->text, err->hint);
+    struct frame_out *frame = frame_out_create_error(opcode, request_id, err->code, err->text,
+                                                     err->hint);
 
     session->core->stats.replies_error++;
     meta_log(session->core, META_LOG_DEBUG, "session", "%s: %s refused: %s", session->peer.text,
@@ -183,14 +184,16 @@ hello_check(const struct meta_core *core, const Dl__Hello *hello, struct dl_erro
                             (int)hello->role);
     if (hello->features_required != 0)
         return dl_error_set(err, -DL_E_VERSION_UNSUPPORTED,
-                            "the peer requires features 0x%" PRIx64 ", this metadata service has none",
+                            "the peer requires features 0x%" PRIx64
+                            ", this metadata service has none",
                             hello->features_required);
     if (hello->authentication.len != 0)
         return dl_error_set(err, -DL_E_MESSAGE_MALFORMED,
                             "the peer wants to authenticate itself; this version can not");
     if (hello->instance.len != META_ID_BYTES)
-        return dl_error_set(err, -DL_E_MESSAGE_MALFORMED, "HELLO has an instance of %zu bytes, not %u",
-                            hello->instance.len, META_ID_BYTES);
+        return dl_error_set(err, -DL_E_MESSAGE_MALFORMED,
+                            "HELLO has an instance of %zu bytes, not %u", hello->instance.len,
+                            META_ID_BYTES);
     if (hello->role == DL__ROLE__ROLE_CHUNKSERVER && !meta_id_is_valid(hello->server_uuid))
         return dl_error_set(err, -DL_E_MESSAGE_MALFORMED,
                             "HELLO of a chunkserver without the uuid of its disk");
@@ -266,7 +269,8 @@ session_check_request(const struct meta_session *session, const struct frame *fr
     if (session->core->phase != META_SERVING)
         return dl_error_set(err, -DL_E_SHUTTING_DOWN, "this metadata service is shutting down");
     if (handler == NULL)
-        return dl_error_set(err, -DL_E_OPCODE_UNKNOWN, "a metadata service does not answer %s", name);
+        return dl_error_set(err, -DL_E_OPCODE_UNKNOWN, "a metadata service does not answer %s",
+                            name);
     if (session->role == DL__ROLE__ROLE_CLIENT ? !handler->from_client : !handler->from_chunkserver)
         return dl_error_set(err, -DL_E_ROLE_WRONG, "%s is not for a %s to ask", name,
                             session->role == DL__ROLE__ROLE_CLIENT ? "client" : "chunkserver");
@@ -286,8 +290,8 @@ session_on_request(struct meta_session *session, const struct frame *frame)
     if (result == 0) {
         message = frame_unpack(frame, handler->type);
         if (message == NULL)
-            result = dl_error_set(&err, -DL_E_MESSAGE_MALFORMED, "the body of %s is no such message",
-                                  opcode_name(frame->opcode));
+            result = dl_error_set(&err, -DL_E_MESSAGE_MALFORMED,
+                                  "the body of %s is no such message", opcode_name(frame->opcode));
     }
     if (result < 0) {
         meta_session_fail(session, frame->opcode, frame->request_id, &err);
@@ -441,7 +445,8 @@ meta_session_tick(struct meta_session *session, uint64_t now_ns)
         return;
     }
     if (!session->hello) {
-        if (session->core->phase == META_LOADING || now_ns - session->accepted_ns < options->hello_ns)
+        if (session->core->phase == META_LOADING ||
+            now_ns - session->accepted_ns < options->hello_ns)
             return;
         meta_log(session->core, META_LOG_WARNING, "session", "%s: closed: no HELLO within %s",
                  session->peer.text, text_of_duration(options->hello_ns).text);

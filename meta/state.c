@@ -54,7 +54,7 @@ meta_volume_destroy(struct meta_core *core, struct meta_volume *volume)
     meta_lease_probe_cancel(core, volume);
     meta_takeover_end(core, volume, NULL);
     meta_deletion_free(volume);
-    list_for_each_entry_safe(reader, following, &volume->readers, volume_node)
+    list_for_each_entry_safe (reader, following, &volume->readers, volume_node)
         meta_reader_remove(reader);
     if (list_is_linked(&volume->owner_node))
         list_remove(&volume->owner_node);
@@ -134,8 +134,8 @@ volume_count_slot(struct meta_volume *volume, uint32_t server_id, int delta)
 
     if (idx == volume->server_count || volume->servers[idx].server_id != server_id) {
         dl_assert(delta > 0);
-        volume->servers =
-            meta_realloc(volume->servers, volume->server_count + 1, sizeof(*volume->servers));
+        volume->servers = meta_realloc(volume->servers, volume->server_count + 1,
+                                       sizeof(*volume->servers));
         entry = &volume->servers[idx];
         memmove(entry + 1, entry, (volume->server_count - idx) * sizeof(*entry));
         *entry = (struct volume_server){.server_id = server_id};

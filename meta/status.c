@@ -2,9 +2,9 @@
 /*
  * SERVER_LIST and CLUSTER_STATUS.
  *
- * healthy    nothing to do
- * degraded   something is wrong, but every volume can be read and written
- * blocked    some reads or writes wait or fail until somebody does something: a server with chunks is down, too few
+ * healthy    nothing to do degraded   something is wrong, but every volume can be read and written
+ * blocked    some reads or writes wait or fail until somebody does something: a server with chunks
+ * is down, too few
  *            servers can take new segments
  */
 #include <inttypes.h>
@@ -18,9 +18,9 @@
 #include "meta/internal.h"
 #include "meta/memory.h"
 
-#define PROBLEMS_MAX      100u
-#define PROBLEM_BYTES     256u
-#define FULL_PERCENT      90u
+#define PROBLEMS_MAX  100u
+#define PROBLEM_BYTES 256u
+#define FULL_PERCENT  90u
 
 /* --- servers --- */
 
@@ -44,7 +44,8 @@ meta_run_server_list(struct meta_op *op)
             continue;
         dl__server__init(message);
         message->id = id;
-        message->uuid = (ProtobufCBinaryData){META_ID_BYTES, (uint8_t *)(uintptr_t)server->desc.uuid};
+        message->uuid = (ProtobufCBinaryData){META_ID_BYTES,
+                                              (uint8_t *)(uintptr_t)server->desc.uuid};
         message->address = (char *)(uintptr_t)server->desc.address;
         message->host = (char *)(uintptr_t)server->desc.host;
         message->rack = (char *)(uintptr_t)server->desc.rack;
@@ -83,7 +84,8 @@ status_add(struct status *status, bool blocked, const char *format, ...)
     if (status->reply->n_problems == PROBLEMS_MAX)
         return;
     va_start(arguments, format);
-    (void)vsnprintf(status->problems[status->reply->n_problems++], PROBLEM_BYTES, format, arguments);
+    (void)vsnprintf(status->problems[status->reply->n_problems++], PROBLEM_BYTES, format,
+                    arguments);
     va_end(arguments);
 }
 
@@ -105,9 +107,10 @@ status_add_server(struct status *status, const struct meta_server *server)
                    server->up ? "look at its log" : "start dlblk-chunkserver there");
     else if (server->capacity_bytes > 0 &&
              server->used_bytes >= server->capacity_bytes / 100 * FULL_PERCENT)
-        status_add(status, false, "server %s is %u %% full: add chunkservers, or delete volumes",
-                   meta_server_text(server),
-                   (unsigned)min_u64(100, server->used_bytes / max_u64(1, server->capacity_bytes / 100)));
+        status_add(
+            status, false, "server %s is %u %% full: add chunkservers, or delete volumes",
+            meta_server_text(server),
+            (unsigned)min_u64(100, server->used_bytes / max_u64(1, server->capacity_bytes / 100)));
 }
 
 static void
@@ -142,8 +145,8 @@ status_fill(struct status *status)
     for (uint32_t id = 0; id < core->servers_end; id++)
         if (core->servers[id] != NULL && !core->servers[id]->creating)
             status_add_server(status, core->servers[id]);
-    HASH_ITER(hh, core->volumes, volume, following)
-    status_add_volume(status, volume);
+    HASH_ITER (hh, core->volumes, volume, following)
+        status_add_volume(status, volume);
     if (core->segment_count >= core->options.segments_max / 100 * FULL_PERCENT)
         status_add(status, core->segment_count >= core->options.segments_max,
                    "%" PRIu64 " segments are allocated, of at most %" PRIu32
@@ -166,7 +169,7 @@ meta_run_cluster_status(struct meta_op *op)
         pointers[i] = status.problems[i];
     reply.problems = pointers;
     reply.cluster_id = (ProtobufCBinaryData){META_ID_BYTES, op->core->cluster_id};
-    reply.state = (char *)(uintptr_t)(status.blocked           ? "blocked"
+    reply.state = (char *)(uintptr_t)(status.blocked          ? "blocked"
                                       : reply.n_problems != 0 ? "degraded"
                                                               : "healthy");
     reply.software = (char *)(uintptr_t)dlblk_version_text("dlblk-meta");

@@ -1,25 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * store.h: where the metadata service keeps its state: get, ordered scan, atomic commit of a batch with a guard.
+ * store.h: where the metadata service keeps its state: get, ordered scan, atomic commit of a batch
+ * with a guard.
  *
- * Implementations: store_rocksdb.c (a directory on this machine), store_memory.c (tests and the simulator).  The form is
+ * Implementations: store_rocksdb.c (a directory on this machine), store_memory.c (tests and the
+ *                  simulator).  The form is
  * etcd's, so that an etcd cluster can be the third.
  *
  * Semantics that all implementations keep:
  * - Keys are bytes in memcmp order, 1 to STORE_KEY_BYTES_MAX, and don't begin with a zero byte.
- * - The store has a revision, raised by each commit.  A key's revision is that of the commit that put it last; a key that
- *   isn't there has revision 0.
- * - A commit is atomic.  Commits take effect in the order of store_commit_start().  With a guard it takes effect only
- *   if the guard's key has that revision at this moment, else -DL_E_STORE_CONFLICT.
- * - on_done with 0 means durable: it survives the death of the process and of the machine.  A commit whose on_done did not
- *   run may be there or not after a crash, but never without those started before it.  After any other error than
- *   -DL_E_STORE_CONFLICT it may be there or not as well: the owner must stop and load again.
+ * - The store has a revision, raised by each commit.  A key's revision is that of the commit that
+ *   put it last; a key that isn't there has revision 0.
+ * - A commit is atomic.  Commits take effect in the order of store_commit_start().  With a guard it
+ *   takes effect only if the guard's key has that revision at this moment, else
+ *   -DL_E_STORE_CONFLICT.
+ * - on_done with 0 means durable: it survives the death of the process and of the machine.  A
+ *   commit whose on_done did not run may be there or not after a crash, but never without those
+ *   started before it.  After any other error than -DL_E_STORE_CONFLICT it may be there or not as
+ *   well: the owner must stop and load again.
  * - A get or scan sees every commit whose on_done has run.
  *
  * Threads: one owner, the loop.  Blocks: never.
  * Errors:  in on_done, never in the start call.
- * Memory:  requests, batches and keys are the caller's and stay put until on_done has run; on_done may free them.  Results
- *          are the store's and valid during on_done.
+ * Memory:  requests, batches and keys are the caller's and stay put until on_done has run; on_done
+ *          may free them.  Results are the store's and valid during on_done.
  */
 #ifndef DLBLK_META_STORE_H
 #define DLBLK_META_STORE_H
@@ -52,7 +56,10 @@ struct store_get {
     struct store_item item; /* result */
 };
 
-/* Keys with start <= key < end, in order, at most items_max of them.  err as above, but an empty result is success. */
+/*
+ * Keys with start <= key < end, in order, at most items_max of them.  err as above, but an empty
+ * result is success.
+ */
 struct store_scan {
     struct store_bytes start;
     struct store_bytes end;

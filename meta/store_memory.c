@@ -199,7 +199,10 @@ store_memory_of(const struct store *store)
     return (struct store_memory *)(uintptr_t)store;
 }
 
-/* Results are copies: on_done may start other requests, and in the simulator the database has several users. */
+/*
+ * Results are copies: on_done may start other requests, and in the simulator the database has
+ * several users.
+ */
 static struct store_item
 item_copy(struct store_item item)
 {
@@ -269,8 +272,8 @@ memory_run_due(struct store_memory *memory)
     uint64_t now_ns = env_now_ns(memory->env);
 
     while (!memory->hold && !list_is_empty(&memory->requests)) {
-        struct memory_request *request =
-            list_first_entry(&memory->requests, struct memory_request, node);
+        struct memory_request *request = list_first_entry(&memory->requests, struct memory_request,
+                                                          node);
         enum memory_kind kind = request->kind;
         void *what = request->request;
 
@@ -374,7 +377,7 @@ memory_commit_count(const struct store_memory *memory)
     const struct memory_request *request;
     uint32_t count = 0;
 
-    list_for_each_entry(request, &memory->requests, node)
+    list_for_each_entry (request, &memory->requests, node)
         count += request->kind == MEMORY_COMMIT;
     return count;
 }
@@ -386,7 +389,7 @@ store_memory_crash(struct store *store, uint64_t keep_random)
     uint64_t keep = keep_random % (memory_commit_count(memory) + 1u);
     struct memory_request *request, *following;
 
-    list_for_each_entry_safe(request, following, &memory->requests, node) {
+    list_for_each_entry_safe (request, following, &memory->requests, node) {
         if (request->kind == MEMORY_COMMIT && keep > 0) {
             keep--;
             (void)db_commit(memory->db, request->request);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * store_memory.h: the store in memory, for tests and the simulator: with delays, and with what a crash may lose.
+ * store_memory.h: the store in memory, for tests and the simulator: with delays, and with what a
+ * crash may lose.
  *
- * A database outlives the processes that open it, as a directory does.  Each process (a metadata service) has a store on
- * it; when it dies the store is crashed: none of its callbacks runs any more, and of the commits that were not
- * completed a prefix took effect, the rest did not.
+ * A database outlives the processes that open it, as a directory does.  Each process (a metadata
+ * service) has a store on it; when it dies the store is crashed: none of its callbacks runs any
+ * more, and of the commits that were not completed a prefix took effect, the rest did not.
  *
  *     struct store_memory_db *db = store_memory_db_create();
  *     struct store *store = store_memory_open(db, env, NULL);
@@ -36,8 +37,9 @@ void store_memory_db_destroy(struct store_memory_db *db);
 struct store *store_memory_open(struct store_memory_db *db, struct env *env,
                                 const struct store_memory_options *options);
 /*
- * The process dies.  keep_random picks how many of the commits in flight took effect, in [0, count]: the first ones.
- * The store is gone.  No task of it may be queued in the env: between two turns, or after the env forgot all tasks.
+ * The process dies.  keep_random picks how many of the commits in flight took effect, in [0,
+ * count]: the first ones. The store is gone.  No task of it may be queued in the env: between two
+ * turns, or after the env forgot all tasks.
  */
 void store_memory_crash(struct store *store, uint64_t keep_random);
 /* An orderly end; nothing may be in flight. */
@@ -56,6 +58,7 @@ uint32_t store_memory_db_count(const struct store_memory_db *db);
 /* The item with the idx-th key. */
 struct store_item store_memory_db_item(const struct store_memory_db *db, uint32_t idx);
 /* Bypasses everything: to make a damaged database. */
-void store_memory_db_put(struct store_memory_db *db, struct store_bytes key, struct store_bytes value);
+void store_memory_db_put(struct store_memory_db *db, struct store_bytes key,
+                         struct store_bytes value);
 
 #endif

@@ -5,8 +5,9 @@
  *     owner: xxx_start -> waiting -> [thread: RocksDB] -> finished -> post()
  *     owner: deliver -> on_done, in the order of the starts
  *
- * The thread takes all that waits at once.  Commits that follow each other without a get or scan between them become one
- * RocksDB batch with one sync; each guard is compared with the database as the commits before it leave it.
+ * The thread takes all that waits at once.  Commits that follow each other without a get or scan
+ * between them become one RocksDB batch with one sync; each guard is compared with the database as
+ * the commits before it leave it.
  */
 #include "meta/store_rocksdb.h"
 
@@ -57,7 +58,7 @@ struct store_rocksdb {
     bool thread_started;
     pthread_mutex_t lock;
     pthread_cond_t wanted;
-    struct list waiting;  /* under lock, as all below */
+    struct list waiting; /* under lock, as all below */
     struct list finished;
     bool stop;
     bool posted; /* message is on its way */
@@ -123,7 +124,8 @@ item_split(struct store_item *item, const void *key, size_t key_bytes, const cha
     if (raw_bytes < REVISION_BYTES)
         return false;
     item->key = (struct store_bytes){key, (uint32_t)key_bytes};
-    item->value = (struct store_bytes){raw + REVISION_BYTES, (uint32_t)(raw_bytes - REVISION_BYTES)};
+    item->value = (struct store_bytes){raw + REVISION_BYTES,
+                                       (uint32_t)(raw_bytes - REVISION_BYTES)};
     item->revision = le64_load(raw);
     return true;
 }
@@ -154,7 +156,8 @@ scan_add(struct request *request, const char *key, size_t key_bytes, const char 
 
     if (raw_bytes < REVISION_BYTES)
         return false;
-    if (!item_split(item, meta_copy(key, key_bytes), key_bytes, meta_copy(raw, raw_bytes), raw_bytes))
+    if (!item_split(item, meta_copy(key, key_bytes), key_bytes, meta_copy(raw, raw_bytes),
+                    raw_bytes))
         return false;
     request->item_count++;
     return true;
@@ -198,9 +201,8 @@ group_revision_of(struct store_rocksdb *rocks, rocksdb_writebatch_wi_t *group,
 {
     char *failure = NULL;
     size_t raw_bytes = 0;
-    char *raw = rocksdb_writebatch_wi_get_from_batch_and_db(group, rocks->db, rocks->read_options,
-                                                            key.bytes, key.length_bytes, &raw_bytes,
-                                                            &failure);
+    char *raw = rocksdb_writebatch_wi_get_from_batch_and_db(
+        group, rocks->db, rocks->read_options, key.bytes, key.length_bytes, &raw_bytes, &failure);
     int err = 0;
 
     if (failure != NULL)
@@ -474,8 +476,8 @@ store_rocksdb_remove(const char *path, struct dl_error *err)
     rocksdb_destroy_db(options, path, &failure);
     rocksdb_options_destroy(options);
     if (failure != NULL)
-        result = dl_error_set(err, -DL_E_MEDIA_WRITE, "the unfinished store %s can not be removed: %s",
-                              path, failure);
+        result = dl_error_set(err, -DL_E_MEDIA_WRITE,
+                              "the unfinished store %s can not be removed: %s", path, failure);
     rocksdb_free(failure);
     return result;
 }
@@ -488,7 +490,10 @@ rocks_set_options(struct store_rocksdb *rocks)
     rocksdb_options_set_create_if_missing(options, rocks->options.mode == STORE_ROCKSDB_CREATE);
     rocksdb_options_set_error_if_exists(options, rocks->options.mode == STORE_ROCKSDB_CREATE);
     rocksdb_options_set_paranoid_checks(options, 1);
-    /* An unfinished last write is what a crash leaves; anything else in the log that does not verify is damage. */
+    /*
+     * An unfinished last write is what a crash leaves; anything else in the log that does not
+     * verify is damage.
+     */
     rocksdb_options_set_wal_recovery_mode(options,
                                           rocksdb_tolerate_corrupted_tail_records_recovery);
     rocksdb_options_set_write_buffer_size(options, 8u << 20);
@@ -509,8 +514,8 @@ static int
 open_failed(const char *path, char *failure, struct dl_error *err)
 {
     if (strstr(failure, "lock") != NULL) {
-        (void)dl_error_set(err, -DL_E_DISK_BUSY, "the metadata store %s is in use by another process",
-                           path);
+        (void)dl_error_set(err, -DL_E_DISK_BUSY,
+                           "the metadata store %s is in use by another process", path);
         dl_error_hint(err, "only one dlblk-meta can serve it: stop the other one");
     } else {
         (void)dl_error_set(err, failure_code(failure, -DL_E_MEDIA_READ),
@@ -537,8 +542,8 @@ rocks_read_revision(struct store_rocksdb *rocks, const char *path, struct dl_err
 {
     char *failure = NULL;
     size_t bytes = 0;
-    char *raw = rocksdb_get(rocks->db, rocks->read_options, revision_key, REVISION_KEY_BYTES, &bytes,
-                            &failure);
+    char *raw = rocksdb_get(rocks->db, rocks->read_options, revision_key, REVISION_KEY_BYTES,
+                            &bytes, &failure);
 
     if (failure != NULL)
         return open_failed(path, failure, err);
@@ -546,8 +551,8 @@ rocks_read_revision(struct store_rocksdb *rocks, const char *path, struct dl_err
         rocks->revision = le64_load(raw);
     rocksdb_free(raw);
     if (raw != NULL && bytes != REVISION_BYTES)
-        return dl_error_set(err, -DL_E_STORE_DAMAGED, "the metadata store %s has a damaged revision",
-                            path);
+        return dl_error_set(err, -DL_E_STORE_DAMAGED,
+                            "the metadata store %s has a damaged revision", path);
     return 0;
 }
 
@@ -558,11 +563,13 @@ store_rocksdb_check_place(const char *path, enum store_rocksdb_mode mode, struct
 
     if (mode != STORE_ROCKSDB_CREATE && !exists) {
         (void)dl_error_set(err, -DL_E_NOT_FOUND, "there is no metadata store in %s", path);
-        dl_error_hint(err, "make a new cluster with dlblk-meta init, or name the directory with --dir");
+        dl_error_hint(err,
+                      "make a new cluster with dlblk-meta init, or name the directory with --dir");
         return err->code;
     }
     if (mode == STORE_ROCKSDB_CREATE && exists)
-        return dl_error_set(err, -DL_E_DISK_FOREIGN, "there is a metadata store in %s already", path);
+        return dl_error_set(err, -DL_E_DISK_FOREIGN, "there is a metadata store in %s already",
+                            path);
     if (mode == STORE_ROCKSDB_CREATE && mkdir(path, 0700) < 0 && errno != EEXIST)
         return dl_error_set(err, -errno, "the directory %s can not be made: %s", path,
                             dl_err_str(-errno));

@@ -2,14 +2,16 @@
 /*
  * Takeover: shutting out the owners before, and telling the new one what they left.
  *
- * FENCE {volume, lease epoch} goes to every server of the volume's map.  A server that answers will take nothing of lower lease
- * epochs any more, and lists the writes that it has above its stable version.  When for each segment one server of an in-sync
- * slot has answered, the segment is *covered*: no earlier owner gets a write of it acknowledged.  With all covered the attach may
- * be answered (`ready`, committed).  The answers stay here for FENCE_STATUS as long as the lease epoch is current; they
- * are lost with the process: then the next FENCE_STATUS, or attach, fences again with the same lease epoch, which
- * servers answer as before.
+ * FENCE {volume, lease epoch} goes to every server of the volume's map.  A server that answers will
+ * take nothing of lower lease epochs any more, and lists the writes that it has above its stable
+ * version.  When for each segment one server of an in-sync slot has answered, the segment is
+ * *covered*: no earlier owner gets a write of it acknowledged.  With all covered the attach may be
+ * answered (`ready`, committed).  The answers stay here for FENCE_STATUS as long as the lease epoch
+ * is current; they are lost with the process: then the next FENCE_STATUS, or attach, fences again
+ * with the same lease epoch, which servers answer as before.
  *
- * Answers of a server come in parts if they are long (more, next_segment), and go out in parts likewise.
+ * Answers of a server come in parts if they are long (more, next_segment), and go out in parts
+ * likewise.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -41,8 +43,8 @@ struct meta_takeover {
     struct fence *fences; /* by server_id */
     uint32_t fence_count;
     uint32_t answered_count;
-    uint32_t cursor; /* segments below it are covered */
-    bool covered;    /* all are */
+    uint32_t cursor;       /* segments below it are covered */
+    bool covered;          /* all are */
     struct list attachers; /* of meta_op.node */
     struct list pollers;   /* likewise */
 };
@@ -87,8 +89,8 @@ segment_is_covered(const struct meta_takeover *takeover, const struct segment *s
 static const struct segment *
 takeover_advance(struct meta_takeover *takeover)
 {
-    const struct segment *segment =
-        meta_segments_at_or_after(&takeover->volume->segments, takeover->cursor);
+    const struct segment *segment = meta_segments_at_or_after(&takeover->volume->segments,
+                                                              takeover->cursor);
 
     while (segment != NULL && segment_is_covered(takeover, segment)) {
         takeover->cursor = segment->index;
@@ -189,8 +191,7 @@ fence_on_reply(struct meta_command *command, const struct frame *frame)
     struct fence *fence = list_entry(command, struct fence, command);
     struct meta_takeover *takeover = fence->takeover;
     struct meta_server *server = meta_server_by_id(takeover->core, fence->server_id);
-    Dl__FenceReply *reply =
-        (Dl__FenceReply *)frame_unpack(frame, &dl__fence_reply__descriptor);
+    Dl__FenceReply *reply = (Dl__FenceReply *)frame_unpack(frame, &dl__fence_reply__descriptor);
 
     if (!fence_reply_is_valid(fence, reply)) {
         if (reply != NULL)
@@ -334,7 +335,8 @@ attach_on_timer(struct env_timer *timer)
     dl_assert(volume->takeover != NULL);
     meta_takeover_text(op->core, volume, servers, sizeof(servers));
     (void)dl_error_set(&err, -DL_E_FENCE_PENDING,
-                       "volume %s was not detached cleanly, and its former owner can't be shut out before these answer: %s",
+                       "volume %s was not detached cleanly, and its former owner can't be shut out "
+                       "before these answer: %s",
                        volume->desc.name, servers);
     dl_error_hint(&err, "start those servers; then open the volume again");
     meta_op_fail(op, &err);
@@ -392,8 +394,8 @@ status_add_answer(struct status_reply *reply, const struct fence *fence, uint32_
                 answer->next_segment = chunk->segment;
                 break;
             }
-            answer->chunks =
-                meta_realloc(answer->chunks, answer->n_chunks + 1, sizeof(Dl__PendingChunk *));
+            answer->chunks = meta_realloc(answer->chunks, answer->n_chunks + 1,
+                                          sizeof(Dl__PendingChunk *));
             answer->chunks[answer->n_chunks++] = chunk;
             reply->bytes += dl__pending_chunk__get_packed_size(chunk) + 8;
         }
@@ -465,8 +467,7 @@ void
 meta_run_fence_status(struct meta_op *op)
 {
     const Dl__FenceStatus *message = (const Dl__FenceStatus *)op->message;
-    struct meta_volume *volume =
-        meta_op_volume_by_lease(op, message->volume, message->lease_epoch);
+    struct meta_volume *volume = meta_op_volume_by_lease(op, message->volume, message->lease_epoch);
     Dl__FenceStatusReply nothing = DL__FENCE_STATUS_REPLY__INIT;
     struct dl_error err;
 
@@ -483,7 +484,9 @@ meta_run_fence_status(struct meta_op *op)
         meta_op_reply(op, &nothing.base);
         return;
     }
-    /* After a restart the answers are gone, and asked for again; those that the owner has are not. */
+    /*
+     * After a restart the answers are gone, and asked for again; those that the owner has are not.
+     */
     if (volume->takeover == NULL)
         meta_takeover_start(op->core, volume, message->known, message->n_known);
     status_reply_or_wait(op, volume->takeover);

@@ -2,7 +2,8 @@
 /*
  * Volumes: create, list, info, rename, resize.  Deletion: delete.c.
  *
- * Repetitions: create, rename and delete carry a change id; the volume remembers the last one.  A client whose answer was lost asks
+ * Repetitions: create, rename and delete carry a change id; the volume remembers the last one.  A
+ *              client whose answer was lost asks
  * again with the same id and gets the state as it is now, instead of "exists" or "no such volume".
  */
 #include <inttypes.h>
@@ -94,7 +95,8 @@ op_fail_unknown(struct meta_op *op, const char *name)
 {
     struct dl_error err;
 
-    (void)dl_error_set(&err, -DL_E_VOLUME_UNKNOWN, "volume %s does not exist", text_quote(name).text);
+    (void)dl_error_set(&err, -DL_E_VOLUME_UNKNOWN, "volume %s does not exist",
+                       text_quote(name).text);
     dl_error_hint(&err, "dlblk volume list shows all volumes");
     meta_op_fail(op, &err);
 }
@@ -118,15 +120,16 @@ meta_op_volume_by_lease(struct meta_op *op, uint64_t volume_id, uint32_t lease_e
     struct dl_error err;
 
     if (volume == NULL || volume->creating)
-        (void)dl_error_set(&err, -DL_E_VOLUME_UNKNOWN, "volume %" PRIu64 " does not exist", volume_id);
+        (void)dl_error_set(&err, -DL_E_VOLUME_UNKNOWN, "volume %" PRIu64 " does not exist",
+                           volume_id);
     else if (volume->desc.deleting)
         (void)dl_error_set(&err, -DL_E_VOLUME_DELETED, "volume %s was deleted", volume->desc.name);
     else if (!volume->desc.owned || volume->desc.lease_epoch != lease_epoch)
-        (void)dl_error_set(&err, -DL_E_LEASE_OLD,
-                           "lease %" PRIu32 " of volume %s is over: the last one is %" PRIu32 "%s%s",
-                           lease_epoch, volume->desc.name, volume->desc.lease_epoch,
-                           volume->desc.owned ? " of " : "",
-                           volume->desc.owned ? text_quote(volume->desc.owner).text : "");
+        (void)dl_error_set(
+            &err, -DL_E_LEASE_OLD,
+            "lease %" PRIu32 " of volume %s is over: the last one is %" PRIu32 "%s%s", lease_epoch,
+            volume->desc.name, volume->desc.lease_epoch, volume->desc.owned ? " of " : "",
+            volume->desc.owned ? text_quote(volume->desc.owner).text : "");
     else {
         meta_lease_set_owner_session(volume, op->session);
         return volume;
@@ -171,20 +174,22 @@ create_check_policy(const Dl__VolumePolicy *policy, struct volume_desc *desc, st
 {
     const char *name = desc->name;
 
-    if (policy->redundancy == DL__REDUNDANCY__REDUNDANCY_ERASURE_CODED || policy->data_shards != 0 ||
-        policy->parity_shards != 0)
+    if (policy->redundancy == DL__REDUNDANCY__REDUNDANCY_ERASURE_CODED ||
+        policy->data_shards != 0 || policy->parity_shards != 0)
         return dl_error_set(err, -DL_E_CONFIG_INVALID,
                             "volume %s: erasure coding is not supported by this version", name);
     desc->redundancy = DL__REDUNDANCY__REDUNDANCY_REPLICATED;
     desc->replicas = policy->replicas != 0 ? policy->replicas : META_REPLICAS_DEFAULT;
     if (desc->replicas > META_REPLICAS_MAX)
-        return dl_error_set(err, -DL_E_CONFIG_INVALID, "volume %s: %" PRIu32 " replicas, but 1 to %u are possible",
-                            name, desc->replicas, META_REPLICAS_MAX);
+        return dl_error_set(err, -DL_E_CONFIG_INVALID,
+                            "volume %s: %" PRIu32 " replicas, but 1 to %u are possible", name,
+                            desc->replicas, META_REPLICAS_MAX);
     desc->min_write = policy->min_write != 0 ? policy->min_write : desc->replicas / 2 + 1;
     if (desc->min_write > desc->replicas)
         return dl_error_set(err, -DL_E_CONFIG_INVALID,
-                            "volume %s: min_write %" PRIu32 " is more than its %" PRIu32 " replicas", name,
-                            desc->min_write, desc->replicas);
+                            "volume %s: min_write %" PRIu32 " is more than its %" PRIu32
+                            " replicas",
+                            name, desc->min_write, desc->replicas);
     desc->failure_domain = policy->failure_domain != DL__FAILURE_DOMAIN__DOMAIN_NONE
                                ? (uint32_t)policy->failure_domain
                                : (uint32_t)DL__FAILURE_DOMAIN__DOMAIN_HOST;
@@ -203,27 +208,28 @@ create_check_layout(const Dl__VolumeCreate *message, struct volume_desc *desc, s
 {
     const char *name = desc->name;
 
-    desc->segment_bytes =
-        message->segment_bytes != 0 ? message->segment_bytes : META_SEGMENT_BYTES_DEFAULT;
+    desc->segment_bytes = message->segment_bytes != 0 ? message->segment_bytes
+                                                      : META_SEGMENT_BYTES_DEFAULT;
     if (!is_power_of_two(desc->segment_bytes) || desc->segment_bytes < META_SEGMENT_BYTES_MIN ||
         desc->segment_bytes > META_SEGMENT_BYTES_MAX)
         return dl_error_set(err, -DL_E_SIZE_INVALID,
                             "volume %s: segments of %" PRIu32
                             " bytes: it must be a power of two, 1 MiB to 1 GiB",
                             name, desc->segment_bytes);
-    desc->logical_block_bytes =
-        message->logical_block_bytes != 0 ? message->logical_block_bytes : 4096;
+    desc->logical_block_bytes = message->logical_block_bytes != 0 ? message->logical_block_bytes
+                                                                  : 4096;
     if (desc->logical_block_bytes != 512 && desc->logical_block_bytes != 4096)
         return dl_error_set(err, -DL_E_SIZE_INVALID,
-                            "volume %s: logical blocks of %" PRIu32 " bytes: it must be 512 or 4096",
+                            "volume %s: logical blocks of %" PRIu32
+                            " bytes: it must be 512 or 4096",
                             name, desc->logical_block_bytes);
     desc->stripe_width = message->stripe_width != 0 ? message->stripe_width : 1;
     if (desc->stripe_width > META_STRIPE_WIDTH_MAX)
         return dl_error_set(err, -DL_E_SIZE_INVALID,
-                            "volume %s: a stripe of %" PRIu32 " segments: 1 to %u are possible", name,
-                            desc->stripe_width, META_STRIPE_WIDTH_MAX);
-    desc->stripe_unit_bytes =
-        message->stripe_unit_bytes != 0 ? message->stripe_unit_bytes : META_STRIPE_UNIT_DEFAULT;
+                            "volume %s: a stripe of %" PRIu32 " segments: 1 to %u are possible",
+                            name, desc->stripe_width, META_STRIPE_WIDTH_MAX);
+    desc->stripe_unit_bytes = message->stripe_unit_bytes != 0 ? message->stripe_unit_bytes
+                                                              : META_STRIPE_UNIT_DEFAULT;
     if (!is_power_of_two(desc->stripe_unit_bytes) ||
         desc->stripe_unit_bytes < META_STRIPE_UNIT_MIN ||
         desc->stripe_unit_bytes > desc->segment_bytes)
@@ -249,9 +255,11 @@ check_size(const struct volume_desc *desc, uint64_t size_bytes, struct dl_error 
                             "volume %s: %" PRIu64
                             " bytes are not a multiple of its logical block, %" PRIu32 " bytes",
                             desc->name, size_bytes, desc->logical_block_bytes);
-    if (size_bytes > sets_max * set_bytes || meta_volume_segment_count(&sized) > META_VOLUME_SEGMENTS_MAX) {
+    if (size_bytes > sets_max * set_bytes ||
+        meta_volume_segment_count(&sized) > META_VOLUME_SEGMENTS_MAX) {
         (void)dl_error_set(err, -DL_E_SIZE_INVALID,
-                           "volume %s: %" PRIu64 " bytes are more than %s, the most with its segments of %s",
+                           "volume %s: %" PRIu64
+                           " bytes are more than %s, the most with its segments of %s",
                            desc->name, size_bytes, text_of_size(sets_max * set_bytes).text,
                            text_of_size(desc->segment_bytes).text);
         dl_error_hint(err, "larger segments, up to 1 GiB, make larger volumes possible");
@@ -269,7 +277,8 @@ create_read(struct meta_op *op, struct volume_desc *desc, struct dl_error *err)
     if (text_check_name("volume", message->name, err) < 0)
         return err->code;
     (void)snprintf(desc->name, sizeof(desc->name), "%s", message->name);
-    if (create_check_policy(message->policy != NULL ? message->policy : &no_policy, desc, err) < 0 ||
+    if (create_check_policy(message->policy != NULL ? message->policy : &no_policy, desc, err) <
+            0 ||
         create_check_layout(message, desc, err) < 0 ||
         check_size(desc, message->size_bytes, err) < 0)
         return err->code;
@@ -343,7 +352,8 @@ meta_run_volume_create(struct meta_op *op)
         return;
     }
     if (core->volume_count >= core->options.volumes_max) {
-        (void)dl_error_set(&err, -DL_E_LIMIT, "the cluster has %" PRIu32 " volumes, the most it can have",
+        (void)dl_error_set(&err, -DL_E_LIMIT,
+                           "the cluster has %" PRIu32 " volumes, the most it can have",
                            core->volume_count);
         meta_op_fail(op, &err);
         return;
@@ -386,9 +396,9 @@ list_collect(const struct meta_core *core, const char *after, struct meta_volume
     struct meta_volume *volume, *following;
     size_t count = 0;
 
-    HASH_ITER(hh, core->volumes, volume, following)
-    if (!volume->creating && !volume->desc.deleting && strcmp(volume->desc.name, after) > 0)
-        volumes[count++] = volume;
+    HASH_ITER (hh, core->volumes, volume, following)
+        if (!volume->creating && !volume->desc.deleting && strcmp(volume->desc.name, after) > 0)
+            volumes[count++] = volume;
     qsort(volumes, count, sizeof(struct meta_volume *), volume_compare_names);
     return count;
 }
@@ -397,8 +407,8 @@ void
 meta_run_volume_list(struct meta_op *op)
 {
     const Dl__VolumeList *message = (const Dl__VolumeList *)op->message;
-    struct meta_volume **volumes =
-        meta_alloc(op->core->volume_count * sizeof(struct meta_volume *));
+    struct meta_volume **volumes = meta_alloc(op->core->volume_count *
+                                              sizeof(struct meta_volume *));
     size_t count = list_collect(op->core, message->after, volumes);
     Dl__VolumeListReply reply = DL__VOLUME_LIST_REPLY__INIT;
     Dl__Volume *messages = meta_alloc(count * sizeof(*messages));

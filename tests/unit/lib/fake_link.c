@@ -173,8 +173,8 @@ fake_link_deliver(struct fake_link *fake, const struct fake_frame *captured)
         return;
     frame.payload = NULL;
     if (frame.payload_bytes > 0)
-        fake_link_require(
-            fake->link.events->on_payload(fake->link.core, &fake->link, &frame) == NULL);
+        fake_link_require(fake->link.events->on_payload(fake->link.core, &fake->link, &frame) ==
+                          NULL);
     fake->link.events->on_frame(fake->link.core, &fake->link, &frame);
 }
 
@@ -210,14 +210,15 @@ fake_link_feed(struct fake_link *fake, uint16_t opcode, uint16_t flags, uint64_t
                const void *body, uint32_t body_bytes, uint32_t payload_bytes)
 {
     struct fake_frame captured = {
-        .frame = {
-            .opcode = opcode,
-            .flags = flags,
-            .request_id = request_id,
-            .body_bytes = body_bytes,
-            .payload_bytes = payload_bytes,
-            .body = body,
-        },
+        .frame =
+            {
+                .opcode = opcode,
+                .flags = flags,
+                .request_id = request_id,
+                .body_bytes = body_bytes,
+                .payload_bytes = payload_bytes,
+                .body = body,
+            },
     };
 
     fake_link_deliver(fake, &captured);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_link.h: a link whose far end is the test: it feeds frames to a core, and keeps what the core sends.
+ * fake_link.h: a link whose far end is the test: it feeds frames to a core, and keeps what the core
+ * sends.
  *
  *     fake_link_init(&link, &fake_env.env, "127.0.0.1", 5001);
  *     fake_link_accept(&link, &meta_link_events, core);
@@ -10,8 +11,8 @@
  *     ... frame->frame.status, fake_frame_unpack(frame, type) ...
  *     fake_frame_destroy(frame);
  *
- * Frames go through the real encoding and decoding.  As env.h wants it, on_sent and on_down run in a later task of the env,
- * never inside link_send() and link_close().
+ * Frames go through the real encoding and decoding.  As env.h wants it, on_sent and on_down run in
+ * a later task of the env, never inside link_send() and link_close().
  *
  * Threads: one.
  */
@@ -34,8 +35,8 @@ struct fake_frame {
 
 struct fake_link {
     struct link link;
-    struct env env;  /* of the link: its operations are this file's */
-    struct env *base; /* time, timers and tasks */
+    struct env env;     /* of the link: its operations are this file's */
+    struct env *base;   /* time, timers and tasks */
     struct list unsent; /* of frame_out.node */
     struct list sent;   /* of fake_frame.node */
     uint32_t sent_count;

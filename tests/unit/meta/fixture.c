@@ -47,7 +47,8 @@ fixture_on_log(void *context, enum meta_log_level level, const char *component, 
     if (level >= META_LOG_WARNING)
         (void)snprintf(f->last_warning, sizeof(f->last_warning), "%s: %s", component, text);
     if (getenv("DLBLK_TEST_LOG") != NULL)
-        print_message("%8.3f %d %s: %s\n", (double)f->env.time_ns / 1e9, (int)level, component, text);
+        print_message("%8.3f %d %s: %s\n", (double)f->env.time_ns / 1e9, (int)level, component,
+                      text);
 }
 
 void
@@ -146,7 +147,8 @@ fixture_raise_lease_epoch(struct fixture *f, uint64_t volume_id, uint32_t lease_
         record->lease_epoch = lease_epoch;
         bytes = dl__meta__volume_record__pack(record, packed);
         dl__meta__volume_record__free_unpacked(record, NULL);
-        store_memory_db_put(f->db, schema_bytes(&key), (struct store_bytes){packed, (uint32_t)bytes});
+        store_memory_db_put(f->db, schema_bytes(&key),
+                            (struct store_bytes){packed, (uint32_t)bytes});
         return;
     }
     fail_msg("volume %llu has no record", (unsigned long long)volume_id);
@@ -177,8 +179,8 @@ peer_on_fence(struct peer *peer, const struct fake_frame *frame)
 static void
 peer_on_chunk_delete(struct peer *peer, const struct fake_frame *frame)
 {
-    Dl__ChunkDelete *message =
-        (Dl__ChunkDelete *)fake_frame_unpack(frame, &dl__chunk_delete__descriptor);
+    Dl__ChunkDelete *message = (Dl__ChunkDelete *)fake_frame_unpack(frame,
+                                                                    &dl__chunk_delete__descriptor);
 
     assert_non_null(message);
     peer->chunk_deletes++;
@@ -491,7 +493,7 @@ peer_take_reply(struct peer *peer, uint64_t id)
 {
     struct fake_frame *frame, *following;
 
-    list_for_each_entry_safe(frame, following, &peer->replies, node) {
+    list_for_each_entry_safe (frame, following, &peer->replies, node) {
         if (frame->frame.request_id != id)
             continue;
         list_remove(&frame->node);
@@ -505,7 +507,7 @@ peer_take_request(struct peer *peer, uint16_t opcode)
 {
     struct fake_frame *frame, *following;
 
-    list_for_each_entry_safe(frame, following, &peer->inbox, node) {
+    list_for_each_entry_safe (frame, following, &peer->inbox, node) {
         if (frame->frame.opcode != opcode)
             continue;
         list_remove(&frame->node);
@@ -545,8 +547,8 @@ reply_take(struct fake_frame *frame, const ProtobufCMessageDescriptor *type,
     if (ret_reply != NULL)
         *ret_reply = NULL;
     if (status < 0) {
-        Dl__ErrorDetail *detail =
-            (Dl__ErrorDetail *)fake_frame_unpack(frame, &dl__error_detail__descriptor);
+        Dl__ErrorDetail *detail = (Dl__ErrorDetail *)fake_frame_unpack(
+            frame, &dl__error_detail__descriptor);
 
         assert_non_null(detail);
         assert_true(detail->text[0] != '\0'); /* every error says what and why */

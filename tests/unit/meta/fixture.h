@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fixture.h: a metadata core on a store in memory, with fake clients and fake chunkservers around it.
+ * fixture.h: a metadata core on a store in memory, with fake clients and fake chunkservers around
+ * it.
  *
  *     fixture_init(&f, NULL);
  *     server = fixture_server(&f, 1, "host1");      // connected, HELLO, registered
@@ -8,8 +9,8 @@
  *     reply = peer_ask(client, OP_VOLUME_INFO, &message.base, &dl__volume_reply__descriptor);
  *     fixture_crash(&f, keep); fixture_start(&f);   // the service dies and comes back
  *
- * Virtual time passes only in fixture_run().  Peers answer PING; servers also send heartbeats and, unless they are told to be
- * silent, answer FENCE and CHUNK_DELETE.
+ * Virtual time passes only in fixture_run().  Peers answer PING; servers also send heartbeats and,
+ * unless they are told to be silent, answer FENCE and CHUNK_DELETE.
  */
 #ifndef DLBLK_TESTS_META_FIXTURE_H
 #define DLBLK_TESTS_META_FIXTURE_H
@@ -24,10 +25,10 @@
 #include "tests/unit/lib/fake_env.h"
 #include "tests/unit/lib/fake_link.h"
 
-#define PEERS_MAX 64u
+#define PEERS_MAX          64u
 #define FENCED_VOLUMES_MAX 64u
-#define MS        1000000ull
-#define SECOND    1000000000ull
+#define MS                 1000000ull
+#define SECOND             1000000000ull
 
 struct fixture;
 
@@ -45,7 +46,7 @@ struct peer {
     struct list inbox; /* of fake_frame.node: requests from the core that the test looks at */
     struct list replies;
     uint32_t fences, chunk_deletes, chunks_deleted, probes;
-    uint32_t fence_epoch; /* of the last FENCE */
+    uint32_t fence_epoch;                         /* of the last FENCE */
     uint32_t fence_of_volume[FENCED_VOLUMES_MAX]; /* highest lease epoch fenced, by volume id */
     uint8_t uuid[16];
     uint8_t instance[16];
@@ -101,7 +102,9 @@ struct peer *fixture_server_hello(struct fixture *f, uint32_t n, const char *hos
 struct peer *fixture_server_of_process(struct fixture *f, uint32_t n, const char *host,
                                        const uint8_t *instance);
 int peer_register(struct peer *peer);
-/* Where the store takes time: the answer is taken by fixture_run(), and the server has its id then. */
+/*
+ * Where the store takes time: the answer is taken by fixture_run(), and the server has its id then.
+ */
 uint64_t peer_send_register(struct peer *peer);
 void peer_fill_register(struct peer *peer, Dl__ServerRegister *message);
 void peer_fill_hello(struct peer *peer, Dl__Hello *message);
@@ -118,7 +121,10 @@ struct fake_frame *peer_take_request(struct peer *peer, uint16_t opcode);
 void peer_answer(struct peer *peer, const struct fake_frame *request, int status,
                  const ProtobufCMessage *message);
 
-/* Ask, settle, and take the reply: its status; the message (NULL after an error), which the caller frees. */
+/*
+ * Ask, settle, and take the reply: its status; the message (NULL after an error), which the caller
+ * frees.
+ */
 int peer_ask(struct peer *peer, uint16_t opcode, const ProtobufCMessage *message,
              const ProtobufCMessageDescriptor *type, ProtobufCMessage **ret_reply);
 /* The text of the last error reply to peer_ask(). */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Backup and restore: what is restored is what was backed up, with higher lease epochs and ids; a file that is cut or changed in any
- * byte is refused before anything is made of it; nothing that exists is overwritten.
+ * Backup and restore: what is restored is what was backed up, with higher lease epochs and ids; a
+ * file that is cut or changed in any byte is refused before anything is made of it; nothing that
+ * exists is overwritten.
  */
 #include "tests/unit/meta/fixture.h"
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Deletion: the name is free at once, the chunks go on every server after a tombstone, the records when all have answered; and it goes
+ * Deletion: the name is free at once, the chunks go on every server after a tombstone, the records
+ *           when all have answered; and it goes
  * on after restarts of anybody.
  */
 #include "tests/unit/meta/fixture.h"
@@ -160,9 +161,11 @@ test_refused_while_attached(void **state)
     assert_non_null(strstr(fixture_error_text(), "testhost 17 test"));
     assert_int_equal(ask_allocate(owner, t.volume.id, 2, 5, 1, NULL), 0); /* unharmed */
 
-    /* An owner that does not answer for a second doesn't count; should it still listen, it is told. */
+    /*
+     * An owner that does not answer for a second doesn't count; should it still listen, it is told.
+     */
     owner->silent_probe = true;
-    message.name = (char *)(uintptr_t)"v";
+    message.name = (char *)(uintptr_t) "v";
     id = peer_send(t.client, OP_VOLUME_DELETE, &message.base);
     fixture_run(&t.f, 1100 * MS);
     assert_int_equal(fixture_reply_status(t.client, id), 0);
@@ -237,7 +240,7 @@ test_repeated_deletion(void **state)
     (void)state;
     delete_init(&t, 1);
     t.servers[0]->silent_command = true;
-    message.name = (char *)(uintptr_t)"v";
+    message.name = (char *)(uintptr_t) "v";
     message.change_id = bytes_of(change_id, 16);
     assert_int_equal(peer_ask(t.client, OP_VOLUME_DELETE, &message.base, NULL, NULL), 0);
     assert_int_equal(peer_ask(t.client, OP_VOLUME_DELETE, &message.base, NULL, NULL), 0);
@@ -334,7 +337,7 @@ test_service_restarts_at_each_step(void **state)
         {
             Dl__VolumeDelete message = DL__VOLUME_DELETE__INIT;
 
-            message.name = (char *)(uintptr_t)"v";
+            message.name = (char *)(uintptr_t) "v";
             (void)peer_send(t.client, OP_VOLUME_DELETE, &message.base);
         }
         while (done < steps && fake_env_turn(&t.f.env)) {
@@ -358,7 +361,7 @@ test_service_restarts_at_each_step(void **state)
             assert_true(steps < 3);
             assert_int_equal(records(&t, "segment/"), 5000);
             t.client = fixture_client(&t.f);
-            message.name = (char *)(uintptr_t)"v";
+            message.name = (char *)(uintptr_t) "v";
             id = peer_send(t.client, OP_VOLUME_DELETE, &message.base);
             fixture_run(&t.f, SECOND);
             assert_int_equal(fixture_reply_status(t.client, id), 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Attach, probe and detach: who gets a volume, who is refused and told by whom, and that each lease is a new one.  Takeovers of
- * what a dead owner left: test_meta_takeover.c.
+ * Attach, probe and detach: who gets a volume, who is refused and told by whom, and that each lease
+ * is a new one.  Takeovers of what a dead owner left: test_meta_takeover.c.
  */
 #include "tests/unit/meta/fixture.h"
 
@@ -163,7 +163,8 @@ test_owner_that_reconnects_keeps_the_volume(void **state)
     fixture_run(&t.f, 500 * MS);
     assert_null(peer_take_reply(other, id));
     again = fixture_client(&t.f);
-    assert_int_equal(ask_map(again, t.volume.id, 1, 0, 0, NULL), 0); /* any request with the lease */
+    assert_int_equal(ask_map(again, t.volume.id, 1, 0, 0, NULL),
+                     0); /* any request with the lease */
     assert_int_equal(again->probes, 1);
     assert_int_equal(fixture_reply_status(other, id), -DL_E_VOLUME_BUSY);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Placement on random clusters: distinct domains always; few sets in use; shares follow free space; who is full or down gets nothing; a
- * server that goes away for a while changes no grouping.
+ * Placement on random clusters: distinct domains always; few sets in use; shares follow free space;
+ * who is full or down gets nothing; a server that goes away for a while changes no grouping.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -192,7 +192,10 @@ test_shares_follow_free_space(void **state)
     placement_destroy(placement);
 }
 
-/* What is placed counts within a batch: 30 segments on 30 servers with room for little do not pile up. */
+/*
+ * What is placed counts within a batch: 30 segments on 30 servers with room for little do not pile
+ * up.
+ */
 static void
 test_a_batch_spreads(void **state)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dlblk-meta as a program: commands, mistakes and their exit statuses; a served cluster that survives kill -9; the end by SIGTERM.
- * Only loopback; the port is one that was free a moment before.
+ * dlblk-meta as a program: commands, mistakes and their exit statuses; a served cluster that
+ * survives kill -9; the end by SIGTERM. Only loopback; the port is one that was free a moment
+ * before.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -32,8 +33,7 @@ struct program_test {
 static char output[8192]; /* of the last command, stdout and stderr */
 
 /* The exit status. */
-static int __attribute__((format(printf, 1, 2)))
-run(const char *format, ...)
+static int __attribute__((format(printf, 1, 2))) run(const char *format, ...)
 {
     char arguments[1024], command[2048];
     va_list list;
@@ -257,8 +257,8 @@ receive(int fd, uint8_t *bytes, size_t count)
 
 /* The reply's message; NULL if the status is not 0.  PINGs of the service are dropped. */
 static ProtobufCMessage *
-ask(int fd, uint16_t opcode, const ProtobufCMessage *message, const ProtobufCMessageDescriptor *type,
-    int *ret_status)
+ask(int fd, uint16_t opcode, const ProtobufCMessage *message,
+    const ProtobufCMessageDescriptor *type, int *ret_status)
 {
     static uint8_t bytes[FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX];
     struct frame_out *out = frame_out_create_message(opcode, 0, 77, 0, message);
@@ -341,7 +341,8 @@ test_serve(void **state)
     assert_false(log_has(&t, "AUTHENTICATION")); /* loopback */
 
     /* Nobody else gets the store; a backup does not need it. */
-    expect(1, "in use by another process", run("serve --dir %s --listen 127.0.0.1:%u", t.meta, free_port()));
+    expect(1, "in use by another process",
+           run("serve --dir %s --listen 127.0.0.1:%u", t.meta, free_port()));
     expect(0, "in /tmp", run("backup --dir %s %s/file", t.meta, t.dir));
 
     /* kill -9: the same cluster afterwards. */

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random histories: clients, servers and the service itself come and go while volumes are made, attached, stolen, allocated, detached and
- * deleted; the store takes time and loses what was not completed.  Checked on every answer, against what was answered before:
+ * Random histories: clients, servers and the service itself come and go while volumes are made,
+ * attached, stolen, allocated, detached and deleted; the store takes time and loses what was not
+ * completed.  Checked on every answer, against what was answered before:
  *
  *   - lease epochs only grow; one lease epoch belongs to one attach
  *   - a lease that is known to be over gets nothing any more
- *   - no takeover only after a clean detach of the lease before; a takeover is answered only when for each segment a server has been
- *     fenced with this lease or a higher one
+ *   - no takeover only after a clean detach of the lease before; a takeover is answered only when
+ *     for each segment a server has been fenced with this lease or a higher one
  *   - a segment that was answered once never changes; its servers are distinct
  *   - at the end everything that was answered is there
  *
@@ -40,20 +41,20 @@ struct asked {
     uint32_t name;
     uint64_t volume;
     uint32_t lease;
-    bool over;    /* allocate: the lease was known to be over when it was sent */
+    bool over; /* allocate: the lease was known to be over when it was sent */
     bool steal;
     uint8_t attach;
     bool done;
 };
 
 struct model_volume {
-    bool created;        /* an answer said so */
+    bool created; /* an answer said so */
     bool delete_sent;
-    bool deleted;        /* an answer said so */
+    bool deleted; /* an answer said so */
     uint32_t name;
-    uint32_t lease;      /* the highest that an answer told */
-    uint8_t attach_of[256]; /* by lease, modulo: which attach got it */
-    bool clean_sent[256];   /* by lease, modulo: a clean detach was asked for */
+    uint32_t lease;              /* the highest that an answer told */
+    uint8_t attach_of[256];      /* by lease, modulo: which attach got it */
+    bool clean_sent[256];        /* by lease, modulo: a clean detach was asked for */
     uint32_t slots[SEGMENTS][3]; /* server ids; 0: never seen */
 };
 
@@ -207,7 +208,8 @@ check_segments(struct history *h, uint64_t volume, Dl__Segment **segments, size_
 
 /* For each segment one of its servers refuses the leases before this one. */
 static void
-check_fenced(struct history *h, uint64_t volume, uint32_t lease, Dl__Segment **segments, size_t count)
+check_fenced(struct history *h, uint64_t volume, uint32_t lease, Dl__Segment **segments,
+             size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         bool fenced = false;
@@ -215,7 +217,8 @@ check_fenced(struct history *h, uint64_t volume, uint32_t lease, Dl__Segment **s
         for (unsigned k = 0; k < 3; k++)
             for (uint32_t s = 0; s < SERVERS; s++)
                 fenced = fenced ||
-                         (s + 1 == segments[i]->slots[k]->server_id && /* as they registered first */
+                         (s + 1 ==
+                              segments[i]->slots[k]->server_id && /* as they registered first */
                           h->servers[s]->fence_of_volume[volume] >= lease);
         assert_true(fenced);
     }
@@ -224,8 +227,8 @@ check_fenced(struct history *h, uint64_t volume, uint32_t lease, Dl__Segment **s
 static void
 on_attach(struct history *h, struct asked *asked, const struct fake_frame *frame)
 {
-    Dl__AttachReply *reply =
-        (Dl__AttachReply *)fake_frame_unpack(frame, &dl__attach_reply__descriptor);
+    Dl__AttachReply *reply = (Dl__AttachReply *)fake_frame_unpack(frame,
+                                                                  &dl__attach_reply__descriptor);
     uint64_t volume = reply->volume->id;
     uint32_t lease = reply->lease_epoch;
     struct model_volume *model = model_of(h, volume);
@@ -254,8 +257,8 @@ on_attach(struct history *h, struct asked *asked, const struct fake_frame *frame
 static void
 on_info(struct history *h, const struct fake_frame *frame)
 {
-    Dl__VolumeReply *reply =
-        (Dl__VolumeReply *)fake_frame_unpack(frame, &dl__volume_reply__descriptor);
+    Dl__VolumeReply *reply = (Dl__VolumeReply *)fake_frame_unpack(frame,
+                                                                  &dl__volume_reply__descriptor);
     struct model_volume *model = model_of(h, reply->volume->id);
 
     assert_false(model->deleted);
@@ -266,8 +269,8 @@ on_info(struct history *h, const struct fake_frame *frame)
 static void
 on_create(struct history *h, struct asked *asked, const struct fake_frame *frame)
 {
-    Dl__VolumeReply *reply =
-        (Dl__VolumeReply *)fake_frame_unpack(frame, &dl__volume_reply__descriptor);
+    Dl__VolumeReply *reply = (Dl__VolumeReply *)fake_frame_unpack(frame,
+                                                                  &dl__volume_reply__descriptor);
     struct model_volume *model = model_of(h, reply->volume->id);
 
     assert_false(model->created); /* an id is given once */
@@ -515,16 +518,18 @@ test_random_histories(void **state)
         refused_over += h->refused_over;
     }
     free(h);
-    print_message("create %llu/%llu attach %llu/%llu allocate %llu/%llu detach %llu/%llu delete %llu/%llu info %llu/%llu; "
-                  "%llu takeovers, %llu steals, %llu crashes, %llu requests of leases that were over\n",
-                  (unsigned long long)answered_ok[0], (unsigned long long)counts[0],
-                  (unsigned long long)answered_ok[1], (unsigned long long)counts[1],
-                  (unsigned long long)answered_ok[2], (unsigned long long)counts[2],
-                  (unsigned long long)answered_ok[3], (unsigned long long)counts[3],
-                  (unsigned long long)answered_ok[4], (unsigned long long)counts[4],
-                  (unsigned long long)answered_ok[5], (unsigned long long)counts[5],
-                  (unsigned long long)takeovers, (unsigned long long)steals,
-                  (unsigned long long)crashes, (unsigned long long)refused_over);
+    print_message(
+        "create %llu/%llu attach %llu/%llu allocate %llu/%llu "
+        "detach %llu/%llu delete %llu/%llu info %llu/%llu; "
+        "%llu takeovers, %llu steals, %llu crashes, %llu requests of leases that were over\n",
+        (unsigned long long)answered_ok[0], (unsigned long long)counts[0],
+        (unsigned long long)answered_ok[1], (unsigned long long)counts[1],
+        (unsigned long long)answered_ok[2], (unsigned long long)counts[2],
+        (unsigned long long)answered_ok[3], (unsigned long long)counts[3],
+        (unsigned long long)answered_ok[4], (unsigned long long)counts[4],
+        (unsigned long long)answered_ok[5], (unsigned long long)counts[5],
+        (unsigned long long)takeovers, (unsigned long long)steals, (unsigned long long)crashes,
+        (unsigned long long)refused_over);
     if (one != NULL)
         return;
     /* It did what it is for. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Restarts and the store: what was answered is there afterwards, what was not answered is there or not but never half; a second
- * service on the same store ends the first; a store that can't be understood is refused with its reason.
+ * Restarts and the store: what was answered is there afterwards, what was not answered is there or
+ * not but never half; a second service on the same store ends the first; a store that can't be
+ * understood is refused with its reason.
  */
 #include "tests/unit/meta/fixture.h"
 
@@ -118,8 +119,8 @@ test_grace_for_owners(void **state)
 }
 
 /*
- * The service dies between commit and answer: with the commit kept the repetition gets what was done, without it
- * the request is done now; either way once.
+ * The service dies between commit and answer: with the commit kept the repetition gets what was
+ * done, without it the request is done now; either way once.
  */
 static void
 test_crash_between_commit_and_answer(void **state)
@@ -140,7 +141,7 @@ test_crash_between_commit_and_answer(void **state)
         add_servers(&f, servers, 3);
         client = fixture_client(&f);
         policy.failure_domain = DL__FAILURE_DOMAIN__DOMAIN_SERVER;
-        message.name = (char *)(uintptr_t)"v";
+        message.name = (char *)(uintptr_t) "v";
         message.size_bytes = 64 * MIB;
         message.segment_bytes = MIB;
         message.policy = &policy;
@@ -239,7 +240,7 @@ test_failed_commit_ends_the_service(void **state)
 
         policy.failure_domain = DL__FAILURE_DOMAIN__DOMAIN_SERVER;
         create.policy = &policy;
-        create.name = (char *)(uintptr_t)"v";
+        create.name = (char *)(uintptr_t) "v";
         create.size_bytes = MIB;
         id = peer_send(client, OP_VOLUME_CREATE, &create.base);
     }
@@ -277,7 +278,7 @@ test_second_service_ends_the_first(void **state)
 
         policy.failure_domain = DL__FAILURE_DOMAIN__DOMAIN_SERVER;
         create.policy = &policy;
-        create.name = (char *)(uintptr_t)"b";
+        create.name = (char *)(uintptr_t) "b";
         create.size_bytes = MIB;
         id = peer_send(client, OP_VOLUME_CREATE, &create.base);
         fixture_settle(&f);
@@ -395,7 +396,7 @@ test_damaged_records(void **state)
     put_message(&f, schema_key_text("next/server"), &counter.base);
 
     volume.id = 1;
-    volume.name = (char *)(uintptr_t)"v";
+    volume.name = (char *)(uintptr_t) "v";
     volume.size_bytes = 64 * MIB;
     volume.segment_bytes = 1 << 20;
     volume.stripe_width = 1;
@@ -404,10 +405,10 @@ test_damaged_records(void **state)
     put_message(&f, schema_key_volume(2), &volume.base);
     expect_fatal(&f, -DL_E_STORE_DAMAGED, "volume 2");
     volume.id = 2;
-    volume.name = (char *)(uintptr_t)"a b";
+    volume.name = (char *)(uintptr_t) "a b";
     put_message(&f, schema_key_volume(2), &volume.base);
     expect_fatal(&f, -DL_E_STORE_DAMAGED, "volume 2");
-    volume.name = (char *)(uintptr_t)"v";
+    volume.name = (char *)(uintptr_t) "v";
     volume.segment_bytes = 12345;
     put_message(&f, schema_key_volume(2), &volume.base);
     expect_fatal(&f, -DL_E_STORE_DAMAGED, "size");
@@ -424,7 +425,7 @@ test_damaged_records(void **state)
     volume.id = 3;
     put_message(&f, schema_key_volume(3), &volume.base);
     expect_fatal(&f, -DL_E_STORE_DAMAGED, "two volumes are named v");
-    volume.name = (char *)(uintptr_t)"w";
+    volume.name = (char *)(uintptr_t) "w";
     put_message(&f, schema_key_volume(3), &volume.base);
 
     segment.config_epoch = 1;
@@ -479,8 +480,7 @@ test_damaged_segments(void **state)
     }
 }
 
-UNIT_MAIN(cmocka_unit_test(test_everything_is_there_again),
-          cmocka_unit_test(test_grace_for_owners),
+UNIT_MAIN(cmocka_unit_test(test_everything_is_there_again), cmocka_unit_test(test_grace_for_owners),
           cmocka_unit_test(test_crash_between_commit_and_answer),
           cmocka_unit_test(test_failed_commit_ends_the_service),
           cmocka_unit_test(test_second_service_ends_the_first),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Segments: allocation over distinct failure domains, repetitions, limits, what is said when servers are down or full, maps in pages.
+ * Segments: allocation over distinct failure domains, repetitions, limits, what is said when
+ *           servers are down or full, maps in pages.
  */
 #include "tests/unit/meta/fixture.h"
 
@@ -32,12 +33,12 @@ segment_init(struct segment_test *t, const struct meta_options *options)
         t->servers[i] = fixture_server(&t->f, i + 1, host);
     }
     t->client = fixture_client(&t->f);
-    message.name = (char *)(uintptr_t)"v";
+    message.name = (char *)(uintptr_t) "v";
     message.size_bytes = 64 * MIB;
     message.segment_bytes = MIB;
-    assert_int_equal(peer_ask(t->client, OP_VOLUME_CREATE, &message.base,
-                              &dl__volume_reply__descriptor, &reply),
-                     0);
+    assert_int_equal(
+        peer_ask(t->client, OP_VOLUME_CREATE, &message.base, &dl__volume_reply__descriptor, &reply),
+        0);
     t->volume = *((Dl__VolumeReply *)reply)->volume;
     protobuf_c_message_free_unpacked(reply, NULL);
     assert_int_equal(ask_attach(t->client, "v", 1, NULL), 0);
@@ -138,8 +139,8 @@ test_bad_requests(void **state)
     message.lease_epoch = 1;
     message.segments = doubles;
     message.n_segments = 4;
-    assert_int_equal(peer_ask(t.client, OP_ALLOCATE, &message.base, &dl__map_reply__descriptor, &reply),
-                     0);
+    assert_int_equal(
+        peer_ask(t.client, OP_ALLOCATE, &message.base, &dl__map_reply__descriptor, &reply), 0);
     map = (Dl__MapReply *)reply;
     assert_int_equal(map->n_segments, 4); /* as asked */
     check_segment(map->segments[0], 5);
@@ -281,11 +282,11 @@ test_clique_and_rack(void **state)
         assert_int_equal(peer_register(server), 0);
     }
     client = fixture_client(&f);
-    message.name = (char *)(uintptr_t)"v";
+    message.name = (char *)(uintptr_t) "v";
     message.size_bytes = 64 * MIB;
     message.segment_bytes = MIB;
     message.policy = &policy;
-    policy.clique = (char *)(uintptr_t)"odd";
+    policy.clique = (char *)(uintptr_t) "odd";
     policy.failure_domain = DL__FAILURE_DOMAIN__DOMAIN_RACK;
     policy.replicas = 6;
     assert_int_equal(peer_ask(client, OP_VOLUME_CREATE, &message.base, NULL, NULL),
@@ -323,7 +324,7 @@ test_last_stripe_set_is_whole(void **state)
     for (uint32_t i = 0; i < 3; i++)
         (void)fixture_server(&f, i + 1, "h");
     client = fixture_client(&f);
-    message.name = (char *)(uintptr_t)"v";
+    message.name = (char *)(uintptr_t) "v";
     message.size_bytes = 4 * MIB + 4096;
     message.segment_bytes = MIB;
     message.stripe_width = 4;
@@ -374,6 +375,6 @@ test_large_map(void **state)
 UNIT_MAIN(cmocka_unit_test(test_allocation), cmocka_unit_test(test_one_commit_per_batch),
           cmocka_unit_test(test_bad_requests), cmocka_unit_test(test_map_in_pages),
           cmocka_unit_test(test_down_servers_get_nothing),
-          cmocka_unit_test(test_full_servers_get_nothing),
-          cmocka_unit_test(test_limit_of_segments), cmocka_unit_test(test_clique_and_rack),
-          cmocka_unit_test(test_last_stripe_set_is_whole), cmocka_unit_test(test_large_map))
+          cmocka_unit_test(test_full_servers_get_nothing), cmocka_unit_test(test_limit_of_segments),
+          cmocka_unit_test(test_clique_and_rack), cmocka_unit_test(test_last_stripe_set_is_whole),
+          cmocka_unit_test(test_large_map))

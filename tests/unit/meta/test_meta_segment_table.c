@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The table of a volume's segments against a plain array, through random inserts and removals; and its memory: under 100 bytes per
- * segment however they come.
+ * The table of a volume's segments against a plain array, through random inserts and removals; and
+ * its memory: under 100 bytes per segment however they come.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -13,9 +13,9 @@ list_servers(struct peer *client)
     Dl__ServerList message = DL__SERVER_LIST__INIT;
     ProtobufCMessage *reply;
 
-    assert_int_equal(peer_ask(client, OP_SERVER_LIST, &message.base,
-                              &dl__server_list_reply__descriptor, &reply),
-                     0);
+    assert_int_equal(
+        peer_ask(client, OP_SERVER_LIST, &message.base, &dl__server_list_reply__descriptor, &reply),
+        0);
     return (Dl__ServerListReply *)reply;
 }
 
@@ -88,7 +88,8 @@ test_bad_registrations(void **state)
     Dl__ServerListReply *list;
     uint8_t other[16] = "not-this-disk";
     char long_text[301];
-    static const char *const addresses[] = {"", "host", "host:0", "host:99999", "a b:1", ":1", "x:1:2"};
+    static const char *const addresses[] = {"",      "host", "host:0", "host:99999",
+                                            "a b:1", ":1",   "x:1:2"};
     static const char *const labels[] = {"a b", "-x", "h\n", "\xc3\xa4", "a/b"};
 
     (void)state;
@@ -190,11 +191,15 @@ test_copied_disk_is_refused_while_the_original_lives(void **state)
     assert_non_null(strstr(fixture_error_hint(), "format"));
     assert_false(original->link.down);
     fixture_run(&f, 10 * SECOND);
-    assert_int_equal(state_of(fixture_client(&f), original->server_id), DL__SERVER_STATE__SERVER_UP);
+    assert_int_equal(state_of(fixture_client(&f), original->server_id),
+                     DL__SERVER_STATE__SERVER_UP);
     fixture_fini(&f);
 }
 
-/* The old connection stands, but nobody answers there: the machine was reset.  The restarted server gets in after a second. */
+/*
+ * The old connection stands, but nobody answers there: the machine was reset.  The restarted server
+ * gets in after a second.
+ */
 static void
 test_dead_connection_gives_way(void **state)
 {
@@ -404,7 +409,7 @@ test_troubles_are_shown(void **state)
     heartbeat.capacity_bytes = 1000;
     heartbeat.used_bytes = 2000; /* more than it has: cut */
     heartbeat.available_bytes = 500;
-    heartbeat.stopped = (char *)(uintptr_t)"a flush failed\n\x1b[1m";
+    heartbeat.stopped = (char *)(uintptr_t) "a flush failed\n\x1b[1m";
     assert_int_equal(peer_ask(server, OP_SERVER_HEARTBEAT, &heartbeat.base, NULL, NULL), 0);
     list = list_servers(client);
     assert_non_null(strstr(list->servers[0]->problem, "a flush failed??[1m"));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections: HELLO and everything that can be wrong with it, frames that make no sense, flow control, silence.  Whatever one peer
+ * Connections: HELLO and everything that can be wrong with it, frames that make no sense, flow
+ *              control, silence.  Whatever one peer
  * does, the others go on.
  */
 #include "tests/unit/meta/fixture.h"
@@ -107,7 +108,8 @@ test_bad_hellos(void **state)
     hello.server_uuid = bytes_of(bytes, 16);
     expect_refused(&f, &hello, -DL_E_CLUSTER_MISMATCH, "none");
 
-    assert_int_equal(ask_create(good, "v", 1u << 20, NULL), -DL_E_TOO_FEW_DOMAINS); /* it is served */
+    assert_int_equal(ask_create(good, "v", 1u << 20, NULL),
+                     -DL_E_TOO_FEW_DOMAINS); /* it is served */
     fixture_fini(&f);
 }
 
@@ -180,7 +182,8 @@ test_bad_requests_are_answered(void **state)
     assert_int_equal(peer_ask(client, OP_SERVER_REGISTER, NULL, NULL, NULL), -DL_E_ROLE_WRONG);
     assert_int_equal(peer_ask(server, OP_VOLUME_LIST, &list.base, NULL, NULL), -DL_E_ROLE_WRONG);
     assert_non_null(strstr(fixture_error_text(), "chunkserver"));
-    fake_link_feed(&client->link, OP_ATTACH, 0, 100, "\x0a\xff", 2, 0); /* a string that runs off the end */
+    fake_link_feed(&client->link, OP_ATTACH, 0, 100, "\x0a\xff", 2,
+                   0); /* a string that runs off the end */
     fixture_settle(&f);
     assert_int_equal(fixture_reply_status(client, 100), -DL_E_MESSAGE_MALFORMED);
     fake_link_feed(&client->link, OP_VOLUME_LIST, 0, 101, NULL, 0, 4096); /* a payload */
@@ -256,7 +259,10 @@ test_silent_peer_is_pinged_and_closed(void **state)
     fixture_fini(&f);
 }
 
-/* Requests that wait hold the connection back, not the memory: attaches of a dead owner's volume, without end. */
+/*
+ * Requests that wait hold the connection back, not the memory: attaches of a dead owner's volume,
+ * without end.
+ */
 static void
 test_too_many_requests_pause_the_connection(void **state)
 {

@@ -159,7 +159,7 @@ test_full_and_stopped(void **state)
     heartbeat.available_bytes = 50 * MIB;
     assert_int_equal(peer_ask(servers[0], OP_SERVER_HEARTBEAT, &heartbeat.base, NULL, NULL), 0);
     expect(client, "degraded", "95 % full");
-    heartbeat.stopped = (char *)(uintptr_t)"the drive failed a flush";
+    heartbeat.stopped = (char *)(uintptr_t) "the drive failed a flush";
     assert_int_equal(peer_ask(servers[0], OP_SERVER_HEARTBEAT, &heartbeat.base, NULL, NULL), 0);
     expect(client, "degraded", "takes no writes: the drive failed a flush");
     heartbeat = (Dl__ServerHeartbeat)DL__SERVER_HEARTBEAT__INIT;

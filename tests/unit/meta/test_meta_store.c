@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The promises of meta/store.h, the same tests for both implementations: atomic commits in order, guards, revisions, ordered
- * scans; what was completed is there after a restart.  Then what only the one in memory has: a crash keeps a prefix.
+ * The promises of meta/store.h, the same tests for both implementations: atomic commits in order,
+ * guards, revisions, ordered scans; what was completed is there after a restart.  Then what only
+ * the one in memory has: a crash keeps a prefix.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -239,11 +240,10 @@ on_scan(struct store_scan *scan, int err)
     for (uint32_t i = 0; i < scan->item_count; i++) {
         size_t used = strlen(wait->text);
 
-        (void)snprintf(wait->text + used, sizeof(wait->text) - used, "%s%.*s=%.*s",
-                       used > 0 ? " " : "", (int)scan->items[i].key.length_bytes,
-                       (const char *)scan->items[i].key.bytes,
-                       (int)scan->items[i].value.length_bytes,
-                       (const char *)scan->items[i].value.bytes);
+        (void)snprintf(
+            wait->text + used, sizeof(wait->text) - used, "%s%.*s=%.*s", used > 0 ? " " : "",
+            (int)scan->items[i].key.length_bytes, (const char *)scan->items[i].key.bytes,
+            (int)scan->items[i].value.length_bytes, (const char *)scan->items[i].value.bytes);
         assert_true(scan->items[i].revision > 0);
     }
 }
@@ -347,7 +347,10 @@ check_guard(struct place *place)
     assert_int_equal(commit_finish(place, &wait), -DL_E_STORE_CONFLICT);
 }
 
-/* Many at once: they complete in order, and each guard sees the commits before it, also those of its own group. */
+/*
+ * Many at once: they complete in order, and each guard sees the commits before it, also those of
+ * its own group.
+ */
 static void
 check_many_in_flight(struct place *place)
 {
@@ -377,7 +380,9 @@ check_many_in_flight(struct place *place)
     assert_string_equal(get(place, "g", NULL), "1");
 }
 
-/* A get behind a commit that was started before it, without waiting: both are there, in this order. */
+/*
+ * A get behind a commit that was started before it, without waiting: both are there, in this order.
+ */
 static void
 check_get_behind_commit(struct place *place)
 {
@@ -503,7 +508,9 @@ test_rocksdb_places(void **state)
     place_fini(&place);
 }
 
-/* Closed with requests in flight: they are finished, without on_done, and what they did is durable. */
+/*
+ * Closed with requests in flight: they are finished, without on_done, and what they did is durable.
+ */
 static void
 test_rocksdb_close_finishes(void **state)
 {

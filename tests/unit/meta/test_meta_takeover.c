@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Takeovers: an owner died without detaching.  The next one's attach is answered only when no write of the old one can be acknowledged
- * any more: one server of each segment has answered the FENCE.  All the answers come by FENCE_STATUS.
+ * Takeovers: an owner died without detaching.  The next one's attach is answered only when no write
+ *            of the old one can be acknowledged
+ * any more: one server of each segment has answered the FENCE.  All the answers come by
+ * FENCE_STATUS.
  *
  *   4 servers; segments lie on 3 of them each
  */
@@ -206,7 +208,9 @@ test_attach_waits_for_one_of_each_segment(void **state)
     fixture_fini(&t.f);
 }
 
-/* The former owner is refused from the moment the new lease is committed, not from the answer on. */
+/*
+ * The former owner is refused from the moment the new lease is committed, not from the answer on.
+ */
 static void
 test_old_lease_is_over_while_attach_waits(void **state)
 {
@@ -273,7 +277,10 @@ test_silent_servers_are_named(void **state)
     fixture_fini(&t.f);
 }
 
-/* While somebody waits for his attach he lives, whatever he could say to a probe: he doesn't know his lease yet. */
+/*
+ * While somebody waits for his attach he lives, whatever he could say to a probe: he doesn't know
+ * his lease yet.
+ */
 static void
 test_attach_in_progress_is_busy(void **state)
 {
@@ -648,7 +655,8 @@ answer_in_parts(struct takeover_test *t, struct peer *server, uint32_t lease_epo
         {
             Dl__MapReply *map;
 
-            assert_int_equal(ask_map(t->client, t->volume.id, 0, fence->first_segment, 20, &map), 0);
+            assert_int_equal(ask_map(t->client, t->volume.id, 0, fence->first_segment, 20, &map),
+                             0);
             for (uint32_t i = 0; i < 20; i++)
                 for (uint32_t k = 0; k < 3; k++)
                     if (map->segments[i]->slots[k]->server_id == server->server_id)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Volumes: create, list, info, rename, resize: what is accepted, what is refused and with which words, what a repetition gets; and that
+ * Volumes: create, list, info, rename, resize: what is accepted, what is refused and with which
+ *          words, what a repetition gets; and that
  * nothing is seen of a change before it is durable.
  */
 #include "tests/unit/meta/fixture.h"
@@ -138,9 +139,9 @@ test_everything_chosen(void **state)
 static void
 test_bad_names(void **state)
 {
-    static const char *const names[] = {"",     ".",      "..",    ".a",    "-a",     "_a",  "a b",
-                                        "a/b",  "a\nb",   "a\tb",  "\x1b[m", "a\x7f", "a:b", "a@b",
-                                        "a%sb", "\xc3\xa4", "a;rm", "a'b",   "a\\b",  "*"};
+    static const char *const names[] = {"",     ".",        "..",   ".a",     "-a",    "_a",  "a b",
+                                        "a/b",  "a\nb",     "a\tb", "\x1b[m", "a\x7f", "a:b", "a@b",
+                                        "a%sb", "\xc3\xa4", "a;rm", "a'b",    "a\\b",  "*"};
     struct volume_test t;
     char long_name[301];
     Dl__VolumeReply *info;
@@ -186,11 +187,12 @@ test_bad_sizes(void **state)
         {UINT64_MAX, 0, 0, 0, 0, -DL_E_SIZE_INVALID},
         {UINT64_MAX & ~4095ull, 0, 0, 0, 0, -DL_E_SIZE_INVALID},
         {1ull << 63, 0, 0, 0, 0, -DL_E_SIZE_INVALID},
-        {1ull << 62, 1u << 30, 0, 0, 0, -DL_E_SIZE_INVALID},         /* 2^32 segments */
-        {(1ull << 62) - (1u << 30), 1u << 30, 0, 0, 0, 0},           /* 2^32 - 1 */
-        {((1ull << 32) - 1) * (64 * MIB), 0, 0, 0, 0, 0},            /* the same of 64 MiB */
+        {1ull << 62, 1u << 30, 0, 0, 0, -DL_E_SIZE_INVALID}, /* 2^32 segments */
+        {(1ull << 62) - (1u << 30), 1u << 30, 0, 0, 0, 0},   /* 2^32 - 1 */
+        {((1ull << 32) - 1) * (64 * MIB), 0, 0, 0, 0, 0},    /* the same of 64 MiB */
         {((1ull << 32) - 1) * (64 * MIB) + 4096, 0, 0, 0, 0, -DL_E_SIZE_INVALID},
-        {(1ull << 62) - (1u << 30), 1u << 30, 0, 2, 0, -DL_E_SIZE_INVALID}, /* an odd number of segments */
+        {(1ull << 62) - (1u << 30), 1u << 30, 0, 2, 0,
+         -DL_E_SIZE_INVALID}, /* an odd number of segments */
         {GIB, 1000000, 0, 0, 0, -DL_E_SIZE_INVALID},
         {GIB, 1u << 19, 0, 0, 0, -DL_E_SIZE_INVALID},
         {GIB, 1u << 31, 0, 0, 0, -DL_E_SIZE_INVALID},
