@@ -250,6 +250,29 @@ fake_chunk_write(struct fake_chunk *chunk, const struct data_write *write, const
     fake_require(chunk->pending.count <= 1024);
 }
 
+void
+fake_server_put(struct fake_server *server, const struct fake_volume *volume, uint32_t segment,
+                uint64_t version, uint32_t first_sector, uint32_t sector_count, const uint8_t *data)
+{
+    le32 crcs[WIRE_IO_SECTORS_MAX];
+    struct data_write write = {
+        .target = {.volume = volume->id,
+                   .segment = segment,
+                   .flags = data == NULL ? WRITE_ZERO : 0,
+                   .offset_sectors = first_sector,
+                   .length_sectors = sector_count},
+        .version = version,
+        .crcs_le = crcs[0].bytes,
+    };
+
+    for (uint32_t slot = 0; slot < volume->replicas; slot++)
+        if (fake_volume_server_id(server->cluster, volume, segment, slot) == server->id)
+            write.target.slot = slot;
+    for (uint32_t i = 0; i < sector_count && data != NULL; i++)
+        crcs[i] = le32_of(crc32c(0, data + (size_t)i * WIRE_SECTOR_BYTES, WIRE_SECTOR_BYTES));
+    fake_chunk_write(fake_chunk_get(server, &write.target), &write, data);
+}
+
 /* --- a chunkserver's requests --- */
 
 static bool

@@ -145,6 +145,14 @@ struct fake_chunk *fake_server_chunk(struct fake_server *server, uint64_t volume
 
 /* --- things that happen --- */
 
+/*
+ * A write as an owner of the past left it: pending on this server's slot of the segment.  data: the sectors, NULL for a
+ * zero extent.
+ */
+void fake_server_put(struct fake_server *server, const struct fake_volume *volume, uint32_t segment,
+                     uint64_t version, uint32_t first_sector, uint32_t sector_count,
+                     const uint8_t *data);
+
 void fake_server_release(struct fake_server *server);
 /* All its links are closed, from its side. */
 void fake_server_drop_links(struct fake_server *server);

@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Takeover: an owner died and left writes on some slots and not on others.  The next one makes every listed sector alike: the
+ * highest version that can be read wins; overlapping writes of several sectors by whole sectors; zeroes as zeroes.  Segments wait
+ * for the answers of all their in-sync slots, and for nothing else.
+ */
+#include "tests/unit/client/fixture.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/unit/lib/fake_rng.h"
+
+#define LEASE             1ull
+#define VERSION(sequence) (LEASE << 40 | (uint64_t)(sequence))
+
+/* A volume whose first 3 segments were written by an owner that is gone; nothing pending. */
+static struct fake_volume *
+abandoned(struct fixture *f)
+{
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 8 * MIB);
+
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_write(f, 0, 3 * MIB, 1), 0);
+    fixture_run(f, SIM_S);
+    assert_int_equal(fixture_pending_count(f, volume), 0);
+    fixture_kill_client(f);
+    assert_false(volume->clean);
+    return volume;
+}
+
+/* The server that has this slot of the segment. */
+static struct fake_server *
+server_of(struct fixture *f, const struct fake_volume *volume, uint32_t segment, uint32_t slot)
+{
+    return &f->cluster.servers[fake_volume_server_id(&f->cluster, volume, segment, slot) - 1];
+}
+
+static void
+put(struct fixture *f, const struct fake_volume *volume, uint32_t segment, uint32_t slot,
+    uint64_t version, uint32_t first, uint32_t count, uint8_t fill)
+{
+    uint8_t *data = malloc((size_t)count * 4096);
+
+    fixture_pattern(data, (uint64_t)segment * MIB + first * 4096ull, count * 4096ull, fill);
+    fake_server_put(server_of(f, volume, segment, slot), volume, segment, version, first, count,
+                    fill == 0 ? NULL : data);
+    free(data);
+}
+
+static void
+check_sectors(struct fixture *f, uint32_t segment, uint32_t first, uint32_t count, uint8_t fill)
+{
+    fixture_check(f, (uint64_t)segment * MIB + first * 4096ull, count * 4096ull, fill);
+}
+
+static void
+close_clean(struct fixture *f, const struct fake_volume *volume)
+{
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    assert_int_equal(fixture_close(f), 0);
+    assert_true(volume->clean);
+    fixture_check_slots_alike(f, volume);
+    assert_int_equal(fixture_pending_count(f, volume), 0);
+    fixture_destroy(f);
+}
+
+static uint64_t
+total_resolves(const struct fixture *f)
+{
+    uint64_t resolves = 0;
+
+    for (uint32_t i = 0; i < f->cluster.server_count; i++)
+        resolves += f->cluster.servers[i].resolves;
+    return resolves;
+}
+
+static void
+test_nothing_pending(void **state)
+{
+    struct fixture *f = fixture_create(1, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_check(f, 0, 3 * MIB, 1);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    assert_int_equal(total_resolves(f), 0);
+    close_clean(f, volume);
+}
+
+/* On one slot, on two, on all: wherever it is, it is everywhere afterwards. */
+static void
+test_pending_on_some_slots(void **state)
+{
+    struct fixture *f = fixture_create(2, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 5, 3, 2);
+    put(f, volume, 0, 1, VERSION(11), 20, 1, 3);
+    put(f, volume, 0, 2, VERSION(11), 20, 1, 3);
+    for (unsigned slot = 0; slot < 3; slot++)
+        put(f, volume, 1, slot, VERSION(4), 0, 2, 4);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 5, 3, 2);
+    check_sectors(f, 0, 20, 1, 3);
+    check_sectors(f, 1, 0, 2, 4);
+    check_sectors(f, 0, 4, 1, 1);
+    check_sectors(f, 0, 8, 1, 1);
+    close_clean(f, volume);
+}
+
+/*
+ *   sector     0  1  2  3  4  5
+ *   slot 0     A  A  A  A            version 10
+ *   slot 1           B  B  B  B      version 11
+ *   slot 2        C                  version 12
+ *   then       A  C  B  B  B  B
+ */
+static void
+test_overlapping_writes(void **state)
+{
+    struct fixture *f = fixture_create(3, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 0, 4, 10);
+    put(f, volume, 0, 1, VERSION(11), 2, 4, 11);
+    put(f, volume, 0, 2, VERSION(12), 1, 1, 12);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 0, 1, 10);
+    check_sectors(f, 0, 1, 1, 12);
+    check_sectors(f, 0, 2, 4, 11);
+    check_sectors(f, 0, 6, 1, 1);
+    close_clean(f, volume);
+}
+
+/* The lower version is on more slots: the higher one wins all the same. */
+static void
+test_the_highest_version_wins(void **state)
+{
+    struct fixture *f = fixture_create(4, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 7, 1, 10);
+    put(f, volume, 0, 1, VERSION(10), 7, 1, 10);
+    put(f, volume, 0, 1, VERSION(11), 7, 1, 11);
+    put(f, volume, 0, 2, VERSION(10), 7, 1, 10);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 7, 1, 11);
+    close_clean(f, volume);
+}
+
+static void
+test_zeroes(void **state)
+{
+    struct fixture *f = fixture_create(5, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 1, VERSION(10), 0, 256, 0);  /* the whole segment */
+    put(f, volume, 0, 2, VERSION(11), 100, 2, 11); /* and a write in it */
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 0, 100, 0);
+    check_sectors(f, 0, 100, 2, 11);
+    check_sectors(f, 0, 102, 154, 0);
+    check_sectors(f, 1, 0, 256, 1);
+    close_clean(f, volume); /* compares kinds as well */
+}
+
+/*
+ * The slot with the highest version can't deliver it, and another one lacks it: it was never acknowledged, and what the others
+ * have is rewritten.
+ */
+static void
+test_an_unreadable_highest_version(void **state)
+{
+    struct fixture *f = fixture_create(6, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 3, 1, 10);
+    put(f, volume, 0, 1, VERSION(11), 3, 1, 11);
+    server_of(f, volume, 0, 1)->faults.read_err = -DL_E_MEDIA_READ;
+    server_of(f, volume, 0, 1)->faults.read_err_count = 1;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 3, 1, 10);
+    close_clean(f, volume);
+}
+
+/* As before, by a checksum error; and nobody else has anything pending. */
+static void
+test_a_damaged_highest_version(void **state)
+{
+    struct fixture *f = fixture_create(7, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 1, VERSION(11), 3, 1, 11);
+    server_of(f, volume, 0, 1)->faults.read_flip_count = 1;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 3, 1, 1);
+    close_clean(f, volume);
+}
+
+/* All have it and none can deliver it: they are alike, and the volume can be used. */
+static void
+test_unreadable_everywhere(void **state)
+{
+    struct fixture *f = fixture_create(8, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    for (unsigned slot = 0; slot < 3; slot++) {
+        put(f, volume, 0, slot, VERSION(11), 3, 1, 11);
+        server_of(f, volume, 0, slot)->faults.read_err = -DL_E_MEDIA_READ;
+        server_of(f, volume, 0, slot)->faults.read_err_count = 1;
+    }
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 0, 3, 1);
+    check_sectors(f, 0, 3, 1, 11);
+    assert_int_equal(total_resolves(f), 0);
+    fixture_destroy(f);
+}
+
+/* A segment waits for its own servers only; and says for whom. */
+static void
+test_waits_for_answers(void **state)
+{
+    struct fixture *f = fixture_create(9, 4);
+    struct fake_volume *volume = abandoned(f);
+    struct fixture_request *read, *write;
+
+    (void)state;
+    put(f, volume, 1, 2, VERSION(10), 3, 1, 10);
+    /* Of the segments that exist, 0 to 5, all but 0 and 4 have a slot on server 4. */
+    f->cluster.unanswered = 1u << 3;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 0, 4, 1);
+    assert_int_equal(fixture_write(f, 4096, 4096, 5), 0);
+    assert_int_equal(fixture_write(f, 7 * MIB, 4096, 5), 0); /* allocated by this owner */
+    read = fixture_submit(f, DLBLK_READ, MIB + 3 * 4096, 4096, 0);
+    write = fixture_submit(f, DLBLK_WRITE, 2 * MIB, 4096, 6);
+    fixture_run(f, 3 * SIM_S);
+    assert_false(read->done || write->done);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 4);
+    assert_non_null(strstr(fixture_stats(f).blocked, "server 4 (server-4:"));
+    f->cluster.unanswered = 0;
+    fixture_meta_release(f);
+    assert_int_equal(fixture_wait(f, read), 0);
+    assert_int_equal(fixture_wait(f, write), 0);
+    check_sectors(f, 1, 3, 1, 10);
+    fixture_check(f, 2 * MIB, 4096, 6);
+    close_clean(f, volume);
+}
+
+/* A close that can't wait for the answers leaves the rest to the next owner. */
+static void
+test_a_close_before_the_end(void **state)
+{
+    struct fixture *f = fixture_create(10, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 1, 2, VERSION(10), 3, 1, 10);
+    f->cluster.unanswered = 1u << 3;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_close(f), -DL_E_TIMEOUT);
+    assert_false(volume->clean);
+    f->cluster.unanswered = 0;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 1, 3, 1, 10);
+    close_clean(f, volume);
+}
+
+/* The stable version goes nowhere before a segment is resolved: it would take from the slots what is not settled yet. */
+static void
+test_no_stable_version_before_the_end(void **state)
+{
+    struct fixture *f = fixture_create(11, 3);
+    struct fake_volume *volume = abandoned(f);
+    struct fake_chunk *chunk;
+
+    (void)state;
+    for (unsigned i = 0; i < 20; i++)
+        put(f, volume, 0, i % 3, VERSION(10 + i), i * 10, 1, (uint8_t)(10 + i));
+    /* The last run's source does not answer: the segment stays half way. */
+    server_of(f, volume, 0, 1)->faults.hold_reads = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, 2 * SIM_S);
+    assert_true(total_resolves(f) > 0);
+    assert_true(client_volume_unresolved_count(f->volume) > 0);
+    fixture_kill_client(f);
+    for (unsigned slot = 0; slot < 3; slot++) {
+        chunk = fake_server_chunk(server_of(f, volume, 0, slot), volume->id, 0);
+        assert_true(chunk->stable < VERSION(10));
+    }
+    fixture_server_release(f, 0);
+    fixture_server_release(f, 1);
+    fixture_server_release(f, 2);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    for (unsigned i = 0; i < 20; i++)
+        check_sectors(f, 0, i * 10, 1, (uint8_t)(10 + i));
+    close_clean(f, volume);
+}
+
+/* Taken over itself in the middle of it. */
+static void
+test_fenced_during_the_takeover(void **state)
+{
+    struct fixture *f = fixture_create(12, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 3, 1, 10);
+    server_of(f, volume, 0, 0)->faults.hold_reads = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, SIM_S);
+    fake_meta_take_over(&f->cluster, volume, true);
+    fixture_push_changed(f, volume, false);
+    fixture_run(f, SIM_S);
+    assert_true(client_volume_is_fenced(f->volume));
+    assert_int_equal(fixture_close(f), -DL_E_LEASE_OLD);
+    fixture_destroy(f);
+}
+
+/*
+ * Random: owners write, and die at any moment; the next one takes over.  What was acknowledged is there, what was not is there or
+ * not, and both on all slots alike.
+ */
+static void
+test_owners_that_die(void **state)
+{
+    uint64_t resolves = 0;
+
+    (void)state;
+    for (uint64_t seed = 1; seed <= 25; seed++) {
+        struct fixture *f = fixture_create(seed, 4);
+        struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+        uint8_t acknowledged[1024] = {0};
+        struct fake_rng rng;
+
+        fake_rng_init(&rng, seed);
+        for (unsigned life = 0; life < 6; life++) {
+            struct fixture_request *writes[60];
+            uint8_t possible[1024][2];
+            unsigned count = 0;
+
+            for (unsigned i = 0; i < 1024; i++)
+                possible[i][0] = possible[i][1] = acknowledged[i];
+            assert_int_equal(fixture_open(f, "v", 0), 0);
+            /* One write per place, so that one life has two possible contents at most. */
+            for (unsigned i = 0; i < 60; i++) {
+                uint32_t first = i * 17 % 1024;
+                uint32_t length = (uint32_t)fake_rng_range(&rng, 1, 16);
+                uint8_t fill = (uint8_t)fake_rng_range(&rng, 1, 200);
+
+                if (first + length > 1024)
+                    continue;
+                writes[count] = fixture_submit(f, DLBLK_WRITE, first * 4096ull, length * 4096ull,
+                                               fill);
+                for (uint32_t k = first; k < first + length; k++)
+                    possible[k][1] = fill;
+                count++;
+            }
+            fixture_run(f, fake_rng_below(&rng, 3000) * SIM_US);
+            fixture_kill_client(f);
+            for (unsigned i = 0; i < count; i++) {
+                uint64_t first = writes[i]->request.offset_bytes / 4096;
+                uint64_t length = writes[i]->request.length_bytes / 4096;
+
+                for (uint64_t k = first; k < first + length && writes[i]->done; k++)
+                    possible[k][0] = possible[k][1];
+                fixture_free(writes[i]);
+            }
+            assert_int_equal(fixture_open(f, "v", 0), 0);
+            for (uint32_t i = 0; i < 1024; i++) {
+                uint8_t found[4096], expected[2][4096];
+
+                assert_int_equal(fixture_read(f, i * 4096ull, 4096, found), 0);
+                fixture_pattern(expected[0], i * 4096ull, 4096, possible[i][0]);
+                fixture_pattern(expected[1], i * 4096ull, 4096, possible[i][1]);
+                acknowledged[i] = memcmp(found, expected[0], 4096) == 0 ? possible[i][0]
+                                                                        : possible[i][1];
+                if (acknowledged[i] != possible[i][0])
+                    assert_memory_equal(found, expected[1], 4096);
+            }
+            assert_int_equal(fixture_close(f), 0);
+            fixture_check_slots_alike(f, volume);
+            assert_int_equal(fixture_pending_count(f, volume), 0);
+        }
+        resolves += total_resolves(f);
+        fixture_destroy(f);
+    }
+    printf("%lu writes to resolve\n", resolves);
+    assert_true(resolves > 500);
+}
+
+UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_on_some_slots),
+          cmocka_unit_test(test_overlapping_writes),
+          cmocka_unit_test(test_the_highest_version_wins), cmocka_unit_test(test_zeroes),
+          cmocka_unit_test(test_an_unreadable_highest_version),
+          cmocka_unit_test(test_a_damaged_highest_version),
+          cmocka_unit_test(test_unreadable_everywhere), cmocka_unit_test(test_waits_for_answers),
+          cmocka_unit_test(test_a_close_before_the_end),
+          cmocka_unit_test(test_no_stable_version_before_the_end),
+          cmocka_unit_test(test_fenced_during_the_takeover), cmocka_unit_test(test_owners_that_die))
