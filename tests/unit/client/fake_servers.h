@@ -2,9 +2,10 @@
 /*
  * fake_servers.h: a metadata service and chunkservers as a client sees them, with faults on order.
  *
- * They speak the real protocol on any env (the simulated world, or a loop with sockets) and keep data in memory.  They keep
- * the rules that the client relies on: versions, fences, epochs, pending writes above S; and break them where a test says so.
- * The metadata service looks into the chunkservers' memory where the real one would ask them.
+ * They speak the real protocol on any env (the simulated world, or a loop with sockets) and keep
+ * data in memory.  They keep the rules that the client relies on: versions, fences, epochs, pending
+ * writes above S; and break them where a test says so. The metadata service looks into the
+ * chunkservers' memory where the real one would ask them.
  *
  * Threads: one.
  */
@@ -133,7 +134,9 @@ struct fake_server *fake_cluster_add_server(struct fake_cluster *cluster, struct
 struct fake_volume *fake_cluster_add_volume(struct fake_cluster *cluster, const char *name,
                                             uint64_t size_bytes);
 
-/* For whoever accepts the links: their core is the struct fake_cluster, or the struct fake_server. */
+/*
+ * For whoever accepts the links: their core is the struct fake_cluster, or the struct fake_server.
+ */
 extern const struct link_events fake_meta_events;
 extern const struct link_events fake_server_events;
 
@@ -146,8 +149,8 @@ struct fake_chunk *fake_server_chunk(struct fake_server *server, uint64_t volume
 /* --- things that happen --- */
 
 /*
- * A write as an owner of the past left it: pending on this server's slot of the segment.  data: the sectors, NULL for a
- * zero extent.
+ * A write as an owner of the past left it: pending on this server's slot of the segment.  data: the
+ * sectors, NULL for a zero extent.
  */
 void fake_server_put(struct fake_server *server, const struct fake_volume *volume, uint32_t segment,
                      uint64_t version, uint32_t first_sector, uint32_t sector_count,

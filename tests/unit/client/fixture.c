@@ -9,6 +9,18 @@
 
 #define WAIT_NS (120 * SIM_S)
 
+/*
+ * Frames that free themselves when they are sent: a process that is killed sends them no more, and
+ * frees nothing.
+ */
+const char *__lsan_default_suppressions(void);
+
+const char *
+__lsan_default_suppressions(void)
+{
+    return "leak:frame_out_create_message\n";
+}
+
 static void
 fixture_on_event(void *context, enum dlblk_event_level level, const char *text)
 {
@@ -116,6 +128,10 @@ fixture_destroy(struct fixture *f)
         (void)fixture_close(f);
     fixture_stop_client(f);
     fake_cluster_fini(&f->cluster);
+    sim_process_fini(&f->client_process);
+    sim_process_fini(&f->meta_process);
+    for (uint32_t i = 0; i < f->cluster.server_count; i++)
+        sim_process_fini(&f->server_processes[i]);
     sim_world_fini(&f->world);
     free(f);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fixture.h: a client core, fake servers and a simulated network in one thread; and helpers that wait.
+ * fixture.h: a client core, fake servers and a simulated network in one thread; and helpers that
+ * wait.
  *
  *     struct fixture *f = fixture_create(seed, servers);
  *     volume = fake_cluster_add_volume(&f->cluster, "v", 8 MiB);
@@ -9,7 +10,8 @@
  *     fixture_close(f);
  *     fixture_destroy(f);
  *
- * Data: fixture_write() writes a pattern made of the offset and `fill`; fixture_check() reads and compares.
+ * Data: fixture_write() writes a pattern made of the offset and `fill`; fixture_check() reads and
+ *       compares.
  */
 #ifndef DLBLK_TESTS_CLIENT_FIXTURE_H
 #define DLBLK_TESTS_CLIENT_FIXTURE_H
@@ -48,7 +50,10 @@ struct fixture_request {
 
 struct fixture *fixture_create(uint64_t seed, uint32_t server_count);
 void fixture_destroy(struct fixture *f);
-/* The client's process is killed: no callback of it runs any more; the next fixture_open() starts another. */
+/*
+ * The client's process is killed: no callback of it runs any more; the next fixture_open() starts
+ * another.
+ */
 void fixture_kill_client(struct fixture *f);
 
 int fixture_open(struct fixture *f, const char *name, uint32_t flags);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Extents: runs in order, adjacent ones differ, exact to 4 KiB inside allocated segments; against a map of what was written.
+ * Extents: runs in order, adjacent ones differ, exact to 4 KiB inside allocated segments; against a
+ *          map of what was written.
  */
 #include "tests/unit/client/fixture.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Geometry: for random volumes, each byte has exactly one place; pieces cover a range without gap or overlap, stay inside
- * their unit, window and segment; the inverse leads back; slices of a stripe set are exactly what the pieces say.
- * Prints its seed; GEOMETRY_SEED sets it.
+ * Geometry: for random volumes, each byte has exactly one place; pieces cover a range without gap
+ *           or overlap, stay inside their unit, window and segment; the inverse leads back; slices
+ *           of a stripe set are exactly what the pieces say. Prints its seed; GEOMETRY_SEED sets
+ *           it.
  */
 #include "tests/unit/lib/unit.h"
 

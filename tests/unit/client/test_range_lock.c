@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Range locks: against a model that looks at all pairs.  Random entries, narrow and wide, shared and exclusive, come and go (also
- * while they wait): at each moment exactly those are granted that have no conflicting earlier one.
- * Prints its seed; RANGE_LOCK_SEED sets it.
+ * Range locks: against a model that looks at all pairs.  Random entries, narrow and wide, shared
+ * and exclusive, come and go (also while they wait): at each moment exactly those are granted that
+ * have no conflicting earlier one. Prints its seed; RANGE_LOCK_SEED sets it.
  */
 #include "tests/unit/lib/unit.h"
 

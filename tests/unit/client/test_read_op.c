@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads when things go wrong: data that does not match its checksum, slots that can't deliver, servers that are away, slow or
- * silent.  The right bytes, or an error that names the server; and a buffer given back is never touched.
+ * Reads when things go wrong: data that does not match its checksum, slots that can't deliver,
+ * servers that are away, slow or silent.  The right bytes, or an error that names the server; and a
+ * buffer given back is never touched.
  */
 #include "tests/unit/client/fixture.h"
 
@@ -171,8 +172,8 @@ test_a_slow_slot(void **state)
 }
 
 /*
- * Payloads that arrive so slowly that the time-out comes in the middle of them: the link is closed first, and only then the
- * buffer goes to another slot, or back to the caller.
+ * Payloads that arrive so slowly that the time-out comes in the middle of them: the link is closed
+ * first, and only then the buffer goes to another slot, or back to the caller.
  */
 static void
 test_time_out_in_the_middle_of_a_payload(void **state)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions: peers that are silent, that are not the right ones, that come and go; requests to the metadata service with their
- * two kinds of patience.
+ * Sessions: peers that are silent, that are not the right ones, that come and go; requests to the
+ *           metadata service with their two kinds of patience.
  */
 #include "tests/unit/client/fixture.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Takeover: an owner died and left writes on some slots and not on others.  The next one makes every listed sector alike: the
- * highest version that can be read wins; overlapping writes of several sectors by whole sectors; zeroes as zeroes.  Segments wait
- * for the answers of all their in-sync slots, and for nothing else.
+ * Takeover: an owner died and left writes on some slots and not on others.  The next one makes
+ *           every listed sector alike: the highest version that can be read wins; overlapping
+ *           writes of several sectors by whole sectors; zeroes as zeroes.  Segments wait for the
+ *           answers of all their in-sync slots, and for nothing else.
  */
 #include "tests/unit/client/fixture.h"
 
@@ -172,8 +173,8 @@ test_zeroes(void **state)
 }
 
 /*
- * The slot with the highest version can't deliver it, and another one lacks it: it was never acknowledged, and what the others
- * have is rewritten.
+ * The slot with the highest version can't deliver it, and another one lacks it: it was never
+ * acknowledged, and what the others have is rewritten.
  */
 static void
 test_an_unreadable_highest_version(void **state)
@@ -276,7 +277,10 @@ test_a_close_before_the_end(void **state)
     close_clean(f, volume);
 }
 
-/* The stable version goes nowhere before a segment is resolved: it would take from the slots what is not settled yet. */
+/*
+ * The stable version goes nowhere before a segment is resolved: it would take from the slots what
+ * is not settled yet.
+ */
 static void
 test_no_stable_version_before_the_end(void **state)
 {
@@ -328,8 +332,8 @@ test_fenced_during_the_takeover(void **state)
 }
 
 /*
- * Random: owners write, and die at any moment; the next one takes over.  What was acknowledged is there, what was not is there or
- * not, and both on all slots alike.
+ * Random: owners write, and die at any moment; the next one takes over.  What was acknowledged is
+ *         there, what was not is there or not, and both on all slots alike.
  */
 static void
 test_owners_that_die(void **state)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Volumes end to end, against fake servers without faults: what is written is read, on all slots alike; any alignment that
- * the logical block allows; stripes; zeroes; flush; limits; closed cleanly, with nothing pending anywhere.
+ * Volumes end to end, against fake servers without faults: what is written is read, on all slots
+ * alike; any alignment that the logical block allows; stripes; zeroes; flush; limits; closed
+ * cleanly, with nothing pending anywhere.
  */
 #include "tests/unit/client/fixture.h"
 
@@ -172,7 +173,9 @@ submit_iov(struct fixture *f, enum dlblk_op op, uint64_t offset, uint64_t length
     return sent;
 }
 
-/* Scattered buffers: few pieces go out as they are, many through a copy; reads come back the same. */
+/*
+ * Scattered buffers: few pieces go out as they are, many through a copy; reads come back the same.
+ */
 static void
 test_scattered_buffers(void **state)
 {
@@ -203,7 +206,10 @@ test_scattered_buffers(void **state)
     close_and_check(f, volume);
 }
 
-/* Whole sectors become zero extents, one message per slot however long; unallocated parts need nothing. */
+/*
+ * Whole sectors become zero extents, one message per slot however long; unallocated parts need
+ * nothing.
+ */
 static void
 test_zeroes(void **state)
 {
@@ -361,7 +367,10 @@ test_wrong_requests(void **state)
     close_and_check(f, volume);
 }
 
-/* In flight: never more than the limit, but all requests end; and one larger than the limit gets through alone. */
+/*
+ * In flight: never more than the limit, but all requests end; and one larger than the limit gets
+ * through alone.
+ */
 static void
 test_bytes_in_flight_are_bounded(void **state)
 {

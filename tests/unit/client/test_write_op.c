@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writes when things go wrong: servers away, answers lost, damaged frames, slots that refuse, a caller that changes its
- * buffer, a newer owner; versions above the stable one; segments that can't be allocated.  After each: all slots alike, and S
- * where it belongs.
+ * Writes when things go wrong: servers away, answers lost, damaged frames, slots that refuse, a
+ * caller that changes its buffer, a newer owner; versions above the stable one; segments that can't
+ * be allocated.  After each: all slots alike, and S where it belongs.
  */
 #include "tests/unit/client/fixture.h"
 
@@ -70,7 +70,10 @@ test_a_lost_acknowledgement(void **state)
     close_clean(f, volume);
 }
 
-/* Away for longer than a request waits: an error that names the server; then undecided until all are back. */
+/*
+ * Away for longer than a request waits: an error that names the server; then undecided until all
+ * are back.
+ */
 static void
 test_a_server_stays_away(void **state)
 {
@@ -85,7 +88,10 @@ test_a_server_stays_away(void **state)
     fixture_server_down(f, 1);
     assert_int_equal(fixture_write(f, 4096, 4096, 2), -DL_E_TIMEOUT);
     assert_true(fixture_has_event(f, "server 2 (server-2:"));
-    /* What is beside it can be read; it can't: its content is one thing on two slots, another on the third. */
+    /*
+     * What is beside it can be read; it can't: its content is one thing on two slots, another on
+     * the third.
+     */
     fixture_check(f, 0, 4096, 1);
     fixture_check(f, 8192, 4096, 1);
     read = fixture_submit(f, DLBLK_READ, 4096, 4096, 0);
@@ -267,7 +273,10 @@ test_damaged_on_the_way(void **state)
     close_clean(f, volume);
 }
 
-/* Two slots have the old bytes, the third would get new ones: all get a copy, under another version. */
+/*
+ * Two slots have the old bytes, the third would get new ones: all get a copy, under another
+ * version.
+ */
 static void
 test_the_caller_changes_its_buffer(void **state)
 {
@@ -434,7 +443,10 @@ test_probe_of_the_owner(void **state)
     close_clean(f, volume);
 }
 
-/* After a lost connection the owner says again who it is; if it was replaced meanwhile, it learns so. */
+/*
+ * After a lost connection the owner says again who it is; if it was replaced meanwhile, it learns
+ * so.
+ */
 static void
 test_meta_reconnect(void **state)
 {
@@ -639,7 +651,10 @@ test_meta_is_down(void **state)
     close_clean(f, volume);
 }
 
-/* More than may be in flight waits for segments that don't come: what has its segment goes on all the same. */
+/*
+ * More than may be in flight waits for segments that don't come: what has its segment goes on all
+ * the same.
+ */
 static void
 test_waiting_for_segments_stops_nobody(void **state)
 {
