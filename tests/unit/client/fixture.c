@@ -13,7 +13,7 @@
  * Frames that free themselves when they are sent: a process that is killed sends them no more, and
  * frees nothing.
  */
-const char *__lsan_default_suppressions(void);
+__attribute__((visibility("default"))) const char *__lsan_default_suppressions(void);
 
 const char *
 __lsan_default_suppressions(void)
