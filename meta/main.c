@@ -2,7 +2,7 @@
 /*
  * dlblk-meta: the command line.  docs/man/dlblk-meta.8.pod describes it.
  *
- * Exit status: 0 done, 1 failed, 2 wrong command line.
+ * Exit status: 0 done, 1 failed, 2 wrong command line or configuration.
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -71,7 +71,7 @@ print_error(const struct dl_error *err)
     (void)fprintf(stderr, "dlblk-meta: %s\n", err->text);
     if (err->hint[0] != '\0')
         (void)fprintf(stderr, "dlblk-meta: %s\n", err->hint);
-    return err->code == -DL_E_USAGE ? EXIT_USAGE : EXIT_FAILED;
+    return err->code == -DL_E_USAGE || err->code == -DL_E_CONFIG_INVALID ? EXIT_USAGE : EXIT_FAILED;
 }
 
 static int

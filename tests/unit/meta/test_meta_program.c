@@ -140,15 +140,15 @@ test_configuration(void **state)
     expect(0, "directory /from/flag, listening on [::1]:3333",
            run("serve --config %s --check-config --dir /from/flag --listen [::1]:3333", conf));
     assert_int_equal(setenv("DLBLK_META_LISTEN", "a b", 1), 0);
-    expect(1, "DLBLK_META_LISTEN", run("serve --config %s --check-config", conf));
+    expect(2, "DLBLK_META_LISTEN", run("serve --config %s --check-config", conf));
     assert_int_equal(unsetenv("DLBLK_META_LISTEN"), 0);
     assert_int_equal(unsetenv("DLBLK_META_DIR"), 0);
     write_text(conf, "[meta]\nlitsen = 127.0.0.1\n");
-    expect(1, "litsen", run("serve --config %s --check-config", conf));
+    expect(2, "litsen", run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\nlisten = 127.0.0.1:99999\n");
-    expect(1, conf, run("serve --config %s --check-config", conf));
+    expect(2, conf, run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\npath = \n");
-    assert_int_equal(run("serve --config %s --check-config", conf), 1);
+    assert_int_equal(run("serve --config %s --check-config", conf), 2);
     program_fini(&t);
 }
 
