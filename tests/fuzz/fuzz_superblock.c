@@ -44,7 +44,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memcpy(bytes, data, size);
     try_bytes(bytes);
     /* The input as the message. */
-    if (size >= 5 && size <= SUPERBLOCK_BYTES - REGION_HEADER_BYTES) {
+    if (size > 5 && size <= SUPERBLOCK_BYTES - REGION_HEADER_BYTES) {
         memset(bytes, 0, SUPERBLOCK_BYTES);
         memcpy(bytes + REGION_HEADER_BYTES, data, size);
         bytes[REGION_HEADER_BYTES] = 0x0d;

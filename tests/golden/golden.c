@@ -23,12 +23,12 @@ golden_fill(uint64_t volume, uint32_t segment, uint32_t sector, uint64_t version
 {
     uint8_t *bytes = ret_sector;
 
-    memset(bytes, 0, FAKE_DISK_BLOCK);
-    for (uint32_t at = 0; at < FAKE_DISK_BLOCK; at += 64) {
-        (void)snprintf((char *)bytes + at, 64,
-                       "volume %" PRIu64 " segment %u sector %u version %" PRIx64 " ", volume,
-                       segment, sector, version);
-    }
+    memset(bytes, 0, 64);
+    (void)snprintf((char *)bytes, 64, "volume %" PRIu64 " segment %u sector %u version %" PRIx64,
+                   volume, segment, sector, version);
+    for (uint32_t at = 64; at < FAKE_DISK_BLOCK; at += 8)
+        le64_store(bytes + at,
+                   volume << 48 | (uint64_t)segment << 40 | (uint64_t)sector << 16 | version);
 }
 
 /* --- save --- */

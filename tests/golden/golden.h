@@ -25,7 +25,7 @@ void golden_save(const struct golden *golden, const char *path);
 void golden_load(struct golden *golden, const char *path);
 void golden_fini(struct golden *golden);
 
-/* A sector's content: the same 64 bytes again and again, different for each of these. */
+/* A sector's content: a line of text that names it, then a number that is its own, again and again. */
 void golden_fill(uint64_t volume, uint32_t segment, uint32_t sector, uint64_t version,
                  void *ret_sector);
 
