@@ -405,20 +405,24 @@ status_add_answer(struct status_reply *reply, const struct fence *fence, uint32_
     reply->message.answers[reply->message.n_answers++] = answer;
 }
 
+/* What was begun comes first, else a new answer could keep its rest out for ever. */
 static void
 status_build(struct status_reply *reply, const struct meta_takeover *takeover,
              const Dl__FenceStatus *message)
 {
+    const struct fence *resumed = takeover_find(takeover, message->resume_server);
+
+    if (resumed != NULL && resumed->answered)
+        status_add_answer(reply, resumed, message->resume_segment);
     reply->message.waiting_for = meta_alloc(takeover->fence_count * sizeof(uint32_t));
     for (uint32_t i = 0; i < takeover->fence_count; i++) {
         const struct fence *fence = &takeover->fences[i];
-        bool resumed = fence->server_id == message->resume_server;
 
         if (!fence->answered)
             reply->message.waiting_for[reply->message.n_waiting_for++] = fence->server_id;
-        else if (!reply->full &&
-                 (resumed || !is_known(fence->server_id, message->known, message->n_known)))
-            status_add_answer(reply, fence, resumed ? message->resume_segment : 0);
+        else if (!reply->full && fence != resumed &&
+                 !is_known(fence->server_id, message->known, message->n_known))
+            status_add_answer(reply, fence, 0);
     }
 }
 
