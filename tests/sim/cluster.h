@@ -46,10 +46,10 @@ struct cluster_profile {
     uint32_t session_ops;                                /* a session ends after about so many */
     uint64_t think_ns; /* between two requests of a place, at most */
     uint64_t request_timeout_ms;
-    uint64_t operations; /* of all clients: the chaos ends after so many */
-    uint64_t chaos_ns;   /* or after so much time */
-    uint64_t fault_ns;   /* between two faults, on average; 0: none */
-    uint64_t group_ns_max;         /* of the disks */
+    uint64_t operations;   /* of all clients: the chaos ends after so many */
+    uint64_t chaos_ns;     /* or after so much time */
+    uint64_t fault_ns;     /* between two faults, on average; 0: none */
+    uint64_t group_ns_max; /* of the disks */
     bool disks_fail;
     bool scratch_volumes;
 };
@@ -190,7 +190,7 @@ struct cluster {
     X(closes_clean, 100, c->closes_clean)                           \
     X(closes_unclean, 50, c->closes_unclean)                        \
     X(settled_blocks, 1000, ORACLE(settled))                        \
-    X(blocks_checked_loosely, 0, ORACLE(blocks_checked_loosely))        \
+    X(blocks_checked_loosely, 0, ORACLE(blocks_checked_loosely))    \
     X(reads_of_unacknowledged, 10, ORACLE(reads_of_unacknowledged)) \
     X(server_kills, 200, c->server_kills)                           \
     X(server_stops, 20, c->server_stops)                            \

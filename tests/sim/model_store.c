@@ -24,6 +24,7 @@ struct record {
     struct store_change *change;
     struct chunk_key key;    /* RECORD_HINT */
     uint64_t stable_version; /* RECORD_HINT */
+    int err;
 };
 
 struct group {
@@ -410,35 +411,42 @@ model_check_stopped(struct model_store *model)
     on_stopped(model->stop_context, 0);
 }
 
+/* What becomes of a record now that its group is durable. */
+static int
+record_take_effect(struct model_disk *disk, const struct record *record)
+{
+    if (record->kind != RECORD_WRITE)
+        return record_apply(disk, record);
+    if (model_chance(disk, disk->profile.write_errors_per_million)) {
+        disk->counters.write_errors++;
+        return -DL_E_MEDIA_WRITE;
+    }
+    if (write_needs_space(disk, chunk_table_find(disk->chunks, &record->write->key),
+                          record->write)) {
+        disk->counters.no_space++;
+        return -DL_E_NO_SPACE;
+    }
+    return record_apply(disk, record);
+}
+
+/* All take effect before the first is told: a fence's answer shows every write of its group. */
 static void
 group_acknowledge(struct model_store *model, struct group *group)
 {
+    struct record *record;
     struct list *node;
 
     list_remove(&group->node);
     model->group_count--;
     model->disk->journal_position++;
+    list_for_each_entry (record, &group->records, node)
+        record->err = record_take_effect(model->disk, record);
     while ((node = list_pop_front(&group->records)) != NULL) {
-        struct record *record = list_entry(node, struct record, node);
-        int err;
-
-        if (record->kind == RECORD_WRITE &&
-            model_chance(model->disk, model->disk->profile.write_errors_per_million)) {
-            model->disk->counters.write_errors++;
-            err = -DL_E_MEDIA_WRITE;
-        } else if (record->kind == RECORD_WRITE &&
-                   write_needs_space(model->disk,
-                                     chunk_table_find(model->disk->chunks, &record->write->key),
-                                     record->write)) {
-            model->disk->counters.no_space++;
-            err = -DL_E_NO_SPACE;
-        } else {
-            err = record_apply(model->disk, record);
-        }
-        if (err == 0 && fence_must_wait(model, record))
+        record = list_entry(node, struct record, node);
+        if (record->err == 0 && fence_must_wait(model, record))
             list_push_back(&model->waiting, &record->node);
         else
-            record_complete(record, err);
+            record_complete(record, record->err);
     }
     free(group);
 }

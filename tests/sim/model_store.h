@@ -60,7 +60,9 @@ struct model_disk {
     struct model_profile profile;
     struct model_counters counters;
     struct fake_rng rng;
-    void (*on_group)(void *context); /* a group is on its way to the disk: a good moment for a fault; NULL: nobody cares */
+    void (*on_group)(
+        void *
+            context); /* a group is on its way to the disk: a good moment for a fault; NULL: nobody cares */
     void *group_context;
 };
 

@@ -128,8 +128,65 @@ block_add(struct oracle *oracle, struct oracle_block *block, uint64_t key, uint6
         block->writes[idx] = block->writes[idx - 1];
         idx--;
     }
-    block->writes[idx] = (struct oracle_write){.key = key, .value = value};
+    block->writes[idx] = (struct oracle_write){
+        .key = key,
+        .value = value,
+        .begin_ns = oracle->world->now_ns,
+    };
     block->count++;
+}
+
+static void
+in_flight_add(struct oracle *oracle, uint64_t key)
+{
+    if (oracle->in_flight_count == ORACLE_IN_FLIGHT_MAX) {
+        memmove(&oracle->in_flight[0], &oracle->in_flight[1],
+                (ORACLE_IN_FLIGHT_MAX - 1) * sizeof(oracle->in_flight[0]));
+        oracle->in_flight_count--;
+    }
+    oracle->in_flight[oracle->in_flight_count++] = (struct oracle_in_flight){.key = key};
+}
+
+/* All writes under way of this session become suspects.  False: there is none. */
+static bool
+in_flight_suspect(struct oracle *oracle, uint32_t lease_epoch)
+{
+    bool found = false;
+
+    for (uint32_t i = 0; i < oracle->in_flight_count; i++) {
+        if (epoch_of_key(oracle->in_flight[i].key) != lease_epoch)
+            continue;
+        oracle->in_flight[i].suspect = true;
+        found = true;
+    }
+    return found;
+}
+
+static void
+in_flight_end(struct oracle *oracle, uint64_t key, bool failed)
+{
+    uint32_t lease_epoch = epoch_of_key(key);
+    bool was_suspect = false;
+    uint32_t suspects = 0;
+
+    for (uint32_t i = 0; i < oracle->in_flight_count; i++) {
+        if (oracle->in_flight[i].key != key)
+            continue;
+        was_suspect = oracle->in_flight[i].suspect;
+        oracle->in_flight[i] = oracle->in_flight[--oracle->in_flight_count];
+        break;
+    }
+    for (uint32_t i = 0; i < oracle->in_flight_count; i++) {
+        if (epoch_of_key(oracle->in_flight[i].key) != lease_epoch)
+            continue;
+        if (failed)
+            oracle->in_flight[i].suspect = false;
+        suspects += oracle->in_flight[i].suspect;
+    }
+    sim_require(
+        oracle->world, failed || !was_suspect || suspects > 0,
+        "%s: the order of submission was broken in session %u, and no write of that time failed",
+        oracle->name, lease_epoch);
 }
 
 uint64_t
@@ -138,6 +195,7 @@ oracle_write_begin(struct oracle *oracle, uint32_t lease_epoch, uint64_t first_b
 {
     uint64_t key = next_key(oracle, lease_epoch);
 
+    in_flight_add(oracle, key);
     for (uint64_t i = 0; i < count; i++)
         block_add(oracle, &oracle->blocks[first_block + i], key,
                   first_value == 0 ? 0 : first_value + i);
@@ -193,6 +251,7 @@ oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint
         if (acknowledged)
             block_acknowledge(oracle, first_block + i, write);
     }
+    in_flight_end(oracle, key, !acknowledged);
     if (!acknowledged && !shut_out)
         oracle->disordered[epoch_of_key(key)] = true;
     oracle->writes_checked++;
@@ -308,7 +367,7 @@ match_consider(struct oracle_match *match, const struct oracle_block *block, uin
 static struct oracle_match
 block_match(const struct oracle_block *block, uint64_t read_key, uint64_t lower, uint64_t value)
 {
-    struct oracle_match match = { 0 };
+    struct oracle_match match = {0};
 
     for (uint32_t i = block->count; i > 0; i--) {
         const struct oracle_write *write = &block->writes[i - 1];
@@ -376,12 +435,13 @@ block_may_return(const struct oracle_block *block, const struct oracle_read *rea
 
 /* Is the read right, if the order of submission within sessions in which a write failed doesn't count? */
 static bool
-block_match_loosely(const struct oracle *oracle, const struct oracle_block *block,
+block_match_loosely(struct oracle *oracle, const struct oracle_block *block,
                     const struct oracle_read *read, uint64_t lower, uint64_t value)
 {
-    static const struct oracle_write first = { .end_ns = 1 };
+    static const struct oracle_write first = {.end_ns = 1};
 
-    if (!oracle->disordered[epoch_of_key(read->key)] && !oracle->disordered[epoch_of_key(lower)])
+    if (!oracle->disordered[epoch_of_key(read->key)] && !oracle->disordered[epoch_of_key(lower)] &&
+        !in_flight_suspect(oracle, epoch_of_key(read->key)))
         return false;
     for (uint32_t i = 0; i < block->count; i++)
         if (block->writes[i].value == value &&
@@ -407,7 +467,8 @@ block_fail(const struct oracle *oracle, uint64_t idx, const struct oracle_read *
 }
 
 static void
-block_mark_seen(const struct oracle *oracle, struct oracle_block *block, uint64_t read_key, uint64_t value)
+block_mark_seen(const struct oracle *oracle, struct oracle_block *block, uint64_t read_key,
+                uint64_t value)
 {
     for (uint32_t i = block->count; i > 0 && value != 0; i--) {
         struct oracle_write *write = &block->writes[i - 1];

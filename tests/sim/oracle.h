@@ -18,6 +18,8 @@
  * later may go first.  So in a session in which a write failed the order of submission is not asked for, only
  * linearizability: a read may not return a write that ended before another one began that was acknowledged, or returned by
  * another read, before this read began.
+ * (A write that covers several segments fails in parts, before it ends: when the order is broken while none has failed, one of
+ * the writes that are under way must fail later.)
  * A replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't bind its reads.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
@@ -39,9 +41,10 @@ struct oracle_write {
     uint64_t value;
     enum oracle_state state;
     uint64_t begin_ns, end_ns; /* end 0: not yet */
-    uint64_t seen_ns;          /* when the first read that returned it ended; 0: none has, or it is not unique */
-    uint32_t seen_epoch;       /* the owner who read it */
-    bool overtaken; /* a read submitted after it returned something older: it can only fail */
+    uint64_t
+        seen_ns; /* when the first read that returned it ended; 0: none has, or it is not unique */
+    uint32_t seen_epoch; /* the owner who read it */
+    bool overtaken;      /* a read submitted after it returned something older: it can only fail */
 };
 
 struct oracle_block {
@@ -56,6 +59,14 @@ struct oracle_block {
     uint64_t settled_value;
 };
 
+#define ORACLE_IN_FLIGHT_MAX 256u
+
+/* A write under way.  `suspect`: the order was broken meanwhile; one of its session's suspects must fail. */
+struct oracle_in_flight {
+    uint64_t key;
+    bool suspect;
+};
+
 struct oracle {
     const struct sim_world *world;
     const char *name;
@@ -64,8 +75,12 @@ struct oracle {
     uint32_t submissions[ORACLE_EPOCHS_MAX]; /* by lease epoch */
     bool begun[ORACLE_EPOCHS_MAX];
     bool disordered[ORACLE_EPOCHS_MAX]; /* a write failed */
+    struct oracle_in_flight in_flight
+        [ORACLE_IN_FLIGHT_MAX]; /* of sessions that died too, until their places are needed */
+    uint32_t in_flight_count;
     uint64_t next_value;
-    uint64_t writes_checked, blocks_checked, blocks_checked_loosely, reads_of_unacknowledged, settled;
+    uint64_t writes_checked, blocks_checked, blocks_checked_loosely, reads_of_unacknowledged,
+        settled;
 };
 
 void oracle_init(struct oracle *oracle, const struct sim_world *world, const char *name,

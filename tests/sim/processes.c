@@ -208,9 +208,9 @@ server_on_group(void *context)
     if (!server->kill_armed)
         return;
     server->kill_armed = false;
-    sim_schedule(&server->cluster->world, &server->kill_event, NULL, server_on_kill,
-                 fake_rng_below(&server->cluster->fault_rng,
-                                server->disk.profile.group_ns_max * 3 / 2));
+    sim_schedule(
+        &server->cluster->world, &server->kill_event, NULL, server_on_kill,
+        fake_rng_below(&server->cluster->fault_rng, server->disk.profile.group_ns_max * 3 / 2));
 }
 
 void
