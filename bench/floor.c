@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* floor: what a replicated write, or a read, has to cost on this machine at the least.
+/*
+ * floor: what a replicated write, or a read, has to cost on this machine at the least.
  *
- * One client process and N server processes over TCP loopback, nothing else: no metadata, no allocation, no
- * map. A write goes to all N servers; each writes the payload and one 4 KiB journal block per group of
- * frames in parallel, O_DIRECT, with `sync` one fdatasync per group once both are done, and replies.
- * CRC-32C (ISA-L) is computed by the client and checked by each server. Use `sync` where the product flushes.
- * `inline` does the disk I/O with pwrite/pread instead of io_uring, which is cheaper on tmpfs: there the
- * floor is the better of the two. From 64 KiB up it is a reference rather than a bound: it copies once.
- * Print and compare medians of several runs, interleaved with what is compared.
+ * One client process and N server processes over TCP loopback, nothing else: no metadata, no
+ * allocation, no map. A write goes to all N servers; each writes the payload and one 4 KiB journal
+ * block per group of frames in parallel, O_DIRECT, with `sync` one fdatasync per group once both
+ * are done, and replies. CRC-32C (ISA-L) is computed by the client and checked by each server. Use
+ * `sync` where the product flushes. `inline` does the disk I/O with pwrite/pread instead of
+ * io_uring, which is cheaper on tmpfs: there the floor is the better of the two. From 64 KiB up it
+ * is a reference rather than a bound: it copies once. Print and compare medians of several runs,
+ * interleaved with what is compared.
  *
  *   cc -O2 -D_GNU_SOURCE -o floor floor.c -luring -lisal
  *   ./floor w|r QD SECONDS SERVERS DIR [sync] [inline] [seq] [json] [bs=BYTES] [size=MIB]
@@ -77,9 +79,11 @@ setup(struct io_uring *r)
     return io_uring_queue_init(1024, r, 0);
 }
 
-/* The server, fully pipelined: receiving, disk I/O and sending overlap. The frames of one receive form a
- * group that shares one journal block; a frame is answered when its data and its group's journal
- * block (and, with sync, one fdatasync of the group) are done. */
+/*
+ * The server, fully pipelined: receiving, disk I/O and sending overlap. The frames of one receive
+ * form a group that shares one journal block; a frame is answered when its data and its group's
+ * journal block (and, with sync, one fdatasync of the group) are done.
+ */
 enum { RECV = 1, SEND, DISK, JOURNAL, SYNC };
 #define TAG(kind, i) ((uint64_t)(kind) << 32 | (i))
 
@@ -287,10 +291,8 @@ int
 main(int argc, char **argv)
 {
     if (argc < 6) {
-        fprintf(
-            stderr,
-            "floor w|r QD SECONDS SERVERS DIR [sync] [inline] [seq] [json] [bs=BYTES] "
-            "[size=MIB]\n");
+        fprintf(stderr, "floor w|r QD SECONDS SERVERS DIR [sync] [inline] [seq] [json] [bs=BYTES] "
+                        "[size=MIB]\n");
         return 2;
     }
     writing = argv[1][0] == 'w';
@@ -512,13 +514,13 @@ main(int argc, char **argv)
         }
     }
     printf(
-        json
-            ? "{\"rw\": \"%s\", \"bs\": %zu, \"depth\": %d, \"servers\": %d, \"sync\": %d, \"inline\": %d, "
-              "\"iops\": %.0f, \"bw_mb\": %.1f, "
-              "\"lat_us\": {\"mean\": %.1f, \"p50\": %d, \"p99\": %d}, "
-              "\"cpu_us\": {\"client\": %.1f, \"servers\": %.1f}}\n"
-            : "%s bs=%zu qd=%d servers=%d sync=%d inline=%d: %.0f op/s %.1f MB/s mean %.1f p50 %d "
-              "p99 %d us  cpu/op: client %.1f us, servers %.1f us\n",
+        json ? "{\"rw\": \"%s\", \"bs\": %zu, \"depth\": %d, \"servers\": %d, "
+               "\"sync\": %d, \"inline\": %d, "
+               "\"iops\": %.0f, \"bw_mb\": %.1f, "
+               "\"lat_us\": {\"mean\": %.1f, \"p50\": %d, \"p99\": %d}, "
+               "\"cpu_us\": {\"client\": %.1f, \"servers\": %.1f}}\n"
+             : "%s bs=%zu qd=%d servers=%d sync=%d inline=%d: %.0f op/s %.1f MB/s mean %.1f p50 %d "
+               "p99 %d us  cpu/op: client %.1f us, servers %.1f us\n",
         writing ? "write" : "read", bs, qd, nsrv, dosync, inl, ops / el, ops * bs / el / 1e6,
         lat / ops, p50, p99, ccpu / ops * 1e6, scpu / ops * 1e6);
     for (int i = 0; i < nsrv; i++) {
