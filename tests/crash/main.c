@@ -257,6 +257,29 @@ cut_stopped(struct world *world)
     world_open(world);
 }
 
+/* The same by the index: a batch or a flush of it fails, if the engine starts one at all. */
+static void
+cut_index_failed(struct world *world)
+{
+    struct store_stats stats;
+
+    world->may_stop = true;
+    world->index.fail_err = -DL_E_MEDIA_WRITE;
+    if (fake_rng_percent(&world->rng, 50))
+        world->index.fail_flushes = 1;
+    else
+        world->index.fail_batches = 1;
+    steps_run(world, 60);
+    world_drain(world);
+    fake_env_run_for(&world->env, 6000000000u);
+    world->store->ops->get_stats(world->store, &stats);
+    world->counts->cut_index_failed += stats.stopped != 0;
+    world_power_cut(world);
+    world->index.fail_flushes = 0;
+    world->index.fail_batches = 0;
+    world_open(world);
+}
+
 static void
 cut_clean(struct world *world)
 {
@@ -296,6 +319,9 @@ cut(struct world *world)
         cut_stopped(world);
         return;
     case 7:
+        cut_index_failed(world);
+        return;
+    case 8:
         if (fake_rng_percent(&world->rng, 50))
             cut_clean(world);
         else

@@ -557,10 +557,14 @@ op_delete(struct world *world, struct model_chunk *chunk)
 {
     struct op *op;
 
-    /* A chunk whose creation is under way is not deleted by a core; and one deletion is enough. */
-    if (chunk->state != CHUNK_MODEL_PRESENT)
+    /*
+     * A chunk whose creation is under way is not deleted by a core; and one deletion is enough.  An unknown chunk is
+     * success: a deletion is sent again when its answer was lost.
+     */
+    if (chunk->state != CHUNK_MODEL_PRESENT && chunk->state != CHUNK_MODEL_ABSENT)
         return;
-    chunk->state = CHUNK_MODEL_DELETING;
+    if (chunk->state == CHUNK_MODEL_PRESENT)
+        chunk->state = CHUNK_MODEL_DELETING;
     op = op_create(world, OP_CHANGE, chunk);
     change_start(world, op,
                  (struct store_change){

@@ -42,13 +42,14 @@ struct profile {
 };
 
 /* How a life ended. */
-#define CUTS(X)                                                                           \
-    X(power, "power cut")                                                                 \
-    X(kill, "death of the process alone")                                                 \
-    X(kill_then_power, "death of the process, a recovery, a power cut soon after")        \
-    X(power_in_recovery, "power cut, and another one during the recovery")                \
-    X(power_after_recovery, "power cut right after the recovery")                         \
-    X(stopped, "power cut of an engine that a failed journal write or flush had stopped") \
+#define CUTS(X)                                                                            \
+    X(power, "power cut")                                                                  \
+    X(kill, "death of the process alone")                                                  \
+    X(kill_then_power, "death of the process, a recovery, a power cut soon after")         \
+    X(power_in_recovery, "power cut, and another one during the recovery")                 \
+    X(power_after_recovery, "power cut right after the recovery")                          \
+    X(stopped, "power cut of an engine that a failed journal write or flush had stopped")  \
+    X(index_failed, "power cut of an engine that a failed write of its index had stopped") \
     X(clean, "clean stop, power cut after it")
 
 /* What was under way when a cut fell. */
