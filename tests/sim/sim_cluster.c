@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -364,6 +365,9 @@ main(int argc, char **argv)
     struct options options;
 
     parse_options(&options, argc, argv);
+    /* Frames of a megabyte come and go: without this each is mapped, cleared and unmapped by the kernel. */
+    (void)mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);
     log_set_level(LOG_LEVEL_ERROR);
     if (options.single)
         dl_trace_dump_on_crash();
