@@ -276,6 +276,37 @@ test_block_between_cut_and_mark(void **state)
     assert_null(engine_check(rig->world.engine));
 }
 
+/* One later block is enough, if its mark says so. */
+static void
+test_block_before_the_last(void **state)
+{
+    struct rig *rig = *state;
+    const struct block_seen *block = &rig->blocks[rig->block_count - 2];
+    bool damaged;
+
+    assert_true(block->lsn >= rig->superblock.cut);
+    assert_true(rig->blocks[rig->block_count - 1].mark > block->lsn);
+    flip(rig, block->offset_bytes + 90);
+    assert_int_equal(rig_open(rig, &damaged), 0);
+    assert_true(damaged);
+}
+
+/* It stays so: the disk does not forget at its next start that something was lost. */
+static void
+test_damage_is_remembered(void **state)
+{
+    struct rig *rig = *state;
+    const struct block_seen *block = block_in(rig, rig->superblock.cut, rig->mark, 0);
+    bool damaged;
+
+    flip(rig, block->offset_bytes + 90);
+    assert_int_equal(rig_open(rig, &damaged), 0);
+    assert_true(damaged);
+    world_power_cut(&rig->world);
+    assert_int_equal(rig_open(rig, &damaged), 0);
+    assert_true(damaged);
+}
+
 static void
 test_unreadable_block_above_the_cut(void **state)
 {
@@ -302,6 +333,17 @@ test_last_block(void **state)
     assert_false(damaged);
     assert_null(engine_check(rig->world.engine));
     assert_true(engine_counters(rig->world.engine)->replayed_blocks >= rig->block_count - 1);
+}
+
+static void
+test_last_block_unreadable(void **state)
+{
+    struct rig *rig = *state;
+    bool damaged;
+
+    fake_disk_set_bad(&rig->world.disk, rig->blocks[rig->block_count - 1].offset_bytes, 4096, true);
+    assert_int_equal(rig_open(rig, &damaged), 0);
+    assert_true(damaged);
 }
 
 /* A block that was moved, or is another disk's, is none. */
@@ -347,6 +389,45 @@ test_empty_index(void **state)
     fake_index_init(index, &rig->world.env);
     index->closed = true;
     assert_int_equal(rig_open(rig, &damaged), -DL_E_INDEX_MISMATCH);
+}
+
+/*
+ * The disk went back, the index did not: an old image under it, of an earlier life, or of an earlier moment of the same
+ * one.
+ */
+static void
+check_older_disk(struct rig *rig, bool same_life)
+{
+    size_t bytes = rig->world.disk.disk.size_bytes;
+    uint8_t *image = malloc(bytes);
+    bool damaged;
+
+    assert_non_null(image);
+    world_open(&rig->world);
+    world_quiet(&rig->world);
+    memcpy(image, rig->world.disk.image, bytes);
+    if (!same_life) {
+        world_kill(&rig->world);
+        world_open(&rig->world);
+    }
+    write_one_by_one(&rig->world, 5);
+    world_quiet(&rig->world);
+    world_kill(&rig->world);
+    fake_disk_poke(&rig->world.disk, image, bytes, 0);
+    free(image);
+    assert_int_equal(rig_open(rig, &damaged), -DL_E_INDEX_MISMATCH);
+}
+
+static void
+test_older_disk_of_an_earlier_life(void **state)
+{
+    check_older_disk(*state, false);
+}
+
+static void
+test_older_disk_of_the_same_life(void **state)
+{
+    check_older_disk(*state, true);
 }
 
 static void
@@ -522,8 +603,10 @@ UNIT_MAIN(RIG_TEST(test_first_superblock_copy_damaged),
           RIG_TEST(test_both_superblock_copies_damaged),
           RIG_TEST(test_both_superblock_copies_unreadable), RIG_TEST(test_block_below_the_cut),
           RIG_TEST(test_unreadable_block_below_the_cut), RIG_TEST(test_block_between_cut_and_mark),
+          RIG_TEST(test_block_before_the_last), RIG_TEST(test_damage_is_remembered),
           RIG_TEST(test_unreadable_block_above_the_cut), RIG_TEST(test_last_block),
-          RIG_TEST(test_foreign_block_behind_the_end), RIG_TEST(test_empty_index),
-          RIG_TEST(test_index_of_another_disk),
+          RIG_TEST(test_last_block_unreadable), RIG_TEST(test_older_disk_of_an_earlier_life),
+          RIG_TEST(test_older_disk_of_the_same_life), RIG_TEST(test_foreign_block_behind_the_end),
+          RIG_TEST(test_empty_index), RIG_TEST(test_index_of_another_disk),
           RIG_TEST(test_flipped_bit_in_what_is_loaded_at_open),
           RIG_TEST(test_flipped_bit_in_a_leaf), RIG_TEST(test_flipped_bit_in_data))
