@@ -68,6 +68,17 @@ meta_id_format(const uint8_t id[META_ID_BYTES])
     return result;
 }
 
+const char *
+meta_software(void)
+{
+    static _Thread_local char text[META_TEXT_BYTES_MAX];
+
+    /* The versions of wire and disk follow behind the comma. */
+    (void)snprintf(text, sizeof(text), "%s", dlblk_version_text("dlblk-meta"));
+    text[strcspn(text, ",")] = '\0';
+    return text;
+}
+
 uint64_t
 meta_core_random(void *context)
 {
@@ -321,7 +332,7 @@ meta_cluster_init_batch(struct store_batch *batch, const uint8_t cluster_id[META
     meta_record_put_counter(batch, "next/server", 1);
     meta_record_put_counter(batch, "next/volume", 1);
     schema.version = META_SCHEMA_VERSION;
-    schema.software = (char *)(uintptr_t)dlblk_version_text("dlblk-meta");
+    schema.software = (char *)(uintptr_t)meta_software();
     key = schema_key_text("schema");
     store_batch_put_message(batch, schema_bytes(&key), &schema.base);
 }

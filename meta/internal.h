@@ -532,6 +532,8 @@ struct meta_id_text {
 };
 struct meta_id_text meta_id_format(const uint8_t id[META_ID_BYTES]);
 uint64_t meta_core_random(void *core);
+/* Which program this is, for peers and records: "dlblk-meta 0.1.0 (commit 0123456789ab)". */
+const char *meta_software(void);
 
 /* Handlers, by opcode: the table is in session.c. */
 void meta_run_server_register(struct meta_op *op);

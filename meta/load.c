@@ -13,7 +13,6 @@
 #include <string.h>
 
 #include "common/assert.h"
-#include "common/version.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
 #include "meta/meta.pb-c.h"
@@ -287,7 +286,7 @@ load_on_leader(struct store_get *get, int err)
         return;
     record.instance = (ProtobufCBinaryData){META_ID_BYTES, core->instance};
     record.started_ms = core->env->ops->wall_ms(core->env);
-    record.software = (char *)(uintptr_t)dlblk_version_text("dlblk-meta");
+    record.software = (char *)(uintptr_t)meta_software();
     store_batch_put_message(&loader->batch, schema_bytes(&loader->key), &record.base);
     loader->commit = (struct store_commit){
         .batch = &loader->batch,

@@ -14,7 +14,6 @@
 
 #include "common/assert.h"
 #include "common/text.h"
-#include "common/version.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
 
@@ -218,7 +217,7 @@ session_accept_hello(struct meta_session *session, const Dl__Hello *hello, uint6
     reply.version_max = version;
     reply.cluster_id = (ProtobufCBinaryData){META_ID_BYTES, core->cluster_id};
     reply.role = DL__ROLE__ROLE_META;
-    reply.software = (char *)(uintptr_t)dlblk_version_text("dlblk-meta");
+    reply.software = (char *)(uintptr_t)meta_software();
     reply.instance = (ProtobufCBinaryData){META_ID_BYTES, core->instance};
     session_send_message(session, OP_HELLO, FRAME_REPLY, request_id, &reply.base);
 }

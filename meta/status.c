@@ -14,7 +14,6 @@
 
 #include "common/align.h"
 #include "common/text.h"
-#include "common/version.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
 
@@ -172,7 +171,7 @@ meta_run_cluster_status(struct meta_op *op)
     reply.state = (char *)(uintptr_t)(status.blocked          ? "blocked"
                                       : reply.n_problems != 0 ? "degraded"
                                                               : "healthy");
-    reply.software = (char *)(uintptr_t)dlblk_version_text("dlblk-meta");
+    reply.software = (char *)(uintptr_t)meta_software();
     meta_op_reply(op, &reply.base);
     free(status.problems);
 }
