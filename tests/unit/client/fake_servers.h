@@ -75,7 +75,7 @@ struct fake_server {
     struct env *env;
     uint32_t id;
     uint8_t uuid[FAKE_ID_BYTES];
-    char address[64];
+    char address[sizeof(struct dl_address_text)];
     char host[32];
     struct list chunks;
     struct list links;                /* struct fake_session */
