@@ -2,8 +2,8 @@
 /*
  * delete.c: giving back the space of deleted chunks, in the background.
  *
- *     DELETE durable --> leaf after leaf: read, CLEAR record, written back (its key is deleted)
- *                    --> all cleared, the tail past the last CLEAR --> the chunk's record leaves the index, it is forgotten
+ *     DELETE durable --> leaf after leaf: read, CLEAR record, written back (empty, with its LSN)
+ *                    --> all cleared, the tail past the last CLEAR --> its record and its leaves' keys leave the index
  *
  * Invariants:
  * 1. No other record of the chunk follows its DELETE (write.c, change.c).

@@ -14,10 +14,11 @@
 
 #include "chunkserver/engine/engine_private.h"
 
-#define CACHE_BYTES_DEFAULT    (UINT64_C(64) << 20)
-#define RECORDS_MAX_DEFAULT    262144u
-#define IDLE_MARK_DEFAULT      (1000 * NS_PER_MS)
-#define IDLE_WRITEBACK_DEFAULT (5000 * NS_PER_MS)
+#define CACHE_BYTES_DEFAULT     (UINT64_C(64) << 20)
+#define RECORDS_MAX_DEFAULT     262144u
+#define WRITEBACK_ITEMS_DEFAULT 512u /* their leaves are read in one chain, before others' */
+#define IDLE_MARK_DEFAULT       (1000 * NS_PER_MS)
+#define IDLE_WRITEBACK_DEFAULT  (5000 * NS_PER_MS)
 
 uint64_t
 engine_block_offset(const struct engine *engine, uint64_t block)
@@ -473,6 +474,8 @@ engine_create(struct env *env, struct disk *disk, struct index *index,
     engine->index = index;
     engine->cache_budget = options->cache_bytes != 0 ? options->cache_bytes : CACHE_BYTES_DEFAULT;
     engine->records_max = options->records_max != 0 ? options->records_max : RECORDS_MAX_DEFAULT;
+    engine->writeback_items_max = options->writeback_items != 0 ? options->writeback_items
+                                                                : WRITEBACK_ITEMS_DEFAULT;
     engine->idle_mark_ns = options->idle_mark_ns != 0 ? options->idle_mark_ns : IDLE_MARK_DEFAULT;
     engine->idle_writeback_ns = options->idle_writeback_ns != 0 ? options->idle_writeback_ns
                                                                 : IDLE_WRITEBACK_DEFAULT;

@@ -56,6 +56,7 @@ struct engine_options {
     const uint8_t *cluster_id;  /* a disk of another cluster is refused; NULL: any */
     uint64_t cache_bytes;       /* budget of clean leaves; 64 MiB */
     uint32_t records_max;       /* journal records not yet written back; 262144 */
+    uint32_t writeback_items;   /* leaves and other values in one index batch; 512 */
     uint64_t idle_mark_ns;      /* a block with the mark alone after so much idle time; 1 s */
     uint64_t idle_writeback_ns; /* everything is written back after so much idle time; 5 s */
 };
@@ -130,7 +131,7 @@ void engine_identity(const struct engine *engine, struct engine_identity *ret_id
     X(writebacks, "index batches completed")                                                 \
     X(leaves_put, "leaves written whole")                                                    \
     X(leaves_merged, "leaves written as a delta")                                            \
-    X(leaves_deleted, "empty leaves removed from the index")                                 \
+    X(leaves_deleted, "keys of empty leaves removed from the index")                         \
     X(bitmap_pages_put, "pages of the allocation map written")                               \
     X(index_flushes, "index flushes completed")                                              \
     X(ring_full_waits, "turns in which a group waited for room in the ring")                 \

@@ -52,9 +52,7 @@
 #define OP_EXTENTS_INLINE     2u
 #define LEAF_FRAGMENTS_MAX    8u /* then the leaf is put whole */
 #define WRITEBACK_BATCH_BYTES (256u << 10)
-#define WRITEBACK_ITEMS_MAX \
-    512u /* their leaves are read in one chain, before what others ask for */
-#define NS_PER_MS UINT64_C(1000000)
+#define NS_PER_MS             UINT64_C(1000000)
 
 /* --- what goes to the index --- */
 
@@ -292,7 +290,7 @@ struct engine {
     struct index *index;
     struct superblock superblock;
     uint64_t cache_budget, idle_mark_ns, idle_writeback_ns;
-    uint32_t records_max;
+    uint32_t records_max, writeback_items_max;
     bool was_clean, damaged;
     int stopped;
 

@@ -232,7 +232,7 @@ leaf_encode_delta(const struct leaf_delta *delta, void *ret_bytes)
 
     memset(sectors, 0, sizeof(sectors));
     result = leaf_apply_delta(sectors, delta, ignore_block, NULL);
-    return leaf_encode(sectors, result.changed, false, delta->lsn, ret_bytes);
+    return leaf_encode(sectors, result.changed, delta->kind == SECTOR_HOLE, delta->lsn, ret_bytes);
 }
 
 /* One run of a fragment; crcs points to its first CRC. */

@@ -97,7 +97,7 @@ bool leaf_is_empty(const struct leaf_sector *sectors);
  */
 uint32_t leaf_encode(const struct leaf_sector *sectors, uint64_t mask, bool whole, uint64_t lsn,
                      void *ret_bytes);
-/* A fragment that holds one delta, for a leaf that cannot be read. */
+/* A fragment that holds one delta, for a leaf that cannot be read; of a CLEAR it is a whole leaf without sectors. */
 uint32_t leaf_encode_delta(const struct leaf_delta *delta, void *ret_bytes);
 
 /*

@@ -61,11 +61,9 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
      * knows, they stay in use.
      */
     for (const struct leaf_delta *delta = leaf->deltas; delta != NULL; delta = delta->next) {
-        if (delta->kind == SECTOR_HOLE) {
-            stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
-            continue;
-        }
-        stage(engine, STAGED_MERGE, key, key_bytes, value, leaf_encode_delta(delta, value));
+        enum staged_kind kind = delta->kind == SECTOR_HOLE ? STAGED_PUT : STAGED_MERGE;
+
+        stage(engine, kind, key, key_bytes, value, leaf_encode_delta(delta, value));
     }
     leaf_drop_deltas(engine, leaf);
 }
@@ -76,18 +74,13 @@ stage_leaf(struct engine *engine, struct leaf *leaf)
     struct writeback *wb = &engine->writeback;
     uint8_t key[INDEX_KEY_BYTES_MAX], value[LEAF_FRAGMENT_BYTES_MAX];
     uint32_t key_bytes = index_key_leaf(key, leaf->chunk->chunk->local_id, leaf->number);
-    bool whole = !leaf->stored || leaf->fragments >= LEAF_FRAGMENTS_MAX;
 
     dl_assert(leaf->dirty.lsn >= leaf->stored_lsn);
     if (leaf->state == LEAF_CORRUPT) {
         stage_leaf_deltas(engine, leaf, key, key_bytes);
-    } else if (leaf_is_empty(leaf->sectors)) {
-        if (leaf->stored)
-            stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
-        engine->counters.leaves_deleted += leaf->stored;
-        leaf->stored = false;
-        leaf->fragments = 0;
     } else {
+        bool whole = !leaf->stored || leaf->fragments >= LEAF_FRAGMENTS_MAX ||
+                     leaf_is_empty(leaf->sectors);
         uint32_t bytes = leaf_encode(leaf->sectors, leaf->changed, whole, leaf->dirty.lsn, value);
 
         stage(engine, whole ? STAGED_PUT : STAGED_MERGE, key, key_bytes, value, bytes);
@@ -177,6 +170,23 @@ stage_item(struct engine *engine, struct dirty *dirty)
     list_remove(&dirty->node);
 }
 
+/*
+ * The keys of its empty leaves.  Not as soon as a leaf is empty: its LSN must be known for as long as the journal has changes of
+ * it.  An empty leaf without one would take them all again, and a change that once lost at once against what was stored would
+ * now give its block up at the CLEAR, after the FREE record of that block: a block that others may use by then.
+ */
+static void
+stage_forgotten_leaves(struct engine *engine, const struct engine_chunk *chunk)
+{
+    for (uint32_t number = 0; number < chunk->leaf_count; number++) {
+        uint8_t key[INDEX_KEY_BYTES_MAX];
+        uint32_t key_bytes = index_key_leaf(key, chunk->chunk->local_id, number);
+
+        stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
+        engine->counters.leaves_deleted++;
+    }
+}
+
 static void
 stage_forgotten(struct engine *engine)
 {
@@ -187,6 +197,7 @@ stage_forgotten(struct engine *engine)
         uint32_t key_bytes = index_key_id(key, INDEX_CHUNK, (*forgotten)->chunk->local_id);
 
         stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
+        stage_forgotten_leaves(engine, *forgotten);
     }
 }
 
@@ -285,7 +296,8 @@ collect(struct engine *engine)
     struct dirty *dirty;
 
     list_for_each_entry (dirty, &engine->dirty, node) {
-        bool full = bytes >= WRITEBACK_BATCH_BYTES || wb->items.count >= WRITEBACK_ITEMS_MAX;
+        bool full = bytes >= WRITEBACK_BATCH_BYTES ||
+                    wb->items.count >= engine->writeback_items_max;
 
         if (full && dirty->recovery_lsn >= urgent_lsn)
             return;
