@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # What is wrong gets its clear error, and harms nobody else: frames, clusters, disks, names,
 # sizes, command lines, a metadata service that isn't there.  Meanwhile a writer works on a volume
-# of its own: it must not notice. shellcheck source-path=SCRIPTDIR source=functions.sh
+# of its own: it must not notice.
+# shellcheck source-path=SCRIPTDIR source=functions.sh
 . "$(dirname "$0")/functions.sh"
 
 requires python3 jq nbdkit

@@ -46,10 +46,11 @@ filesystem_story() {
     cp -a "$tree" "$scratch/mnt/synced"
     sync -f "$scratch/mnt"
     (cp -a "$tree" "$scratch/mnt/unsynced" || true) >"$scratch/copy.log" 2>&1 &
+    copy_pid=$!
     sleep 0.3
     local_cluster kill
     local_cluster start
-    wait
+    wait $copy_pid
     umount "$scratch/mnt"
     check "$1 finds nothing wrong after a kill in the middle" "$@" "$loop"
     mount_loop

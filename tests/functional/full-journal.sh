@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Servers that are killed with their journal full of records that are not written back start again
-# in seconds, and have everything. shellcheck source-path=SCRIPTDIR source=functions.sh
+# in seconds, and have everything.
+# shellcheck source-path=SCRIPTDIR source=functions.sh
 . "$(dirname "$0")/functions.sh"
 
 requires jq

@@ -284,19 +284,30 @@ attach_loop() {
 }
 
 detach_loop() {
-    [ -z "${loop:-}" ] || losetup -d "$loop" || true
+    [ -n "${loop:-}" ] || return 0
+    losetup -d "$loop"
+    # The loop device lets go of the file a moment later.
+    for _ in $(seq 500); do
+        ! fusermount3 -u "$scratch/fuse" 2>"$scratch/fusermount.log" || break
+        sleep 0.02
+    done
     loop=""
     if mountpoint -q "$scratch/fuse"; then
-        fusermount3 -u "$scratch/fuse" || true
+        cat "$scratch/fusermount.log"
+        kill "$nbdfuse_pid"
     fi
-    wait "$nbdfuse_pid" 2>/dev/null || true
+    wait "$nbdfuse_pid" || true
     rm -f "$scratch/nbdfuse.pid"
 }
 
 mount_loop() {
     mkdir -p "$scratch/mnt"
     mount "$@" "$loop" "$scratch/mnt"
-    cleanup_fn umount "$scratch/mnt"
+    cleanup_fn unmount_loop
+}
+
+unmount_loop() {
+    ! mountpoint -q "$scratch/mnt" || umount "$scratch/mnt"
 }
 
 # A list of all files with their checksums, and of all names with modes and link targets.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # fio writes and verifies by checksum over NBD: random and sequential, requests of 512 bytes to 1
-# MiB, on volumes of 4096-byte and 512-byte blocks. shellcheck source-path=SCRIPTDIR
-# source=functions.sh
+# MiB, on volumes of 4096-byte and 512-byte blocks.
+# shellcheck source-path=SCRIPTDIR source=functions.sh
 . "$(dirname "$0")/functions.sh"
 
 requires fio nbdkit jq

@@ -35,19 +35,22 @@ check "the whole volume is a hole" \
 
 # Data in the second MiB and at the very end, nothing else.
 head -c 1048576 /dev/urandom >"$scratch/data"
-nbdsh_write() {
+write_at() {
     # nbdcopy writes a file from its start: an offset filter places it.
     nbdkit -f -U "$scratch/offset.sock" -P "$scratch/offset.pid" --filter=offset nbd "uri=$uri" \
         "offset=$1" "range=$2" >"$scratch/offset.log" 2>&1 &
     local pid=$!
-    until [ -s "$scratch/offset.pid" ]; do sleep 0.02; done
+    until [ -s "$scratch/offset.pid" ]; do
+        kill -0 $pid
+        sleep 0.02
+    done
     head -c "$2" "$scratch/data" | nbdcopy - "nbd+unix:///?socket=$scratch/offset.sock"
     kill $pid
     wait $pid
-    rm "$scratch/offset.pid"
+    rm -f "$scratch/offset.pid" "$scratch/offset.sock"
 }
-nbdsh_write 1048576 1048576
-nbdsh_write $((104857600 - 8192)) 8192
+write_at 1048576 1048576
+write_at $((104857600 - 8192)) 8192
 check "holes are shown around what was written" \
     test "$(map)" = \
     '[[0,1048576,3],[1048576,1048576,0],[2097152,102752256,3],[104849408,8192,0]]'

@@ -3,6 +3,7 @@
 # Writes, trims and zeroes of any offset and length, many in flight, compared with an array; the
 # plugin's counters show that the trims arrived as trims; and trimmed space comes back. shellcheck
 # source-path=SCRIPTDIR source=functions.sh
+# shellcheck source-path=SCRIPTDIR source=functions.sh
 . "$(dirname "$0")/functions.sh"
 
 requires nbdkit nbdinfo jq
