@@ -374,8 +374,11 @@ attach_on_committed(struct meta_op *op)
              volume->desc.owned ? text_quote(volume->desc.owner).text : "");
     volume->desc = *op->desc;
     attach_push_out(op->core, volume);
-    if (op->session != NULL)
-        meta_lease_set_owner_session(volume, op->session);
+    if (op->session == NULL) {
+        meta_op_end(op); /* its client is gone: a lease that the next one takes over */
+        return;
+    }
+    meta_lease_set_owner_session(volume, op->session);
     attach_go_on(op, volume);
 }
 

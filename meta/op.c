@@ -173,7 +173,11 @@ meta_op_run_ready(struct meta_core *core)
         struct meta_op *op = list_first_entry(&batch, struct meta_op, node);
 
         list_remove(&op->node);
-        op->handler->run(op);
+        /* A service that stops begins nothing by itself: a long deletion goes on after the start. */
+        if (core->phase == META_STOPPING && op->session == NULL)
+            meta_op_end(op);
+        else
+            op->handler->run(op);
     }
     list_splice_back(&core->ready, &batch);
 }

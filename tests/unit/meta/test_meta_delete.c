@@ -372,6 +372,45 @@ test_service_restarts_at_each_step(void **state)
     }
 }
 
+static void
+on_stopped(void *context)
+{
+    *(bool *)context = true;
+}
+
+/* A stop does not wait for a long deletion, which goes on after the start. */
+static void
+test_stop_in_the_middle(void **state)
+{
+    struct delete_test t;
+    bool stopped = false;
+
+    (void)state;
+    delete_init(&t, 5000);
+    store_memory_hold(t.f.store, true);
+    {
+        Dl__VolumeDelete message = DL__VOLUME_DELETE__INIT;
+
+        message.name = (char *)(uintptr_t) "v";
+        (void)peer_send(t.client, OP_VOLUME_DELETE, &message.base);
+    }
+    meta_core_stop(t.f.core, on_stopped, &stopped);
+    store_memory_hold(t.f.store, false);
+    fixture_settle(&t.f);
+    assert_true(stopped);
+    assert_int_equal(records(&t, "segment/"), 5000); /* nothing of it was begun */
+    assert_int_equal(store_memory_in_flight(t.f.store), 0);
+    fixture_crash(&t.f, 0);
+    fixture_start(&t.f);
+    for (unsigned i = 0; i < 3; i++) {
+        peer_restart_server(t.servers[i]);
+        assert_int_equal(peer_register(t.servers[i]), 0);
+    }
+    fixture_settle(&t.f);
+    assert_int_equal(records(&t, "segment/") + records(&t, "volume/"), 0);
+    fixture_fini(&t.f);
+}
+
 UNIT_MAIN(cmocka_unit_test(test_chunks_and_records_go),
           cmocka_unit_test(test_tombstone_comes_first),
           cmocka_unit_test(test_large_volumes_go_in_batches),
@@ -381,4 +420,5 @@ UNIT_MAIN(cmocka_unit_test(test_chunks_and_records_go),
           cmocka_unit_test(test_repeated_deletion), cmocka_unit_test(test_volume_without_chunks),
           cmocka_unit_test(test_server_restarts_in_the_middle),
           cmocka_unit_test(test_server_answers_with_an_error),
-          cmocka_unit_test(test_service_restarts_at_each_step))
+          cmocka_unit_test(test_service_restarts_at_each_step),
+          cmocka_unit_test(test_stop_in_the_middle))

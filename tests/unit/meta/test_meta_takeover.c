@@ -329,6 +329,31 @@ test_interrupted_attach_is_taken_over(void **state)
     fixture_fini(&t.f);
 }
 
+/* The client is gone when its lease is committed: nobody waits there, the next one need not either. */
+static void
+test_client_dies_while_its_lease_is_committed(void **state)
+{
+    struct takeover_test t;
+    struct peer *other;
+    Dl__Attach message;
+    uint64_t id;
+
+    (void)state;
+    takeover_init(&t, 2);
+    other = fixture_client(&t.f);
+    store_memory_hold(t.f.store, true);
+    (void)start_attach(&t, 2, 0);
+    assert_int_equal(store_memory_in_flight(t.f.store), 1);
+    peer_disconnect(t.client);
+    store_memory_hold(t.f.store, false);
+    fixture_settle(&t.f);
+    fill_attach(&message, "v", 3);
+    id = peer_send(other, OP_ATTACH, &message.base);
+    fixture_run(&t.f, 1100 * MS); /* it could still come back */
+    assert_int_equal(fixture_reply_status(other, id), 0);
+    fixture_fini(&t.f);
+}
+
 /* --- sending FENCE again --- */
 
 static void
@@ -850,6 +875,7 @@ UNIT_MAIN(cmocka_unit_test(test_all_servers_answer),
           cmocka_unit_test(test_silent_servers_are_named),
           cmocka_unit_test(test_attach_in_progress_is_busy),
           cmocka_unit_test(test_interrupted_attach_is_taken_over),
+          cmocka_unit_test(test_client_dies_while_its_lease_is_committed),
           cmocka_unit_test(test_fence_is_sent_again_after_a_reconnect),
           cmocka_unit_test(test_fence_is_sent_again_after_an_error),
           cmocka_unit_test(test_nonsense_answers_do_not_count),
