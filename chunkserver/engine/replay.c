@@ -75,6 +75,20 @@ unit_offset(const struct replay *replay, uint64_t place)
 
 /* --- look at the whole ring --- */
 
+/* Is there a journal block of which a later unit cannot be read?  Then nobody knows whether it is a torn one. */
+static bool
+scan_meets_unreadable(const struct replay *replay, uint64_t place, const uint8_t *bytes)
+{
+    struct journal_header header;
+
+    if (journal_header_check(bytes, replay->engine->superblock.disk_uuid, &header, NULL) != 0)
+        return false;
+    for (uint64_t i = place + 1; i < place + header.units && i < replay->unit_count; i++)
+        if (replay->units[i].state == UNIT_UNREADABLE)
+            return true;
+    return false;
+}
+
 static void
 scan_unit(struct replay *replay, uint64_t place, const uint8_t *bytes, uint32_t available_bytes)
 {
@@ -82,8 +96,11 @@ scan_unit(struct replay *replay, uint64_t place, const uint8_t *bytes, uint32_t 
     struct journal_header header;
 
     if (journal_block_check(bytes, available_bytes, replay->engine->superblock.disk_uuid, &header,
-                            NULL) != 0)
+                            NULL) != 0) {
+        if (scan_meets_unreadable(replay, place, bytes))
+            unit->state = UNIT_UNREADABLE;
         return;
+    }
     if (header.lsn % replay->unit_count != place || place + header.units > replay->unit_count)
         return;
     *unit = (struct unit){
@@ -149,6 +166,19 @@ unit_counts(const struct replay *replay, const struct unit *unit)
             DLBLK_MUTANT(old_lives_count));
 }
 
+/* Was the journal ever written up to here?  The block that ends at the position stays until what follows has gone all around. */
+static bool
+ring_reaches(const struct replay *replay, uint64_t lsn)
+{
+    for (uint64_t place = 0; place < replay->unit_count; place++) {
+        const struct unit *unit = &replay->units[place];
+
+        if (unit_counts(replay, unit) && unit->lsn + unit->units == lsn)
+            return true;
+    }
+    return false;
+}
+
 static int
 find_chain(struct replay *replay)
 {
@@ -169,6 +199,13 @@ find_chain(struct replay *replay)
         lsn += unit->units;
     }
     replay->end = lsn;
+    if (replay->chain.count == 0 && lsn > superblock->cut && !ring_reaches(replay, lsn)) {
+        dl_error_set(replay->err, -DL_E_INDEX_MISMATCH,
+                     "the index is newer than the disk: it reaches to LSN %" PRIu64
+                     ", the journal has nothing that ends there",
+                     lsn);
+        return -DL_E_INDEX_MISMATCH;
+    }
     if (lsn >= superblock->cut)
         return 0;
     dl_error_set(replay->err, -DL_E_INDEX_MISMATCH,

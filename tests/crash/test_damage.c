@@ -346,6 +346,37 @@ test_last_block_unreadable(void **state)
     assert_true(damaged);
 }
 
+/* The same where the header can be read, but not the rest. */
+static void
+test_last_block_half_unreadable(void **state)
+{
+    struct rig *rig = *state;
+    struct world *world = &rig->world;
+    const struct superblock_geometry *geometry = &rig->superblock.geometry;
+    struct journal_header header, last = {0};
+    bool damaged;
+
+    world_open(world);
+    for (uint32_t i = 0; i < 100; i++)
+        op_write_new(world, &world->model.chunks[i % world->model.chunk_count]);
+    world_drain(world);
+    world_kill(world);
+    fake_disk_settle(&world->disk);
+    for (uint64_t at = 0; at < geometry->ring_bytes; at += UNIT_BYTES)
+        if (journal_block_check(world->disk.image + geometry->ring_offset + at,
+                                (uint32_t)(geometry->ring_bytes - at), rig->superblock.disk_uuid,
+                                &header, NULL) == 0 &&
+            header.lsn > last.lsn)
+            last = header;
+    assert_true(last.units > 1);
+    fake_disk_set_bad(&world->disk,
+                      geometry->ring_offset +
+                          (last.lsn * UNIT_BYTES + UNIT_BYTES) % geometry->ring_bytes,
+                      4096, true);
+    assert_int_equal(rig_open(rig, &damaged), 0);
+    assert_true(damaged);
+}
+
 /* A block that was moved, or is another disk's, is none. */
 static void
 test_foreign_block_behind_the_end(void **state)
@@ -605,8 +636,9 @@ UNIT_MAIN(RIG_TEST(test_first_superblock_copy_damaged),
           RIG_TEST(test_unreadable_block_below_the_cut), RIG_TEST(test_block_between_cut_and_mark),
           RIG_TEST(test_block_before_the_last), RIG_TEST(test_damage_is_remembered),
           RIG_TEST(test_unreadable_block_above_the_cut), RIG_TEST(test_last_block),
-          RIG_TEST(test_last_block_unreadable), RIG_TEST(test_older_disk_of_an_earlier_life),
-          RIG_TEST(test_older_disk_of_the_same_life), RIG_TEST(test_foreign_block_behind_the_end),
-          RIG_TEST(test_empty_index), RIG_TEST(test_index_of_another_disk),
+          RIG_TEST(test_last_block_unreadable), RIG_TEST(test_last_block_half_unreadable),
+          RIG_TEST(test_older_disk_of_an_earlier_life), RIG_TEST(test_older_disk_of_the_same_life),
+          RIG_TEST(test_foreign_block_behind_the_end), RIG_TEST(test_empty_index),
+          RIG_TEST(test_index_of_another_disk),
           RIG_TEST(test_flipped_bit_in_what_is_loaded_at_open),
           RIG_TEST(test_flipped_bit_in_a_leaf), RIG_TEST(test_flipped_bit_in_data))
