@@ -350,6 +350,10 @@ history_run(uint64_t seed, struct event_counts *counts, bool trace)
         steps_run(world, (uint32_t)fake_rng_range(&world->rng, 0, profile.steps));
         if (fake_rng_percent(&world->rng, 5))
             world_quiet(world);
+        if (fake_rng_percent(&world->rng, 15))
+            step_burst(world);
+        for (uint64_t turns = fake_rng_below(&world->rng, 12); turns > 0; turns--)
+            (void)fake_env_turn(&world->env);
         cut(world);
     }
     world_quiet(world);
