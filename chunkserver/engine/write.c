@@ -302,6 +302,9 @@ write_op_create(struct engine *engine, struct engine_chunk *chunk, struct store_
     struct op *op = op_create(engine, write->zero ? RECORD_ZERO : RECORD_WRITE, chunk);
 
     op->write = write;
+    /* Also of one that must wait for a leaf first: a second one of its version has to find it. */
+    if (write->version > chunk->version_max)
+        chunk->version_max = write->version;
     list_push_back(&chunk->writes, &op->chunk_node);
     return op;
 }
@@ -384,8 +387,6 @@ write_accept(struct engine *engine, struct op *op)
     if (write->config_epoch > chunk->config_epoch)
         chunk->config_epoch = write->config_epoch;
     (void)chunk_stable_raise(chunk, write->stable_version);
-    if (write->version > op->chunk->version_max)
-        op->chunk->version_max = write->version;
     write_submit(engine, op);
 }
 

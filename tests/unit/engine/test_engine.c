@@ -493,6 +493,34 @@ test_version_in_flight(void **state)
     }
 }
 
+/* The same where the first one waits for a leaf, because on a full disk only overwrites go on. */
+static void
+test_version_that_waits_for_a_leaf(void **state)
+{
+    struct test_write *first, *second;
+    struct store_stats stats;
+    struct rig rig;
+    uint32_t filled = 0;
+
+    (void)state;
+    rig_init(&rig, 1);
+    while (write_now(&rig, VERSION(1 + filled), filled * 50, 50) == 0)
+        filled++;
+    rig_restart(&rig);
+    first = write_make(&rig, VERSION(1000), 0, 50);
+    second = write_make(&rig, VERSION(1000), 0, 50);
+    write_start(first);
+    write_start(second);
+    assert_int_equal(engine_counters(rig.engine)->writes_duplicate, 1);
+    assert_true(fake_env_run(&rig.env, &second->done, TURNS_MAX));
+    assert_int_equal(engine_counters(rig.engine)->reserve_writes, 1);
+    rig.store->ops->get_stats(rig.store, &stats);
+    assert_int_equal(stats.device_bytes_data, 50 * BLOCK_BYTES);
+    assert_int_equal(write_end(first), 0);
+    assert_int_equal(write_end(second), 0);
+    rig_fini(&rig);
+}
+
 /* --- what is remembered --- */
 
 static void
@@ -887,16 +915,15 @@ test_journal_is_small(void **state)
     rig_fini(&rig);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_what_is_written_is_read),
-          cmocka_unit_test(test_holes_cost_no_disk_read),
-          cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
-          cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
-          cmocka_unit_test(test_version_in_flight), cmocka_unit_test(test_restart_keeps_everything),
-          cmocka_unit_test(test_stable_hint), cmocka_unit_test(test_idle_engine_sleeps),
-          cmocka_unit_test(test_fence_waits_for_large_writes),
-          cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
-          cmocka_unit_test(test_full_disk), cmocka_unit_test(test_requests_out_of_range),
-          cmocka_unit_test(test_failed_data_write),
-          cmocka_unit_test(test_data_write_that_always_fails),
-          cmocka_unit_test(test_failed_flush_stops_the_store),
-          cmocka_unit_test(test_unreadable_data), cmocka_unit_test(test_journal_is_small))
+UNIT_MAIN(
+    cmocka_unit_test(test_what_is_written_is_read), cmocka_unit_test(test_holes_cost_no_disk_read),
+    cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
+    cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
+    cmocka_unit_test(test_version_in_flight), cmocka_unit_test(test_version_that_waits_for_a_leaf),
+    cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
+    cmocka_unit_test(test_idle_engine_sleeps), cmocka_unit_test(test_fence_waits_for_large_writes),
+    cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
+    cmocka_unit_test(test_full_disk), cmocka_unit_test(test_requests_out_of_range),
+    cmocka_unit_test(test_failed_data_write), cmocka_unit_test(test_data_write_that_always_fails),
+    cmocka_unit_test(test_failed_flush_stops_the_store), cmocka_unit_test(test_unreadable_data),
+    cmocka_unit_test(test_journal_is_small))
