@@ -736,8 +736,16 @@ core_abandon_meta_calls(struct client_core *core)
 {
     struct list *node;
 
-    while ((node = list_pop_front(&core->meta_calls)) != NULL)
-        free(list_entry(node, struct client_meta_call, node)->exchange);
+    while ((node = list_pop_front(&core->meta_calls)) != NULL) {
+        struct client_meta_call *call = list_entry(node, struct client_meta_call, node);
+
+        free(call->exchange);
+        call->exchange = NULL;
+        call->core = NULL; /* its owner, who is next, has nothing to cancel */
+        if (call->reply != NULL)
+            protobuf_c_message_free_unpacked(call->reply, NULL);
+        call->reply = NULL;
+    }
 }
 
 void
@@ -748,9 +756,9 @@ client_core_destroy(struct client_core *core)
 
     if (core == NULL)
         return;
+    core_abandon_meta_calls(core);
     list_for_each_entry_safe (volume, following, &core->volumes, node)
         client_volume_abandon(volume);
-    core_abandon_meta_calls(core);
     client_session_fini(&core->meta);
     for (size_t i = 0; i < core->servers.count; i++) {
         if (core->servers.items[i] == NULL)
