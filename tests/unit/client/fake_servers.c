@@ -404,8 +404,11 @@ fake_server_fill_read(const struct data_target *target, const struct fake_chunk 
 
         le32_store(reply->tail + i * sizeof(le32), sector->crc);
         reply->tail[length * sizeof(le32) + i] = sector->kind;
-        if (sector->kind != WIRE_SECTOR_DATA)
+        if (sector->kind != WIRE_SECTOR_DATA) {
+            /* Nobody has said what stands there: whoever shows it is seen. */
+            memset(reply->payload + (size_t)i * WIRE_SECTOR_BYTES, 0xbd, WIRE_SECTOR_BYTES);
             continue;
+        }
         data_sectors++;
         memcpy(reply->payload + (size_t)i * WIRE_SECTOR_BYTES, sector->data, WIRE_SECTOR_BYTES);
     }

@@ -168,6 +168,55 @@ test_zeroes_stay_undecided_too(void **state)
     close_clean(f, volume);
 }
 
+/* While it is being settled nobody else writes there: else what was read before would be written over what came after. */
+static void
+test_settling_keeps_others_out(void **state)
+{
+    struct fixture *f = fixture_create(28, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *write;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 16384, 1), 0);
+    fixture_server_down(f, 1);
+    assert_int_equal(fixture_write(f, 4096, 4096, 2), -DL_E_TIMEOUT);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_reads = true;
+    fixture_server_up(f, 1);
+    fixture_run(f, 2 * SIM_S); /* it reads, and waits for the answer */
+    write = fixture_submit(f, DLBLK_WRITE, 4096, 4096, 3);
+    fixture_run(f, 500 * NS_PER_MS);
+    assert_false(write->done);
+    for (unsigned i = 0; i < 3; i++)
+        fixture_server_release(f, i);
+    assert_int_equal(fixture_wait(f, write), 0);
+    fixture_check(f, 4096, 4096, 3);
+    fixture_run(f, 3 * SIM_S);
+    fixture_check(f, 4096, 4096, 3);
+    close_clean(f, volume);
+}
+
+/* What is rewritten can have data in one place and none in another. */
+static void
+test_settling_of_data_and_holes(void **state)
+{
+    struct fixture *f = fixture_create(29, 3);
+    struct fake_volume *volume = open_small(f);
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    assert_int_equal(fixture_write(f, 12288, 4096, 1), 0);
+    /* The first slot has none of it: the old content is what settles. */
+    f->cluster.servers[0].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[0].faults.write_err_count = 1;
+    assert_int_equal(fixture_write(f, 0, 65536, 2), -DL_E_NO_SPACE);
+    fixture_check(f, 0, 4096, 1);
+    fixture_check(f, 4096, 8192, 0);
+    fixture_check(f, 12288, 4096, 1);
+    fixture_check(f, 16384, 49152, 0);
+    close_clean(f, volume);
+}
+
 /* --- slots that refuse --- */
 
 static void
@@ -684,7 +733,9 @@ UNIT_MAIN(
     cmocka_unit_test(test_a_server_stays_away),
     cmocka_unit_test(test_reads_of_undecided_ranges_fail_in_the_end),
     cmocka_unit_test(test_a_rewrite_settles), cmocka_unit_test(test_zeroes_stay_undecided_too),
-    cmocka_unit_test(test_one_slot_has_no_space), cmocka_unit_test(test_all_slots_have_no_space),
+    cmocka_unit_test(test_settling_keeps_others_out),
+    cmocka_unit_test(test_settling_of_data_and_holes), cmocka_unit_test(test_one_slot_has_no_space),
+    cmocka_unit_test(test_all_slots_have_no_space),
     cmocka_unit_test(test_busy_slots_are_asked_again), cmocka_unit_test(test_an_old_map),
     cmocka_unit_test(test_damaged_on_the_way), cmocka_unit_test(test_the_caller_changes_its_buffer),
     cmocka_unit_test(test_a_server_that_never_answers),
