@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_engine: the storage engine alone, without network and without io_uring: 4 KiB random writes (or reads) at a depth.
+ * bench_engine: the storage engine alone, without network and without io_uring: 4 KiB random writes
+ * (or reads) at a depth.
  *
  *     bench_engine --disk memory --seconds 5                         what the engine itself costs
  *     bench_engine --disk /mnt/x/disk --size 4G --seconds 20         on a file, with its flushes
- *     bench_engine --disk memory --sparse 20                         20 times as many leaves as the cache holds
+ *     bench_engine --disk memory --sparse 20                         20 times as many leaves as the
+ *     cache holds
  *
- * It prints operations per second, CPU microseconds per operation (of the engine's thread, and of the whole process with
- * RocksDB's threads), and the bytes that went to the device per byte written, by kind.  The disk and the index are made
- * anew and removed at the end.
+ * It prints operations per second, CPU microseconds per operation (of the engine's thread, and of
+ * the whole process with RocksDB's threads), and the bytes that went to the device per byte
+ * written, by kind.  The disk and the index are made anew and removed at the end.
  *
- * The disk is "memory" (an array; an I/O is a memcpy) or a file (pwrite and fdatasync, done in the turn after they were
- * submitted).  A turn of the loop: timers, requests until the depth is reached, turn_end, all I/Os, the index's answers.
+ * The disk is "memory" (an array; an I/O is a memcpy) or a file (pwrite and fdatasync, done in the
+ * turn after they were submitted).  A turn of the loop: timers, requests until the depth is
+ * reached, turn_end, all I/Os, the index's answers.
  */
 #include <errno.h>
 #include <getopt.h>

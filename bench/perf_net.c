@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * perf_net: what links cost: WRITE- and READ-like frames between one client and some servers over loopback.
+ * perf_net: what links cost: WRITE- and READ-like frames between one client and some servers over
+ * loopback.
  *
- * The traffic of floor.c, through loop.c, net.c and frame.c: a write goes to all servers, each answers with a
- * status; a read goes to one of them in turn, and comes back with its data.  CRC-32C is computed by the client and
- * checked by each server for writes, and the other way round for reads.  With dir= the servers do floor's `inline`
- * disk I/O too: the payload, and one 4 KiB journal block per turn, so that both can be compared.
+ * The traffic of floor.c, through loop.c, net.c and frame.c: a write goes to all servers, each
+ * answers with a status; a read goes to one of them in turn, and comes back with its data.  CRC-32C
+ * is computed by the client and checked by each server for writes, and the other way round for
+ * reads.  With dir= the servers do floor's `inline` disk I/O too: the payload, and one 4 KiB
+ * journal block per turn, so that both can be compared.
  *
- *   perf_net w|r DEPTH SECONDS SERVERS [bs=BYTES] [dir=DIR] [spin=MICROSECONDS] [buffer=BYTES] [socket=BYTES] [nocrc]
+ *   perf_net w|r DEPTH SECONDS SERVERS [bs=BYTES] [dir=DIR] [buffer=BYTES]
+ *   [socket=BYTES] [nocrc]
  *
  * Prints operations per second, latency, and processor time per operation of client and servers.
  */
@@ -42,7 +45,6 @@ static bool writing, with_crc = true;
 static uint32_t depth, server_count, sectors = 1;
 static uint64_t seconds;
 static const char *dir;
-static struct loop_options loop_options;
 static struct net_options net_options;
 
 __attribute__((noreturn)) static void
@@ -240,7 +242,7 @@ server_main(unsigned number, int port_fd)
     }
     server.journal = buffer_new(4096);
     server_open_file(number);
-    if (loop_create(&server.loop, &loop_options, &err) != 0 ||
+    if (loop_create(&server.loop, NULL, &err) != 0 ||
         net_create(&server.net, server.loop, NULL, &net_options, &err) != 0 ||
         net_listen(server.net, &address, &server_events, NULL, &listener, &err) != 0) {
         fprintf(stderr, "perf_net: %s\n", err.text);
@@ -479,7 +481,7 @@ client_run(const uint16_t *ports)
 
     client.random_state = 1;
     client.timer.fn = client_on_timer;
-    if (loop_create(&client.loop, &loop_options, &err) != 0 ||
+    if (loop_create(&client.loop, NULL, &err) != 0 ||
         net_create(&client.net, client.loop, NULL, &net_options, &err) != 0) {
         fprintf(stderr, "perf_net: %s\n", err.text);
         exit(EXIT_FAILURE);
@@ -523,8 +525,6 @@ parse_option(const char *text)
         sectors = (uint32_t)strtoul(text + 3, NULL, 10) / 4096;
     else if (strncmp(text, "dir=", 4) == 0)
         dir = text + 4;
-    else if (strncmp(text, "spin=", 5) == 0)
-        loop_options.spin_us = (uint32_t)strtoul(text + 5, NULL, 10);
     else if (strncmp(text, "buffer=", 7) == 0)
         net_options.receive_buffer_bytes = (uint32_t)strtoul(text + 7, NULL, 10);
     else if (strncmp(text, "socket=", 7) == 0)
@@ -541,7 +541,7 @@ main(int argc, char **argv)
 
     if (argc < 5) {
         fprintf(stderr, "usage: perf_net w|r DEPTH SECONDS SERVERS [bs=BYTES] [dir=DIR] "
-                        "[spin=MICROSECONDS] [buffer=BYTES] [socket=BYTES] [nocrc]\n");
+                        "[buffer=BYTES] [socket=BYTES] [nocrc]\n");
         return EXIT_FAILURE;
     }
     writing = argv[1][0] == 'w';

@@ -2,11 +2,12 @@
 /*
  * buffer_pool.c: see buffer_pool.h.
  *
- * The arena is cut into units of 4 KiB.  A block of order k is 2^k units, at a multiple of 2^k.  What is known of a
- * block stands in units[] at its first unit:
+ * The arena is cut into units of 4 KiB.  A block of order k is 2^k units, at a multiple of 2^k.
+ * What is known of a block stands in units[] at its first unit:
  *   order, free   valid for the first unit of a block only
  *   next, prev    a free block's place in the list of its order (unit numbers, UNIT_NONE ends)
- * Invariants: two free buddies of one order never exist, except single units in `spare`, which count as in use here.
+ * Invariants: two free buddies of one order never exist, except single units in `spare`, which
+ *             count as in use here.
  */
 #include "chunkserver/buffer_pool.h"
 

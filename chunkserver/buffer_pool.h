@@ -2,10 +2,12 @@
 /*
  * buffer_pool.h: payload buffers of 4 KiB to 1 MiB out of one arena of a stated size.
  *
- * A buddy system: a buffer is a power of two of sectors, aligned to 4 KiB.  What is freed is joined with its neighbour
- * again, a stack of single sectors apart, so that 4 KiB requests neither split nor join anything.
+ * A buddy system: a buffer is a power of two of sectors, aligned to 4 KiB.  What is freed is joined
+ * with its neighbour again, a stack of single sectors apart, so that 4 KiB requests neither split
+ * nor join anything.
  *
- * The promise that the core builds on: while buffer_pool_has_room(), a buffer of any size can be had.
+ * The promise that the core builds on: while buffer_pool_has_room(), a buffer of any size can be
+ * had.
  *
  * Threads: one owner.  Errors: none but "nothing left" (NULL).
  * Memory:  the arena is reserved at create and touched when it is used first.

@@ -2,12 +2,14 @@
 /*
  * chunk_store.h: what the chunkserver's core asks of the thing that keeps chunks.
  *
- * Two implementations: the storage engine (chunkserver/engine) on a disk, and the simulator's model of it
- * (tests/sim/model_store.c), which loses on a crash what the engine may lose.  What both must remember about a chunk
- * (epochs, stable version, pending writes, volume fences) is in chunk_table.h, which both use.
+ * Two implementations: the storage engine (chunkserver/engine) on a disk, and the simulator's model
+ * of it (tests/sim/model_store.c), which loses on a crash what the engine may lose.  What both must
+ * remember about a chunk (epochs, stable version, pending writes, volume fences) is in
+ * chunk_table.h, which both use.
  *
- * Division of labour: the core checks epochs and fences against the chunk table before it starts a request, and
- * checks the CRCs of what arrived.  The store makes things durable, in the order in which they were started.
+ * Division of labour: the core checks epochs and fences against the chunk table before it starts a
+ * request, and checks the CRCs of what arrived.  The store makes things durable, in the order in
+ * which they were started.
  *
  * Threads: one owner, the loop.  Blocks: never.
  * Errors:  in on_done, never in the start call: 0 or a negative DL_E_*.
@@ -22,7 +24,7 @@
 
 #include "common/list.h"
 
-#define SECTOR_BYTES 4096u
+#define SECTOR_BYTES         4096u
 #define STORE_IO_SECTORS_MAX 256u /* of one read, or one write with data: 1 MiB */
 
 /* Identity of a chunk: one slot of one segment. */
@@ -37,15 +39,17 @@ struct chunk_table;
 struct chunk_store;
 
 /*
- * A write of data or zeroes.  The chunk is named by key: it comes into being here if it is unknown and `create` is set
- * (its incarnation is config_epoch then).  On on_done == 0 the whole write is durable, or none of it took effect:
+ * A write of data or zeroes.  The chunk is named by key: it comes into being here if it is unknown
+ * and `create` is set (its incarnation is config_epoch then).  On on_done == 0 the whole write is
+ * durable, or none of it took effect:
  *   -DL_E_NO_SPACE       nothing was changed
- *   -DL_E_MEDIA_WRITE    nothing was changed, or (journal or flush failed) the store has stopped: see `stopped`
+ *   -DL_E_MEDIA_WRITE    nothing was changed, or (journal or flush failed) the store has stopped:
+ *                        see `stopped`
  *   -DL_E_CHUNK_UNKNOWN  no such chunk, and create was not set
  *   -DL_E_CHUNK_DELETED  the chunk was deleted
  *   -DL_E_RANGE          beyond what a chunk can have
- * A version that is already durable here is acknowledged without another write, one in flight waits for the first,
- * whether or not `retry` is set (the flag saves the search where it is not).
+ * A version that is already durable here is acknowledged without another write, one in flight waits
+ * for the first, whether or not `retry` is set (the flag saves the search where it is not).
  */
 struct store_write {
     struct chunk_key key;
@@ -58,20 +62,21 @@ struct store_write {
     bool zero;               /* a zero extent: no payload, no CRCs */
     bool create;
     bool retry;
-    bool use_reserve;        /* may take blocks kept back for overwrites, takeovers and deletes */
-    const void *payload;     /* length_sectors sectors, 4096-aligned, borrowed until on_done */
-    const uint32_t *crcs;    /* CRC-32C of each sector, borrowed until on_done */
+    bool use_reserve;     /* may take blocks kept back for overwrites, takeovers and deletes */
+    const void *payload;  /* length_sectors sectors, 4096-aligned, borrowed until on_done */
+    const uint32_t *crcs; /* CRC-32C of each sector, borrowed until on_done */
     void (*on_done)(struct store_write *write, int err);
-    struct list node;        /* for the store, from here on */
+    struct list node; /* for the store, from here on */
     void *store_private[4];
 };
 
 enum sector_kind { SECTOR_HOLE = 0, SECTOR_ZERO = 1, SECTOR_DATA = 2 };
 
 /*
- * A read of the chunk's newest content (snapshot_seq 0) or of a snapshot's.  Fills kinds[] and crcs[] for each sector
- * (crc 0 where there is no data) and `buffer` (zeroes where there is no data).  The CRCs are what the writing client
- * computed; the data is as the disk gave it: the reader at the far end compares.
+ * A read of the chunk's newest content (snapshot_seq 0) or of a snapshot's.  Fills kinds[] and
+ * crcs[] for each sector (crc 0 where there is no data) and `buffer` (zeroes where there is no
+ * data).  The CRCs are what the writing client computed; the data is as the disk gave it: the
+ * reader at the far end compares.
  *   -DL_E_MEDIA_READ     the drive failed the read
  *   -DL_E_INDEX_CORRUPT  the map of this range can't be read: an error for the range, never a hole
  *   -DL_E_CHUNK_UNKNOWN
@@ -95,11 +100,13 @@ struct store_read {
 
 /*
  * One durable change without data.
- *   STORE_FENCE   volume, lease_epoch: the table's fence rises at once; on_done when it and every write of the volume
+ *   STORE_FENCE   volume, lease_epoch: the table's fence rises at once; on_done when it and every
+ *   write of the volume
  *                 that was accepted earlier are durable or aborted.
- *   STORE_EPOCH   key, config_epoch: the chunk's config epoch rises (creates the chunk if `create`).
- *   STORE_STABLE  key, stable_version: with on_done a durable confirmation (store_stable_hint() is the cheap form).
- *   STORE_DELETE  key, incarnation: the chunk with that or a lower incarnation is gone; its space follows in the
+ *   STORE_EPOCH   key, config_epoch: the chunk's config epoch rises (creates the chunk if
+ *   `create`).  STORE_STABLE  key, stable_version: with on_done a durable confirmation
+ *   (store_stable_hint() is the cheap form).  STORE_DELETE  key, incarnation: the chunk with that
+ *   or a lower incarnation is gone; its space follows in the
  *                 background.  An unknown chunk is success.
  */
 enum store_change_kind { STORE_FENCE, STORE_EPOCH, STORE_STABLE, STORE_DELETE };
@@ -118,11 +125,12 @@ struct store_change {
 };
 
 struct store_stats {
-    uint64_t capacity_bytes;      /* of the data region, footers left out */
-    uint64_t used_bytes;          /* blocks in use or waiting to be freed */
-    uint64_t available_bytes;     /* for new allocations, the reserve left out */
+    uint64_t capacity_bytes;  /* of the data region, footers left out */
+    uint64_t used_bytes;      /* blocks in use or waiting to be freed */
+    uint64_t available_bytes; /* for new allocations, the reserve left out */
     uint64_t chunk_count;
-    uint64_t journal_position;    /* what is before it is durable; never goes back, not even in a crash */
+    /* what is before it is durable; never goes back, not even in a crash */
+    uint64_t journal_position;
     uint64_t writes, reads, bytes_written, bytes_read; /* client payload */
     uint64_t device_bytes_data, device_bytes_journal, device_bytes_index;
     uint64_t journal_blocks, flushes, groups_acknowledged;
@@ -142,7 +150,10 @@ struct chunk_store_ops {
     /* Everything started so far in this turn of the loop may go to the disk as one group. */
     void (*turn_end)(struct chunk_store *store);
     void (*get_stats)(struct chunk_store *store, struct store_stats *ret_stats);
-    /* Finish what was started, write everything back, mark the disk clean; then on_done.  No start calls after it. */
+    /*
+     * Finish what was started, write everything back, mark the disk clean; then on_done.  No start
+     * calls after it.
+     */
     void (*stop)(struct chunk_store *store, void (*on_done)(void *context, int err), void *context);
 };
 

@@ -2,21 +2,25 @@
 /*
  * chunk_table.h: what a chunkserver remembers about each chunk and each volume, in memory.
  *
- * Used by the storage engine (which makes it durable) and by the simulator's model of it.  No I/O here.
+ * Used by the storage engine (which makes it durable) and by the simulator's model of it.  No I/O
+ * here.
  *
- * Pending writes: one entry per durable write above the chunk's stable version S, kept until S passes it.  The list is
- * exact: a version above S is durable here if and only if it is listed (a write that lost against a higher version of
- * all its sectors is listed as well).  That answers retries, and it is what a fence reports.
- * The client bounds it: at most CHUNK_PENDING_MAX versions above S are ever sent.
+ * Pending writes: one entry per durable write above the chunk's stable version S, kept until S
+ * passes it.  The list is exact: a version above S is durable here if and only if it is listed (a
+ * write that lost against a higher version of all its sectors is listed as well).  That answers
+ * retries, and it is what a fence reports.  The client bounds it: at most CHUNK_PENDING_MAX
+ * versions above S are ever sent.
  *
  * Invariants:
- * 1. At most one chunk per key is CHUNK_PRESENT.  Chunks that are CHUNK_DELETING are found by local id only.
+ * 1. At most one chunk per key is CHUNK_PRESENT.  Chunks that are CHUNK_DELETING are found by local
+ *    id only.
  * 2. pending[] ascends strictly, and every entry is above stable_version.
  * 3. config_epoch, stable_version and a volume's lease epoch never go down.
  *
  * Threads: one owner.  Blocks: never.
  * Errors:  none; without memory the process ends.
- * Memory:  chunks and volumes are the table's; pointers stay valid until chunk_table_remove() or _destroy().
+ * Memory:  chunks and volumes are the table's; pointers stay valid until chunk_table_remove() or
+ *          _destroy().
  */
 #ifndef DLBLK_CHUNKSERVER_CHUNK_TABLE_H
 #define DLBLK_CHUNKSERVER_CHUNK_TABLE_H
@@ -83,10 +87,16 @@ void chunk_table_destroy(struct chunk_table *table);
 struct chunk *chunk_table_find(const struct chunk_table *table, const struct chunk_key *key);
 /* In every state. */
 struct chunk *chunk_table_find_local(const struct chunk_table *table, uint64_t local_id);
-/* The key must be unknown, the local id new.  config_epoch is the incarnation, stable_version 0, nothing pending. */
+/*
+ * The key must be unknown, the local id new.  config_epoch is the incarnation, stable_version 0,
+ * nothing pending.
+ */
 struct chunk *chunk_table_add(struct chunk_table *table, const struct chunk_key *key,
                               uint64_t local_id, uint32_t incarnation);
-/* From CHUNK_PRESENT to CHUNK_DELETING: the key is free for a new chunk; the pending list is dropped. */
+/*
+ * From CHUNK_PRESENT to CHUNK_DELETING: the key is free for a new chunk; the pending list is
+ * dropped.
+ */
 void chunk_table_delete(struct chunk_table *table, struct chunk *chunk);
 /* Forget a chunk in any state. */
 void chunk_table_remove(struct chunk_table *table, struct chunk *chunk);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core.c: life of the chunkserver's core, its pools, and the back-pressure on links.  See core.h, core_internal.h.
+ * core.c: life of the chunkserver's core, its pools, and the back-pressure on links.  See core.h,
+ * core_internal.h.
  *
  * Stop:
- *   1. links are paused; operations here are finished and their replies taken, for at most STOP_REPLIES_NS
+ *   1. links are paused; operations here are finished and their replies taken, for at most
+ *      STOP_REPLIES_NS
  *   2. all links are closed
  *   3. nothing is left with the store: the store is stopped
  *   4. on_stopped
@@ -51,7 +53,9 @@ core_has_room(struct chunkserver_core *core)
            buffer_pool_has_room(core->read_buffers);
 }
 
-/* A good part is free again: resuming for each single operation would cost more than the operation. */
+/*
+ * A good part is free again: resuming for each single operation would cost more than the operation.
+ */
 static bool
 core_has_plenty(struct chunkserver_core *core)
 {

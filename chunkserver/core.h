@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core.h: the chunkserver's logic, without I/O: sessions of clients, requests on chunks, the metadata service.
+ * core.h: the chunkserver's logic, without I/O: sessions of clients, requests on chunks, the
+ * metadata service.
  *
- *     chunkserver_core_create(&core, env, store, &options);     begins to connect to the metadata service
- *     net_listen(net, &address, chunkserver_core_events(), core, ...);
- *     ...
- *     chunkserver_core_stop(core, on_stopped, context);
- *     chunkserver_core_destroy(core);
+ *     chunkserver_core_create(&core, env, store, &options);     begins to connect to the metadata
+ *     service net_listen(net, &address, chunkserver_core_events(), core, ...); ...
+ *     chunkserver_core_stop(core, on_stopped, context); chunkserver_core_destroy(core);
  *
- * What it serves: docs/protocol.md.  Clients are answered HELLO only after the metadata service has taken this disk
- * once in this life of the process: a disk that went back in time, or a copy of one, must not be read.
+ * What it serves: docs/protocol.md.  Clients are answered HELLO only after the metadata service has
+ * taken this disk once in this life of the process: a disk that went back in time, or a copy of
+ * one, must not be read.
  *
- * Memory:  operations and payload buffers come from pools made at create.  While a pool is used up the clients' links are
- *          paused: nothing is allocated for a request on the data path, and nothing is dropped.
+ * Memory:  operations and payload buffers come from pools made at create.  While a pool is used up
+ *          the clients' links are paused: nothing is allocated for a request on the data path, and
+ *          nothing is dropped.
  * Threads: one owner, the env's.  Blocks: never.
- * Errors:  of requests: to the peer that asked.  A violation of the protocol closes the link, with a line in the log.
+ * Errors:  of requests: to the peer that asked.  A violation of the protocol closes the link, with
+ *          a line in the log.
  */
 #ifndef DLBLK_CHUNKSERVER_CORE_H
 #define DLBLK_CHUNKSERVER_CORE_H
@@ -53,8 +55,9 @@ struct chunkserver_options {
 int chunkserver_core_create(struct chunkserver_core **ret_core, struct env *env,
                             struct chunk_store *store, const struct chunkserver_options *options);
 /*
- * After on_stopped has run, from outside of it.  Or at any time, if env and store are thrown away as well (a simulated
- * crash): links, timers and tasks are forgotten, requests of the store never complete.  NULL is allowed.
+ * After on_stopped has run, from outside of it.  Or at any time, if env and store are thrown away
+ * as well (a simulated crash): links, timers and tasks are forgotten, requests of the store never
+ * complete.  NULL is allowed.
  */
 void chunkserver_core_destroy(struct chunkserver_core *core);
 
@@ -62,8 +65,9 @@ void chunkserver_core_destroy(struct chunkserver_core *core);
 const struct link_events *chunkserver_core_events(void);
 
 /*
- * Finish the requests that are here, send their replies (to peers that take them), close the links, stop the store; then
- * on_stopped, with the store's result.  Connections that come meanwhile are closed.
+ * Finish the requests that are here, send their replies (to peers that take them), close the links,
+ * stop the store; then on_stopped, with the store's result.  Connections that come meanwhile are
+ * closed.
  */
 void chunkserver_core_stop(struct chunkserver_core *core,
                            void (*on_stopped)(void *context, int err), void *context);

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core_internal.h: what the files of the chunkserver's core share: core.c (life, pools, back-pressure), session.c (links
- * of clients), data_op.c (READ, WRITE, STABLE), meta_session.c (the link to the metadata service), meta_request.c (what the
- * metadata service asks for).
+ * core_internal.h: what the files of the chunkserver's core share: core.c (life, pools,
+ * back-pressure), session.c (links of clients), data_op.c (READ, WRITE, STABLE), meta_session.c
+ * (the link to the metadata service), meta_request.c (what the metadata service asks for).
  *
- * Ownership: a session lives until its link is down and no operation names it (`operations`).  An operation is with the
- * store until the store's on_done, then with the link until on_sent, then in its pool again.  A link gives back all frames
- * before on_down, so that after on_down only the store can hold operations of the session; session->link is NULL then.
+ * Ownership: a session lives until its link is down and no operation names it (`operations`).  An
+ * operation is with the store until the store's on_done, then with the link until on_sent, then in
+ * its pool again.  A link gives back all frames before on_down, so that after on_down only the
+ * store can hold operations of the session; session->link is NULL then.
  *
- * Back-pressure: links run only while every pool has something left for whatever may come next (core_has_room()).  The
- * operation that takes the last of anything pauses all links, apart from those in the middle of a payload, which has its
- * place already and must arrive to be freed again.  So no request ever finds a pool empty.
+ * Back-pressure: links run only while every pool has something left for whatever may come next
+ * (core_has_room()).  The operation that takes the last of anything pauses all links, apart from
+ * those in the middle of a payload, which has its place already and must arrive to be freed again.
+ * So no request ever finds a pool empty.
  */
 #ifndef DLBLK_CHUNKSERVER_CORE_INTERNAL_H
 #define DLBLK_CHUNKSERVER_CORE_INTERNAL_H
@@ -25,7 +27,10 @@
 
 #define CORE_NS_PER_MS 1000000ull
 
-/* Nothing heard of a client, or no reply taken by it, for so long: its link is closed.  (Clients ping each second.) */
+/*
+ * Nothing heard of a client, or no reply taken by it, for so long: its link is closed.  (Clients
+ * ping each second.)
+ */
 #define SESSION_SILENCE_NS (10000 * CORE_NS_PER_MS)
 /* After a refusal the peer has so long to read why and to close. */
 #define SESSION_LINGER_NS (500 * CORE_NS_PER_MS)
@@ -70,7 +75,8 @@ struct session {
     uint32_t operations;
     uint32_t replies_in_link;
     size_t
-        read_buffer_bytes; /* held by its reads: one who doesn't take its replies must not stop the others */
+        /* held by its reads: one who doesn't take its replies must not stop the others */
+        read_buffer_bytes;
     struct write_op *incoming; /* its payload is being received */
     bool greeted;
     bool closing; /* refused: whatever comes is ignored, the link is closed soon */
@@ -102,7 +108,8 @@ struct meta_session {
     uint64_t next_request_id;
     uint64_t awaited_request_id; /* HELLO, REGISTER; 0: none */
     uint64_t
-        connection; /* number of this connection: replies of requests of an earlier one are dropped */
+        /* number of this connection: replies of requests of an earlier one are dropped */
+        connection;
     int last_error; /* why the last attempt failed: not logged again and again */
     uint32_t server_id;
     struct env_timer timer;
@@ -184,9 +191,15 @@ void meta_link_start(struct chunkserver_core *core);
 void meta_link_stop(struct chunkserver_core *core);
 bool meta_link_is_down(const struct chunkserver_core *core);
 
-/* meta_request.c: a request of the metadata service; replies go out if the same connection is still up. */
+/*
+ * meta_request.c: a request of the metadata service; replies go out if the same connection is still
+ * up.
+ */
 void meta_request_receive(struct chunkserver_core *core, const struct frame *frame);
-/* Sends, or drops, if `connection` is no longer the one that is up.  frame may be NULL (no memory): dropped too. */
+/*
+ * Sends, or drops, if `connection` is no longer the one that is up.  frame may be NULL (no memory):
+ * dropped too.
+ */
 void meta_link_send(struct chunkserver_core *core, uint64_t connection, struct frame_out *frame);
 
 #endif

@@ -7,8 +7,9 @@
  *   config epoch below the chunk's                  -> EPOCH_OLD
  *   unknown chunk, config epoch above the first     -> CHUNK_UNKNOWN
  *   (WRITE) a sector's CRC is not what was sent     -> CRC_WIRE
- * An unknown chunk under the first config epoch is created by a WRITE, reads as holes, and has nothing to be stable.
- * All is decided at once, before the store is asked: a fence that comes later waits for what was accepted before.
+ * An unknown chunk under the first config epoch is created by a WRITE, reads as holes, and has
+ * nothing to be stable.  All is decided at once, before the store is asked: a fence that comes
+ * later waits for what was accepted before.
  */
 #include <string.h>
 
@@ -62,7 +63,10 @@ target_check(struct chunkserver_core *core, const struct data_target *target,
     return 0;
 }
 
-/* A request that could not be decoded: out of range is the client's problem, anything else is no client of ours. */
+/*
+ * A request that could not be decoded: out of range is the client's problem, anything else is no
+ * client of ours.
+ */
 static void
 request_undecodable(struct session *session, const struct frame *frame, int err)
 {

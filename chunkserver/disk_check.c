@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dlblk-disk check: start the engine as a server would, and compare its allocation map with its leaves; but on top of a layer that
- * keeps all writes in memory, so that the disk stays as it is.
+ * dlblk-disk check: start the engine as a server would, and compare its allocation map with its
+ * leaves; but on top of a layer that keeps all writes in memory, so that the disk stays as it is.
  */
 #include "chunkserver/disk_tool.h"
 
@@ -20,7 +20,9 @@
 
 #define LAYER_BLOCK_BYTES 4096u
 
-/* --- a disk over a disk: what is written stays in memory.  A start writes a few blocks only. --- */
+/*
+ * --- a disk over a disk: what is written stays in memory.  A start writes a few blocks only. ---
+ */
 
 struct layer_block {
     uint64_t offset_bytes;

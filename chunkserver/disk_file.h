@@ -2,12 +2,12 @@
 /*
  * disk_file.h: opens a block device or a preallocated file for the engine, and locks it.
  *
- * Its struct disk has the blocking operations of disk.h; a program with a loop gives the descriptor to disk_uring.h
- * and uses that one's.  The submit of this one queues, and disk_file_poll() does what was queued: for offline tools and
- * benchmarks without a loop.
+ * Its struct disk has the blocking operations of disk.h; a program with a loop gives the descriptor
+ * to disk_uring.h and uses that one's.  The submit of this one queues, and disk_file_poll() does
+ * what was queued: for offline tools and benchmarks without a loop.
  *
- * The lock (O_EXCL of a device, flock of a file) belongs to the open file description behind disk_file_fd(): it is
- * released when the last I/O of a process that died has ended.
+ * The lock (O_EXCL of a device, flock of a file) belongs to the open file description behind
+ * disk_file_fd(): it is released when the last I/O of a process that died has ended.
  *
  * Threads: one.  Blocks: everything.
  * Errors:  0 or negative, with path and reason in `err`.
@@ -57,9 +57,9 @@ uint32_t disk_file_sector_bytes(const struct disk_file *file);
 uint32_t disk_file_poll(struct disk_file *file);
 
 /*
- * Create a file of size_bytes and write it full of zeroes: never a sparse or merely allocated one, whose extents could
- * come back as zeroes after a power cut although data was written.  progress may be NULL.  The file must not
- * exist; on failure it is removed.
+ * Create a file of size_bytes and write it full of zeroes: never a sparse or merely allocated one,
+ * whose extents could come back as zeroes after a power cut although data was written.  progress
+ * may be NULL.  The file must not exist; on failure it is removed.
  */
 int disk_file_create(const char *path, uint64_t size_bytes,
                      void (*progress)(void *context, uint64_t done_bytes, uint64_t size_bytes),

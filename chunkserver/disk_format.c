@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dlblk-disk format: look whether anything on the disk would be lost, zero a file, make the index, and last, so that a format
- * that was interrupted leaves no disk that looks whole, the ring and the superblock.
+ * dlblk-disk format: look whether anything on the disk would be lost, zero a file, make the index,
+ * and last, so that a format that was interrupted leaves no disk that looks whole, the ring and the
+ * superblock.
  */
 #include "chunkserver/disk_tool.h"
 
@@ -126,8 +127,8 @@ fetch_cluster_id(const struct disk_tool_options *options,
 /* --- what would be lost --- */
 
 /*
- * What libblkid finds at the disk's start and end; 0: nothing it knows.  It reads with buffers of its own, so not through
- * the disk's descriptor, whose O_DIRECT would refuse them.
+ * What libblkid finds at the disk's start and end; 0: nothing it knows.  It reads with buffers of
+ * its own, so not through the disk's descriptor, whose O_DIRECT would refuse them.
  */
 static int
 find_signature(const struct disk_tool_options *options, char *ret_what, size_t what_bytes,

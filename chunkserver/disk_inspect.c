@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dlblk-disk inspect: what a disk says about itself, read only.  Everything is described as far as it can be understood:
- * a disk that no server would start with is shown as well.
+ * dlblk-disk inspect: what a disk says about itself, read only.  Everything is described as far as
+ * it can be understood:  a disk that no server would start with is shown as well.
  */
 #include "chunkserver/disk_tool.h"
 

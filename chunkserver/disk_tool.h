@@ -30,7 +30,9 @@ struct disk_tool_options {
 };
 
 int disk_tool_format(const struct disk_tool_options *options, struct dl_error *err);
-/* Prints to stdout.  A damaged disk is described as far as it can be; *ret_damaged says that it is. */
+/*
+ * Prints to stdout.  A damaged disk is described as far as it can be; *ret_damaged says that it is.
+ */
 int disk_tool_inspect(const struct disk_tool_options *options, bool *ret_damaged,
                       struct dl_error *err);
 int disk_tool_check(const struct disk_tool_options *options, bool *ret_damaged,

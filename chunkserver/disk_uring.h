@@ -4,10 +4,12 @@
  *
  * Reads and writes go to the ring, and are submitted with the turn; a flush is an fdatasync there.
  *
- * Some files can't do asynchronous I/O at all (they refuse RWF_NOWAIT: memory filesystems, some network and FUSE ones): the ring
- * would hand each operation to a kernel thread, which costs more than the operation itself where that never sleeps.  With such a file
- * I/O is done in place, as long as it is seen not to sleep: samples look whether the thread was put to sleep in the
- * call, and if one was, that kind of I/O goes to the ring for a second.  What the file is on is never asked.
+ * Some files can't do asynchronous I/O at all (they refuse RWF_NOWAIT: memory filesystems, some
+ * network and FUSE ones): the ring would hand each operation to a kernel thread, which costs more
+ * than the operation itself where that never sleeps.  With such a file I/O is done in place, as
+ * long as it is seen not to sleep: samples look whether the thread was put to sleep in the call,
+ * and if one was, that kind of I/O goes to the ring for a second.  What the file is on is never
+ * asked.
  *
  * Threads: the loop's.  Errors: as disk.h says.
  */
@@ -28,8 +30,8 @@ struct disk_uring_options {
 };
 
 /*
- * base: the same disk with its blocking operations (disk_file_disk()), fd: its descriptor (disk_file_fd()); both stay the
- * caller's and outlive the disk.  options may be NULL.
+ * base: the same disk with its blocking operations (disk_file_disk()), fd: its descriptor
+ * (disk_file_fd()); both stay the caller's and outlive the disk.  options may be NULL.
  */
 int disk_uring_create(struct disk_uring **ret_disk, struct loop *loop, struct disk *base, int fd,
                       const struct disk_uring_options *options, struct dl_error *err);

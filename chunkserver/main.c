@@ -186,7 +186,9 @@ read_configuration(const struct arguments *arguments, struct conf *conf, struct 
     return result;
 }
 
-/* The placement's default failure domain: two disks of one machine must not count as two machines. */
+/*
+ * The placement's default failure domain: two disks of one machine must not count as two machines.
+ */
 static const char *
 host_label(const struct conf *conf)
 {

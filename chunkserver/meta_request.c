@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * meta_request.c: what the metadata service asks of a chunkserver: FENCE, CHUNK_DELETE, CHUNK_EPOCH, PING.
+ * meta_request.c: what the metadata service asks of a chunkserver: FENCE, CHUNK_DELETE,
+ * CHUNK_EPOCH, PING.
  *
- * Each is answered when the store has it durably.  The metadata service sends again on its next connection what was not
- * answered, so an answer whose connection is gone is dropped, and every request may come twice.
+ * Each is answered when the store has it durably.  The metadata service sends again on its next
+ * connection what was not answered, so an answer whose connection is gone is dropped, and every
+ * request may come twice.
  */
 #include <stdlib.h>
 
@@ -66,7 +68,7 @@ static void
 meta_refuse(struct chunkserver_core *core, const struct frame *frame, int err, const char *text)
 {
     meta_link_send(core, core->meta.connection,
-                      frame_out_create_error(frame->opcode, frame->request_id, err, text, NULL));
+                   frame_out_create_error(frame->opcode, frame->request_id, err, text, NULL));
 }
 
 /* --- FENCE --- */
@@ -441,9 +443,8 @@ meta_request_receive(struct chunkserver_core *core, const struct frame *frame)
     ProtobufCMessage *message;
 
     if (frame->opcode == OP_PING) {
-        meta_link_send(
-            core, core->meta.connection,
-            frame_out_create_message(OP_PING, FRAME_REPLY, frame->request_id, 0, NULL));
+        meta_link_send(core, core->meta.connection,
+                       frame_out_create_message(OP_PING, FRAME_REPLY, frame->request_id, 0, NULL));
         return;
     }
     if (type == NULL) {

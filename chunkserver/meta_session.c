@@ -2,14 +2,16 @@
 /*
  * meta_session.c: the chunkserver's connection to the metadata service.  See core_internal.h.
  *
- *     WAITING --timer--> CONNECTING --on_up--> GREETING --HELLO--> REGISTERING --taken--> REGISTERED
+ *     WAITING --timer--> CONNECTING --on_up--> GREETING --HELLO--> REGISTERING --taken-->
+ *     REGISTERED
  *        ^                   |                    |                     |                     |
  *        |                   +--- time-out, refusal, violation, silence: link_close() --------+
  *        |                                           v
  *        +---------------- on_down --------------- CLOSING
  *
- * (on_down may come in every state with a link.)  Several addresses are tried in turn.  The pause between attempts
- * doubles from BACKOFF_MIN_NS to BACKOFF_MAX_NS, with jitter, and begins anew after a registration.
+ * (on_down may come in every state with a link.)  Several addresses are tried in turn.  The pause
+ * between attempts doubles from BACKOFF_MIN_NS to BACKOFF_MAX_NS, with jitter, and begins anew
+ * after a registration.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +55,9 @@ meta_close(struct chunkserver_core *core)
 
 /* --- sending --- */
 
-/* The request's id, or 0 if there was no memory for it: the time-out of the answer deals with that. */
+/*
+ * The request's id, or 0 if there was no memory for it: the time-out of the answer deals with that.
+ */
 static uint64_t
 meta_send_request(struct chunkserver_core *core, uint16_t opcode, const ProtobufCMessage *message)
 {

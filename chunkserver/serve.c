@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Start:  lock the disk (waits) -> index -> engine (replays the journal) -> core -> listen -> ready
- * Stop:   no new connections -> the core finishes what is here, closes the links and stops the engine, which marks the disk
- *         clean -> the loop ends
+ * Stop:   no new connections -> the core finishes what is here, closes the links and stops the
+ *         engine, which marks the disk clean -> the loop ends
  */
 #include "chunkserver/serve.h"
 
@@ -200,8 +200,9 @@ serve_warn_of_address(const struct dl_address *address)
 }
 
 /*
- * The core needs to know where clients reach it before it says so to the metadata service, the listener needs the core: so the
- * listener comes first on paper only.  A port that was left to the kernel (0) can't be advertised.
+ * The core needs to know where clients reach it before it says so to the metadata service, the
+ * listener needs the core: so the listener comes first on paper only.  A port that was left to the
+ * kernel (0) can't be advertised.
  */
 static int
 serve_start_core(struct serve *serve, struct dl_error *err)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * session.c: the chunkserver's side of a client's link: HELLO, dispatch, refusals, silence.  See core_internal.h.
+ * session.c: the chunkserver's side of a client's link: HELLO, dispatch, refusals, silence.  See
+ * core_internal.h.
  *
- * A link is greeted by the first frame, HELLO, or refused; nothing else is looked at before.  What violates the protocol is
- * answered with an error where the stream is in step, and the link is closed SESSION_LINGER_NS later, or when the
- * peer closes it.
+ * A link is greeted by the first frame, HELLO, or refused; nothing else is looked at before.  What
+ * violates the protocol is answered with an error where the stream is in step, and the link is
+ * closed SESSION_LINGER_NS later, or when the peer closes it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,7 +52,10 @@ session_reply_sent(struct session *session)
     session->progress_ns = env_now_ns(session->core->env);
 }
 
-/* A reply that is its own memory: nobody waits for its end.  NULL: no memory, the peer will ask again. */
+/*
+ * A reply that is its own memory: nobody waits for its end.  NULL: no memory, the peer will ask
+ * again.
+ */
 static void
 session_send(struct session *session, struct frame_out *frame)
 {
@@ -110,7 +114,10 @@ session_operation_ended(struct session *session)
     core_stop_step(core);
 }
 
-/* One who holds so much of the read buffers doesn't take its replies, or asks for too much at a time. */
+/*
+ * One who holds so much of the read buffers doesn't take its replies, or asks for too much at a
+ * time.
+ */
 static bool
 session_has_too_much(const struct session *session)
 {
@@ -123,7 +130,10 @@ session_update_pause(struct session *session)
     struct chunkserver_core *core = session->core;
     bool pause = core->starved || core->stopping || session_has_too_much(session);
 
-    /* In the middle of a payload: its place is taken already, and is free again only when it has arrived. */
+    /*
+     * In the middle of a payload: its place is taken already, and is free again only when it has
+     * arrived.
+     */
     if (session->link == NULL || session->closed || session->paused == pause ||
         (pause && session->incoming != NULL))
         return;

@@ -2,8 +2,8 @@
 /*
  * dlblk bench: options, the volume, the report.
  *
- * Which volume: one that exists (to write on it wants --destroy-data), or, with --size, one of that name that is created,
- * used and deleted again.
+ * Which volume: one that exists (to write on it wants --destroy-data), or, with --size, one of that
+ * name that is created, used and deleted again.
  */
 #include <inttypes.h>
 #include <signal.h>

@@ -2,8 +2,9 @@
 /*
  * bench_load.h: keeps a volume busy with a fixed number of requests and measures them.
  *
- * Each request, when it is done, is counted and submitted again for the next place, on the client's thread: nothing
- * is handed between threads, nothing is allocated, and each request has a buffer of its own.
+ * Each request, when it is done, is counted and submitted again for the next place, on the client's
+ * thread: nothing is handed between threads, nothing is allocated, and each request has a buffer of
+ * its own.
  *
  * Threads: bench_load_run() from the main thread; it sleeps until the time is over.
  * Errors:  the first failed request ends the run; what it was is in the result.

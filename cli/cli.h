@@ -2,8 +2,8 @@
 /*
  * cli.h: what the commands of dlblk share: options, the connection, output, exit codes.
  *
- * A command is a function of the table in commands.c.  It declares its options, lets cli_parse() fill them,
- * works, and returns an exit code:
+ * A command is a function of the table in commands.c.  It declares its options, lets cli_parse()
+ * fill them, works, and returns an exit code:
  *
  *     static int
  *     volume_rename(struct cli *cli, const struct cli_command *command, int argc, char **argv)
@@ -16,7 +16,8 @@
  *         ...
  *
  * Threads: the main thread.  Prints: results to cli->out, errors and progress to cli->err.
- * Errors:  every one goes through cli_fail(), which says what, why and what to do, and gives the exit code.
+ * Errors:  every one goes through cli_fail(), which says what, why and what to do, and gives the
+ *          exit code.
  */
 #ifndef DLBLK_CLI_CLI_H
 #define DLBLK_CLI_CLI_H
@@ -93,7 +94,10 @@ int cli_parse(struct cli *cli, const struct cli_command *command, const struct c
               size_t option_count, int argc, char **argv, const char **arguments,
               int argument_count);
 
-/* The options that every command has, for the words before the command.  Returns as cli_parse(); the rest begins at *ret_next. */
+/*
+ * The options that every command has, for the words before the command.  Returns as cli_parse();
+ * the rest begins at *ret_next.
+ */
 int cli_parse_global(struct cli *cli, int argc, char **argv, int *ret_next);
 
 /* Lists of commands: all, or of a group. */

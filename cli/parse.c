@@ -163,7 +163,10 @@ refused(const struct cli *cli, const struct cli_command *command, int result, ch
     return cli_usage(cli, command, "unknown option %s", text_quote(word).text);
 }
 
-/* Options up to the end, or with prefix "+" up to the first word that is none; optind is behind them. */
+/*
+ * Options up to the end, or with prefix "+" up to the first word that is none; optind is behind
+ * them.
+ */
 static int
 parse_options(const struct cli *cli, const struct cli_command *command,
               const struct option_set *set, const char *letters, int argc, char **argv)

@@ -7,10 +7,12 @@
  *
  * Close:  OPEN ---> DRAINING --- no request left ---> SETTLING --- all stable and confirmed, or 5 s
  *         ---> DETACHING ---> CLOSED
- *                       \------------------------ fenced: nothing to detach ----------------------------------------------^
+ *                       \------------------------ fenced: nothing to detach
+ *                       ----------------------------------------------^
  *
  *   DRAINING   suspends: requests in flight (each has its deadline)
- *   SETTLING   suspends: the takeover, ranges that failed writes left undecided, STABLE's answers; what is not over when
+ *   SETTLING   suspends: the takeover, ranges that failed writes left undecided, STABLE's answers;
+ *   what is not over when
  *              its time is, is given up: the next owner will do it
  *   DETACHING  suspends: operations of our own to end, then the answer to DETACH
  *

@@ -697,7 +697,10 @@ client_core_create(struct client_core **ret_core, struct env *env,
     core_random_id(core, core->instance);
     core_hello_init(core, &core->meta_hello);
     client_session_init(&core->meta, env, &core_meta_events, core, &core->meta_hello, 0);
-    /* An owner that does not come back within a second counts as dead when somebody else wants its volume. */
+    /*
+     * An owner that does not come back within a second counts as dead when somebody else wants its
+     * volume.
+     */
     core->meta.backoff_max_ns = META_BACKOFF_MAX_NS;
     if (core_copy_options(core, options) != 0) {
         client_core_destroy(core);

@@ -80,8 +80,8 @@ typedef void (*client_meta_call_fn)(struct client_meta_call *call, int err);
 
 /*
  * One request.  Sent again after each loss of the connection until it is answered, or until
- *   patient == false: the metadata service has been unreachable for connect_timeout_ms (-DL_E_META_UNREACHABLE),
- *   timeout_ms != 0:  that much time has passed in all (-DL_E_TIMEOUT).
+ *   patient == false: the metadata service has been unreachable for connect_timeout_ms
+ *   (-DL_E_META_UNREACHABLE), timeout_ms != 0:  that much time has passed in all (-DL_E_TIMEOUT).
  */
 struct client_meta_call {
     uint16_t opcode;

@@ -2,7 +2,8 @@
 /*
  * lib_admin.c: libdlblk's administration: each function is one request to the metadata service.
  *
- * Create, rename and delete carry a random change id: asked again after a lost connection they are carried out once.
+ * Create, rename and delete carry a random change id: asked again after a lost connection they are
+ * carried out once.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lib_internal.h: what the files of libdlblk share: a client core on a loop of its own, in a thread of its own.
+ * lib_internal.h: what the files of libdlblk share: a client core on a loop of its own, in a thread
+ * of its own.
  *
- *   lib.c         clients: thread, settings, events        lib_volume.c   volumes, requests, extents
- *   lib_admin.c   administration
+ *   lib.c         clients: thread, settings, events        lib_volume.c   volumes, requests,
+ *   extents lib_admin.c   administration
  *
- * Threads: a call (lib_call) is made on the caller's stack, handed to the loop by loop_post(), and waited for on a
- * semaphore.  Requests are handed over in the same way, and nobody waits.  Everything else belongs to the loop's thread.
+ * Threads: a call (lib_call) is made on the caller's stack, handed to the loop by loop_post(), and
+ * waited for on a semaphore.  Requests are handed over in the same way, and nobody waits.
+ * Everything else belongs to the loop's thread.
  */
 #ifndef DLBLK_CLIENT_LIB_INTERNAL_H
 #define DLBLK_CLIENT_LIB_INTERNAL_H
@@ -52,8 +54,8 @@ struct lib_call {
 };
 
 /*
- * Run `start` on the loop's thread, and wait for lib_call_done().  -EDEADLK from a callback, where nobody could do
- * what is waited for.
+ * Run `start` on the loop's thread, and wait for lib_call_done().  -EDEADLK from a callback, where
+ * nobody could do what is waited for.
  */
 int lib_call_wait(struct dlblk_client *client, struct lib_call *call, lib_call_fn start,
                   struct dl_error *err);
@@ -64,7 +66,10 @@ void lib_call_done(struct lib_call *call, int err);
 struct lib_meta_call {
     struct lib_call call; /* first */
     struct client_meta_call meta;
-    /* Copies what the reply says, on the loop's thread; 0 or a negative DL_E_*.  NULL: there is nothing in it. */
+    /*
+     * Copies what the reply says, on the loop's thread; 0 or a negative DL_E_*.  NULL: there is
+     * nothing in it.
+     */
     int (*take)(struct lib_meta_call *call, const ProtobufCMessage *reply);
     void *result; /* the caller's */
 };

@@ -2,8 +2,8 @@
 /*
  * lib_volume.c: libdlblk's volumes and requests.
  *
- * A request crosses from the submitter's thread to the loop's inside its own memory: dlblk_private holds the
- * loop_message on the way, and the core's state afterwards.
+ * A request crosses from the submitter's thread to the loop's inside its own memory: dlblk_private
+ * holds the loop_message on the way, and the core's state afterwards.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -125,9 +125,9 @@ dlblk_write_zeroes(struct dlblk_volume *volume, uint64_t length_bytes, uint64_t 
 /* --- extents --- */
 
 /*
- * The core tells runs on the loop's thread; the caller's function runs on the caller's.  So runs come in batches: the core
- * is stopped by RUNS_ENOUGH when one is full, and goes on behind the last run.  The first batch is a single run, since
- * many callers want no more.
+ * The core tells runs on the loop's thread; the caller's function runs on the caller's.  So runs
+ * come in batches: the core is stopped by RUNS_ENOUGH when one is full, and goes on behind the last
+ * run.  The first batch is a single run, since many callers want no more.
  */
 #define RUNS_ENOUGH 1
 #define RUNS_FIRST  1u

@@ -6,7 +6,8 @@
 
 /*
  * Invariants
- *   1. entry->blockers is the number of entries in the table with a lower ticket that conflict with it.
+ *   1. entry->blockers is the number of entries in the table with a lower ticket that conflict with
+ *      it.
  *   2. An entry is granted when its blockers are 0; it is in `ready` from then until it is taken.
  *   3. Two narrow entries that overlap are in the same bucket; a wide one can overlap any.
  * (1) holds because acquire counts all earlier ones, tickets only grow, and a release counts down

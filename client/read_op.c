@@ -2,15 +2,15 @@
 /*
  * read_op.c: one piece read.
  *
- *   START --- range granted ---> LOCKED --- segment ready ---> ASK --- reply ---> ANSWERED --- right ---> DONE
+ *   START --- range granted ---> LOCKED --- segment ready ---> ASK --- reply ---> ANSWERED ---
+ *   right ---> DONE
  *     ^                            |  |                         ^                    |
  *     +--- unsettled: let go, -----+  +--- not allocated:       +-- another slot ----+
  *          wait, once more                 zeroes ---> DONE
  *
- *   START     suspends: earlier writes of overlapping ranges; or, after an unsettled range was met, the retry list
- *   LOCKED    suspends: the segment is being taken over
- *   ASK       suspends: no slot can be asked just now (retry list)
- *   ANSWERED  suspends before it: the reply
+ *   START     suspends: earlier writes of overlapping ranges; or, after an unsettled range was met,
+ *   the retry list LOCKED    suspends: the segment is being taken over ASK       suspends: no slot
+ *   can be asked just now (retry list) ANSWERED  suspends before it: the reply
  *
  * A read of our own (read_own) begins in ASK.  From every state that suspends an abort (deadline,
  * fence) leads to DONE. The memory that the reply goes to (the caller's, or a bounce buffer)

@@ -26,7 +26,8 @@ struct resolve_range {
      */
     uint64_t ranks[WIRE_SLOTS_MAX];
     bool
-        listed; /* ranks are versions: slots that all list the same are alike, even if none can be read */
+        /* ranks are versions: slots that all list the same are alike, even if none can be read */
+        listed;
     bool exclusive; /* take the range lock */
     resolve_fn on_done;
     void *context;

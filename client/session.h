@@ -7,7 +7,8 @@
  *        IDLE ------------> CONNECTING -------> HELLO -----------------> UP
  *                            ^    |  on_down      | on_down, refused      | on_down
  *                            |    v               v                       v
- *                            +-- WAIT <-----------+-----------------------+      10 ms .. 1 s, with jitter
+ *                            +-- WAIT <-----------+-----------------------+      10 ms .. 1 s, with
+ *                            jitter
  *
  *        any --- stop ---> STOPPED, at once without a link, else with its on_down
  *

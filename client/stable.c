@@ -4,8 +4,8 @@
  *
  * Invariants of a writer
  *   1. confirmed <= stable <= segment->sequence_last, and sequence_last - stable <= STABLE_WINDOW.
- *   2. Bit (q mod STABLE_WINDOW) of `done` is set for a sequence q in (stable, sequence_last] if q is done; the bits of
- *      all others are clear.
+ *   2. Bit (q mod STABLE_WINDOW) of `done` is set for a sequence q in (stable, sequence_last] if q
+ *      is done; the bits of all others are clear.
  *   3. The bit of stable + 1 is clear: S is as high as it can be.
  */
 #include "client/stable.h"
@@ -74,9 +74,9 @@ client_stable_done(struct segment_writer *writer, uint64_t sequence)
 }
 
 /*
- * Nothing before the segment is resolved: a stable version of this lease is above all that the leases before left pending,
- * and would take it from the slots' lists.  If we died then, the next owner would not learn that the runs which we
- * had not got to may differ.
+ * Nothing before the segment is resolved: a stable version of this lease is above all that the
+ * leases before left pending, and would take it from the slots' lists.  If we died then, the next
+ * owner would not learn that the runs which we had not got to may differ.
  */
 uint64_t
 client_stable_version(const struct client_volume *volume, const struct segment *segment)

@@ -7,8 +7,8 @@
  *
  *   1. unresolved: some in-sync slot's server has not answered yet.  Requests to the segment wait.
  *   2. all have answered, nothing is pending: resolved at once.
- *   3. else, window by window (1 MiB), run by run of sectors for which every slot lists the same version: resolve.c
- *      takes the content from the highest and writes it to all.
+ *   3. else, window by window (1 MiB), run by run of sectors for which every slot lists the same
+ *      version: resolve.c takes the content from the highest and writes it to all.
  *   4. resolved: requests go on.  S of this lease counts from here.
  *
  * Answers of slots that are not in sync do not count.  If this owner dies as well, the next one

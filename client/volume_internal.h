@@ -2,7 +2,8 @@
 /*
  * volume_internal.h: a volume, as the files of the client's core share it.
  *
- *   volume.c     requests: queue, pieces, flush, completion          attach.c   open, close, meta's news
+ *   volume.c     requests: queue, pieces, flush, completion          attach.c   open, close, meta's
+ *   news
  *   read_op.c    one piece read            write_op.c  one piece written, or zeroed
  *   map.c        segments and slots        allocate.c  segments asked for
  *   stable.c     versions, S               unsettled.c ranges that a failed write left undecided

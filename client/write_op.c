@@ -3,20 +3,26 @@
  * write_op.c: one piece written to all slots.
  *
  *   START --- range granted ---> LOCKED --- segment ready ---> FILL --- old sectors here ---> BUILT
- *     ^                            |  |                                                         | version taken
+ *     ^                            |  |                                                         |
+ *     version taken
  *     +--- unsettled: let go, -----+  +--- zeroes, and not allocated ---> DONE                  v
- *          wait, once more                                                 ^                  SLOTS <---------+
- *                                                                          |                    | all slots   | new map:
- *                                       all acknowledged, or given up      |                    v  are final  | again
- *                                                                          +---------------- ANSWERED --------+
+ *          wait, once more                                                 ^                  SLOTS
+ *          <---------+
+ *                                                                          |                    |
+ *                                                                          all slots   | new map:
+ *                                       all acknowledged, or given up      |                    v
+ *                                       are final  | again
+ *                                                                          +----------------
+ *                                                                          ANSWERED --------+
  *                                                                               |
- *                                            the caller changed its buffer: copy, new version ---> BUILT
+ *                                            the caller changed its buffer: copy, new version --->
+ *                                            BUILT
  *
- *   START   suspends: earlier requests of overlapping ranges; or, after an unsettled range was met, the retry list
- *   LOCKED  suspends: allocation, or the takeover of the segment
- *   FILL    suspends: reads of sectors that the request covers in part
- *   BUILT   suspends: credit, when STABLE_WINDOW versions are above S
- *   SLOTS   suspends: answers; servers that are away (parked there); the retry list
+ *   START   suspends: earlier requests of overlapping ranges; or, after an unsettled range was met,
+ *   the retry list LOCKED  suspends: allocation, or the takeover of the segment FILL    suspends:
+ *   reads of sectors that the request covers in part BUILT   suspends: credit, when STABLE_WINDOW
+ *   versions are above S SLOTS   suspends: answers; servers that are away (parked there); the retry
+ *   list
  *
  * ANSWERED is where a slot that failed for good is judged.  Ejecting it belongs here: config epoch
  * + 1, then SLOTS again under the new map.  As long as slots are not ejected the request fails, and
@@ -24,7 +30,8 @@
  * S.
  *
  * Invariants
- *   1. The same version is always the same bytes: CRCs are computed once per version, each slot compares.
+ *   1. The same version is always the same bytes: CRCs are computed once per version, each slot
+ *      compares.
  *   2. Only acknowledgements under the segment's present config epoch count.
  *   3. When on_done runs no link has a frame of ours: the caller's buffer is not touched any more.
  *   4. `touched` is false only if no slot has, or can ever get, any version of this op.

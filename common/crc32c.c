@@ -2,10 +2,11 @@
 /*
  * ISA-L does the long ones.  Two things around it on x86:
  *
- * - Its AVX-512 form returns with the upper halves of the vector registers in use.  Whatever SSE instruction comes next
- *   then waits for some 350 ns, wherever that is: a vzeroupper after each call takes 1 ns.
- * - Below 256 bytes the processor's own CRC instruction is as fast, and leaves the vector unit alone: headers and bodies of
- *   frames are that short.
+ * - Its AVX-512 form returns with the upper halves of the vector registers in use.  Whatever SSE
+ *   instruction comes next then waits for some 350 ns, wherever that is: a vzeroupper after each
+ *   call takes 1 ns.
+ * - Below 256 bytes the processor's own CRC instruction is as fast, and leaves the vector unit
+ *   alone: headers and bodies of frames are that short.
  */
 #include "common/crc32c.h"
 

@@ -79,7 +79,10 @@ daemon_on_poll(struct io_req *req, int res)
         daemon->poll_busy = false;
     while (read(daemon->fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
         if (daemon->signal_count++ > 0) {
-            /* Somebody doesn't want to wait for an orderly end.  What is acknowledged is durable: nothing is lost. */
+            /*
+             * Somebody doesn't want to wait for an orderly end.  What is acknowledged is durable:
+             * nothing is lost.
+             */
             log_warning("daemon", NULL, "second signal: stopped at once");
             _exit(EXIT_FAILURE);
         }

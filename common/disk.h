@@ -2,11 +2,13 @@
 /*
  * disk.h: one disk as the storage engine sees it: asynchronous reads, writes and flushes.
  *
- * Two implementations: chunkserver/disk_uring.c (a block device or a file, O_DIRECT, on the reactor's ring)
- * and tests/unit/lib/fake_disk.c (records every write and flush, loses any subset of what was not flushed).
+ * Two implementations: chunkserver/disk_uring.c (a block device or a file, O_DIRECT, on the
+ * reactor's ring) and tests/unit/lib/fake_disk.c (records every write and flush, loses any subset
+ * of what was not flushed).
  *
  * Threads: one owner, the loop; completions come from it, never from inside disk_submit().
- * Memory:  a disk_io and the memory that its iovecs name belong to the disk from disk_submit() until on_done.
+ * Memory:  a disk_io and the memory that its iovecs name belong to the disk from disk_submit()
+ *          until on_done.
  * Errors:  on_done gets 0 or a negative errno; a short read or write is -EIO.  Nothing is retried.
  */
 #ifndef DLBLK_COMMON_DISK_H
@@ -22,13 +24,16 @@ enum disk_io_kind { DISK_READ, DISK_WRITE, DISK_FLUSH };
 struct disk_io;
 typedef void (*disk_io_fn)(struct disk_io *io, int result);
 
-/* Embedded in the request it serves.  Offset, and each iovec's base and length, are multiples of 4096. */
+/*
+ * Embedded in the request it serves.  Offset, and each iovec's base and length, are multiples of
+ * 4096.
+ */
 struct disk_io {
     enum disk_io_kind kind;
     uint32_t iov_count;
     uint64_t offset_bytes;
-    struct iovec *iov;     /* caller-owned until on_done; unused for DISK_FLUSH */
-    struct iovec iov_one;  /* room for the common case: iov = &io->iov_one */
+    struct iovec *iov;    /* caller-owned until on_done; unused for DISK_FLUSH */
+    struct iovec iov_one; /* room for the common case: iov = &io->iov_one */
     disk_io_fn on_done;
     void *disk_private[3]; /* for the implementation */
 };
@@ -36,7 +41,9 @@ struct disk_io {
 struct disk;
 
 struct disk_ops {
-    /* Start one I/O.  A flush makes durable every write that had completed before it was submitted. */
+    /*
+     * Start one I/O.  A flush makes durable every write that had completed before it was submitted.
+     */
     void (*submit)(struct disk *disk, struct disk_io *io);
     /* Blocking forms, for format, open and offline tools only.  0 or a negative errno. */
     int (*read_now)(struct disk *disk, void *buffer, size_t length_bytes, uint64_t offset_bytes);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * env.h: all that a core may ask of the world: time, randomness, timers, deferred calls, links to peers.
+ * env.h: all that a core may ask of the world: time, randomness, timers, deferred calls, links to
+ * peers.
  *
- * A core (client, chunkserver, metadata service) is event-driven logic that touches no socket, file, clock or
- * thread.  A shell (loop.h, net.h: io_uring) or the simulator (tests/sim) gives it an env and calls it back.
+ * A core (client, chunkserver, metadata service) is event-driven logic that touches no socket,
+ * file, clock or thread.  A shell (loop.h, net.h: io_uring) or the simulator (tests/sim) gives it
+ * an env and calls it back.
  *
  * Threads: an env and everything started on it belong to one thread.
  * Order:   no callback ever runs inside the call that starts it.
@@ -37,7 +39,10 @@ struct env_timer {
 struct env_task;
 typedef void (*env_task_fn)(struct env_task *task);
 
-/* A call that runs later in the same turn of the loop, before it sleeps, in the order of env_defer(). */
+/*
+ * A call that runs later in the same turn of the loop, before it sleeps, in the order of
+ * env_defer().
+ */
 struct env_task {
     env_task_fn fn;
     struct list node;
@@ -47,17 +52,17 @@ struct env_task {
 /* --- links: a connection to a peer that carries frames --- */
 
 /*
- * One connection.  The env owns it: the pointer is valid from link_connect() or on_accept until on_down has
- * returned.  `id` grows and is never used again; logs name links by it.
+ * One connection.  The env owns it: the pointer is valid from link_connect() or on_accept until
+ * on_down has returned.  `id` grows and is never used again; logs name links by it.
  */
 struct link {
     uint64_t id;
     struct env *env;
     const struct link_events *events;
-    void *core;              /* first argument of the events */
-    void *user;              /* the core's own: the peer or session behind this link */
+    void *core; /* first argument of the events */
+    void *user; /* the core's own: the peer or session behind this link */
     struct dl_address peer;
-    bool up;                 /* between on_up (or on_accept) and on_down */
+    bool up; /* between on_up (or on_accept) and on_down */
 };
 
 struct link_events {
@@ -66,43 +71,47 @@ struct link_events {
     /* link_connect() succeeded. */
     void (*on_up)(void *core, struct link *link);
     /*
-     * The header and body of a frame with a payload are here, the payload is about to be received.  Returns
-     * where to put it: memory for frame->payload_bytes, 4096-aligned or not as the core likes, that stays the
-     * link's until on_frame or on_down; or NULL: the payload is received and dropped, and on_frame sees
-     * payload == NULL.
+     * The header and body of a frame with a payload are here, the payload is about to be received.
+     * Returns where to put it: memory for frame->payload_bytes, 4096-aligned or not as the core
+     * likes, that stays the link's until on_frame or on_down; or NULL: the payload is received and
+     * dropped, and on_frame sees payload == NULL.
      */
     void *(*on_payload)(void *core, struct link *link, const struct frame *frame);
     /* A whole, checked frame.  frame, frame->body are valid during the call only. */
     void (*on_frame)(void *core, struct link *link, const struct frame *frame);
-    /* The link is gone (also after link_close(), with -DL_E_CANCELLED); all its frame_outs were given back before. */
+    /*
+     * The link is gone (also after link_close(), with -DL_E_CANCELLED); all its frame_outs were
+     * given back before.
+     */
     void (*on_down)(void *core, struct link *link, int err);
 };
 
 struct env_ops {
-    uint64_t (*now_ns)(struct env *env);     /* monotonic */
-    uint64_t (*wall_ms)(struct env *env);    /* since 1970; for display and events only, never for decisions */
+    uint64_t (*now_ns)(struct env *env); /* monotonic */
+    /* since 1970; for display and events only, never for decisions */
+    uint64_t (*wall_ms)(struct env *env);
     uint64_t (*random)(struct env *env);
     /* Arm or re-arm; fn runs once, delay_ns from now or a little later. */
     void (*timer_start)(struct env *env, struct env_timer *timer, uint64_t delay_ns);
     void (*timer_stop)(struct env *env, struct env_timer *timer);
     void (*defer)(struct env *env, struct env_task *task); /* no effect if it is queued already */
     /*
-     * Start to connect.  Never fails inside the call: on_up or on_down follows.  Names are resolved by the
-     * env.  The caller keeps link->core's object alive until on_down.
+     * Start to connect.  Never fails inside the call: on_up or on_down follows.  Names are resolved
+     * by the env.  The caller keeps link->core's object alive until on_down.
      */
     struct link *(*link_connect)(struct env *env, const struct dl_address *address,
                                  const struct link_events *events, void *core, void *user);
     /*
-     * Queue a frame.  It and the memory it names belong to the link until frame->on_sent, which says that the
-     * bytes were handed over (0; not that they arrived) or never will be (negative).  On a link that is not up
-     * on_sent gets -DL_E_CONNECTION_LOST.  Order of frames is kept.
+     * Queue a frame.  It and the memory it names belong to the link until frame->on_sent, which
+     * says that the bytes were handed over (0; not that they arrived) or never will be (negative).
+     * On a link that is not up on_sent gets -DL_E_CONNECTION_LOST.  Order of frames is kept.
      */
     void (*link_send)(struct env *env, struct link *link, struct frame_out *frame);
     /* on_down follows, with err; no on_frame after this call. */
     void (*link_close)(struct env *env, struct link *link);
     /*
-     * Flow control for servers: a paused link receives nothing more (the kernel's socket buffers fill, the
-     * peer slows down) until it is resumed.
+     * Flow control for servers: a paused link receives nothing more (the kernel's socket buffers
+     * fill, the peer slows down) until it is resumed.
      */
     void (*link_pause)(struct env *env, struct link *link, bool paused);
 };

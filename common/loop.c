@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping and waking.  loop_post() and the loop meet in two variables, `inbox` and `asleep`, with sequentially
- * consistent operations only:
+ * Sleeping and waking.  loop_post() and the loop meet in two variables, `inbox` and `asleep`, with
+ * sequentially consistent operations only:
  *
  *     poster: push to inbox, then read asleep; if set, clear it and write to the eventfd
  *     loop:   set asleep, then read inbox; if empty, sleep
  *
- * One of the two always sees the other's first step, so that no message is left behind by a sleeping loop.
+ * One of the two always sees the other's first step, so that no message is left behind by a
+ * sleeping loop.
  *
- * Timers.  The heap's top is given to the kernel as one absolute IORING_OP_TIMEOUT, and only moved when a
- * nearer deadline appears: timers that are armed and stopped again by each request cost the heap alone.  A
- * timeout that became needless fires for nothing once.
+ * Timers.  The heap's top is given to the kernel as one absolute IORING_OP_TIMEOUT, and only moved
+ * when a nearer deadline appears: timers that are armed and stopped again by each request cost the
+ * heap alone.  A timeout that became needless fires for nothing once.
  */
 #include "common/loop.h"
 
@@ -55,7 +56,6 @@ struct loop {
     bool in_turn;
     uint32_t cqe_flags;
     uint64_t now_ns;
-    uint64_t spin_ns;
 
     /* timers: heap[1 .. heap_count] */
     struct env_timer **heap;
@@ -139,8 +139,9 @@ static int
 loop_setup_ring(struct loop *loop, uint32_t entries, struct dl_error *err)
 {
     /*
-     * Disabled at first: the thread that runs the loop enables it and so becomes the single issuer.  Completions are
-     * worked off only when that thread asks for them (DEFER_TASKRUN): it is not interrupted in the middle of a turn.
+     * Disabled at first: the thread that runs the loop enables it and so becomes the single issuer.
+     * Completions are worked off only when that thread asks for them (DEFER_TASKRUN): it is not
+     * interrupted in the middle of a turn.
      */
     struct io_uring_params params = {
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED |
@@ -192,7 +193,6 @@ loop_create(struct loop **ret_loop, const struct loop_options *options, struct d
     if (loop == NULL)
         return dl_error_set(err, -DL_E_NO_MEMORY, "no memory for a reactor");
     loop->ring.ring_fd = -1;
-    loop->spin_ns = options != NULL ? options->spin_us * NS_PER_US : 0;
     loop->now_ns = clock_monotonic_ns();
     loop->timeout_ns = UINT64_MAX;
     loop->timeout_req.on_cqe = loop_on_timeout;
@@ -327,7 +327,10 @@ loop_unregister_file(struct loop *loop, int index)
 uint64_t
 loop_now_ns(const struct loop *loop)
 {
-    /* Before the first turn a program may open its store for seconds: what the last turn took is no time then. */
+    /*
+     * Before the first turn a program may open its store for seconds: what the last turn took is no
+     * time then.
+     */
     return loop->in_turn ? loop->now_ns : clock_monotonic_ns();
 }
 
@@ -610,8 +613,8 @@ loop_on_event(struct io_req *req, int res)
 }
 
 /*
- * One poll that stays armed: each write to the eventfd makes a completion, and nobody needs to read the counter
- * (it would take centuries to fill it).
+ * One poll that stays armed: each write to the eventfd makes a completion, and nobody needs to read
+ * the counter (it would take centuries to fill it).
  */
 static void
 loop_arm_event(struct loop *loop)
@@ -676,50 +679,12 @@ loop_enable(struct loop *loop)
     return 0;
 }
 
-/* Task work is waiting, or completions are: a look that costs no system call. */
-static bool
-loop_has_completions(struct loop *loop)
-{
-    return io_uring_cq_ready(&loop->ring) != 0 ||
-           (IO_URING_READ_ONCE(*loop->ring.sq.kflags) & IORING_SQ_TASKRUN) != 0;
-}
-
-static inline void
-cpu_relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static void
-loop_spin(struct loop *loop)
-{
-    uint64_t until_ns = clock_monotonic_ns() + loop->spin_ns;
-
-    do {
-        for (int i = 0; i < 32; i++) {
-            if (loop_has_completions(loop) ||
-                atomic_load_explicit(&loop->inbox, memory_order_relaxed) != NULL)
-                return;
-            cpu_relax();
-        }
-    } while (clock_monotonic_ns() < until_ns);
-}
-
 /* Submit, and wait until there is something to do if `wait` is set. */
 static int
 loop_enter(struct loop *loop, bool wait)
 {
     int result;
 
-    if (wait && loop->spin_ns != 0) {
-        if (io_uring_sq_ready(&loop->ring) != 0)
-            (void)io_uring_submit(&loop->ring);
-        loop_spin(loop);
-    }
     if (wait) {
         atomic_store(&loop->asleep, true);
         if (atomic_load(&loop->inbox) != NULL)
@@ -733,7 +698,10 @@ loop_enter(struct loop *loop, bool wait)
         result = io_uring_submit_and_get_events(&loop->ring);
     }
     atomic_store_explicit(&loop->asleep, false, memory_order_relaxed);
-    /* EAGAIN, EBUSY: short of memory, or of room for completions; taking those that are there helps. */
+    /*
+     * EAGAIN, EBUSY: short of memory, or of room for completions; taking those that are there
+     * helps.
+     */
     if (result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY && result != -ETIME)
         return result;
     return 0;
@@ -797,7 +765,10 @@ loop_turn(struct loop *loop, uint64_t timeout_ns)
     if (result != 0)
         return result;
     loop->now_ns = clock_monotonic_ns();
-    /* What was started outside of a turn is made visible before the loop sleeps; who waits for that needs no sleep. */
+    /*
+     * What was started outside of a turn is made visible before the loop sleeps; who waits for that
+     * needs no sleep.
+     */
     if (!list_is_empty(&loop->tasks))
         timeout_ns = 0;
     loop_finish_turn(loop);

@@ -27,7 +27,10 @@
 #define LINKS_MAX                4096u
 #define LISTEN_BACKLOG           512
 #define ACCEPT_RETRY_NS          (100 * NS_PER_MS)
-/* A peer whose machine is gone: noticed while sending after USER_TIMEOUT, while idle after 5 + 3 * 2 seconds. */
+/*
+ * A peer whose machine is gone: noticed while sending after USER_TIMEOUT, while idle after 5 + 3 *
+ * 2 seconds.
+ */
 #define USER_TIMEOUT_MS      10000
 #define KEEPALIVE_IDLE_S     5
 #define KEEPALIVE_INTERVAL_S 2
@@ -135,7 +138,8 @@ socket_setup(const struct net *net, int fd)
 }
 
 /*
- * Setting a buffer's size switches the kernel's own adjustment off.  That pays only where the limit allows what we want.
+ * Setting a buffer's size switches the kernel's own adjustment off.  That pays only where the limit
+ * allows what we want.
  */
 static bool
 limit_allows(const char *path, uint32_t bytes)
@@ -324,7 +328,10 @@ link_connect_next(struct net_link *link, int err)
         link->address_next = address->ai_next;
         if (address->ai_addrlen > sizeof(link->address))
             continue;
-        /* Blocking, as io_uring wants it: on a non-blocking socket it would give -EAGAIN instead of waiting. */
+        /*
+         * Blocking, as io_uring wants it: on a non-blocking socket it would give -EAGAIN instead of
+         * waiting.
+         */
         link->fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (link->fd < 0) {
             err = -errno;
@@ -690,7 +697,9 @@ net_env_wall_ms(struct env *env)
     return clock_wall_ms();
 }
 
-/* splitmix64 from a seed of the kernel's: for jitter and ids that must not repeat, not for secrets. */
+/*
+ * splitmix64 from a seed of the kernel's: for jitter and ids that must not repeat, not for secrets.
+ */
 static uint64_t
 net_env_random(struct env *env)
 {

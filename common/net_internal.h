@@ -8,9 +8,9 @@
  *         |             |                   ^
  *         +-------------+-------------------+        (accepted links begin UP)
  *
- * CLOSING lasts until every operation that was given to the kernel has completed; only then are the frames given
- * back, is on_down called, and the memory freed: always from link_on_task(), so that no callback finds its link gone
- * under its feet.
+ * CLOSING lasts until every operation that was given to the kernel has completed; only then are the
+ * frames given back, is on_down called, and the memory freed: always from link_on_task(), so that
+ * no callback finds its link gone under its feet.
  */
 #ifndef DLBLK_COMMON_NET_INTERNAL_H
 #define DLBLK_COMMON_NET_INTERNAL_H
@@ -53,7 +53,9 @@ struct net_link {
     bool accepted;
     bool paused;
 
-    /* operations that the kernel has; the request of each is in flight as long as its flag is set */
+    /*
+     * operations that the kernel has; the request of each is in flight as long as its flag is set
+     */
     bool poll_busy, send_busy, connect_busy, cancel_busy;
     bool cancel_again;
     struct io_req poll_req, send_req, connect_req, cancel_req;

@@ -5,10 +5,11 @@
  *     buffer   |........|header|body|payload so far, or the next frames|..........|
  *              0        begin       begin + head_bytes             end        capacity
  *
- * Header and body stay where they are until on_frame has run; small payloads are copied from behind them to where
- * on_payload says, and what follows takes their place.  When 32 KiB or more of a payload are missing they are received
- * straight into its place.  After a payload of 64 KiB and more the next receive is a short one, for a header
- * and a body: so payloads of a stream of large frames don't pass through the buffer at all.
+ * Header and body stay where they are until on_frame has run; small payloads are copied from behind
+ * them to where on_payload says, and what follows takes their place.  When 32 KiB or more of a
+ * payload are missing they are received straight into its place.  After a payload of 64 KiB and
+ * more the next receive is a short one, for a header and a body: so payloads of a stream of large
+ * frames don't pass through the buffer at all.
  */
 #include <errno.h>
 #include <liburing.h>
@@ -64,7 +65,10 @@ link_bad_frame(struct net_link *link, int err)
     link_begin_down(link, err);
 }
 
-/* --- working off the buffer: each step returns false if it has to wait for bytes, for a pause's end, or for ever --- */
+/*
+ * --- working off the buffer: each step returns false if it has to wait for bytes, for a pause's
+ * end, or for ever ---
+ */
 
 static bool
 link_take_header(struct net_link *link)
@@ -253,7 +257,10 @@ link_receive(struct net_link *link)
         return 0;
     received = recv(link->fd, place, length, MSG_DONTWAIT);
     stats->receives++;
-    /* Fewer than asked for: the socket is empty, and what comes later is announced by the poll.  An end is not. */
+    /*
+     * Fewer than asked for: the socket is empty, and what comes later is announced by the poll.  An
+     * end is not.
+     */
     link->readable = received == (ssize_t)length || (received > 0 && link->ending);
     if (received <= 0) {
         if (received < 0 && errno == EINTR)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sending.  Frames of a turn are gathered into one message per link.  It goes out at the turn's end with a plain
- * sendmsg() that doesn't wait; only what the socket doesn't take is left to io_uring, which goes on when there is room.
+ * Sending.  Frames of a turn are gathered into one message per link.  It goes out at the turn's end
+ * with a plain sendmsg() that doesn't wait; only what the socket doesn't take is left to io_uring,
+ * which goes on when there is room.
  */
 #include <errno.h>
 #include <liburing.h>

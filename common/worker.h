@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * worker.h: a few threads for calls that block (name resolution, fsync of a directory), with completion on the loop.
+ * worker.h: a few threads for calls that block (name resolution, fsync of a directory), with
+ * completion on the loop.
  *
- * Threads: jobs are submitted and completed on the loop's thread; `run` runs on one of the worker's.
+ * Threads: jobs are submitted and completed on the loop's thread; `run` runs on one of the
+ *          worker's.
  * Order:   jobs start in the order of their submission; with one thread they also end in it.
  *
  *     job->run = fsync_run; job->on_done = fsync_done;

@@ -173,7 +173,9 @@ meta_op_run_ready(struct meta_core *core)
         struct meta_op *op = list_first_entry(&batch, struct meta_op, node);
 
         list_remove(&op->node);
-        /* A service that stops begins nothing by itself: a long deletion goes on after the start. */
+        /*
+         * A service that stops begins nothing by itself: a long deletion goes on after the start.
+         */
         if (core->phase == META_STOPPING && op->session == NULL)
             meta_op_end(op);
         else

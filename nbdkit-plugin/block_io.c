@@ -9,7 +9,8 @@
  *          first                                            end      (both at block boundaries)
  *
  * The head is there if skip > 0, the tail if rest > 0; a range inside one block has a head only.
- * A write of parts submits head, middle and tail as one request, the middle straight from the caller's buffer.
+ * A write of parts submits head, middle and tail as one request, the middle straight from the
+ * caller's buffer.
  */
 #include "nbdkit-plugin/block_io.h"
 
@@ -229,8 +230,8 @@ span_head_bytes(const struct block_io *io, const struct span *span)
 }
 
 /*
- * The buffers of one request for the whole span: edge blocks and the middle straight in the caller's buffer.
- * Returns their number, 1 to 3.
+ * The buffers of one request for the whole span: edge blocks and the middle straight in the
+ * caller's buffer.  Returns their number, 1 to 3.
  */
 static uint32_t
 span_to_iov(const struct block_io *io, const struct span *span, struct edges *edges,

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * block_io.h: reads, writes, zeroes and trims of any offset and length on a volume that knows whole blocks only.
+ * block_io.h: reads, writes, zeroes and trims of any offset and length on a volume that knows whole
+ * blocks only.
  *
- * NBD clients may ask for single bytes.  A block that is written in part is read, changed and written again
- * here; until its write is submitted no other write to the range may be submitted, or it would be undone.
- * (Submitted is enough: libdlblk orders requests that overlap by their submission.)
+ * NBD clients may ask for single bytes.  A block that is written in part is read, changed and
+ * written again here; until its write is submitted no other write to the range may be submitted, or
+ * it would be undone.  (Submitted is enough: libdlblk orders requests that overlap by their
+ * submission.)
  *
  * Threads: any, except the client's.  Blocks: until the request is done.
  * Errors:  0, -errno or -DL_E_*.
@@ -27,8 +29,8 @@ struct block_io {
     uint32_t block_bytes; /* a power of two, at most BLOCK_IO_BLOCK_BYTES_MAX */
 
     /*
-     * Writes of whole blocks hold the lock shared while they look at `partials` and submit; those of parts hold it alone
-     * while they change the list.  Nobody waits for I/O under it.
+     * Writes of whole blocks hold the lock shared while they look at `partials` and submit; those
+     * of parts hold it alone while they change the list.  Nobody waits for I/O under it.
      */
     pthread_rwlock_t lock;
     struct partial_write *partials;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * counters.h: what NBD clients asked for.  Printed when nbdkit -v ends, so that a test can see that a trim
- * arrived as a trim.
+ * counters.h: what NBD clients asked for.  Printed when nbdkit -v ends, so that a test can see that
+ * a trim arrived as a trim.
  *
  * Threads: any.  The numbers are exact, but not one moment's.
  */

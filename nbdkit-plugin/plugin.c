@@ -2,8 +2,10 @@
 /*
  * plugin.c: what nbdkit calls, in this order:
  *
- *   config* config_complete get_ready     before nbdkit listens: errors go to the terminal.  get_ready connects
- *                                         once, looks the volume up, and disconnects: threads don't survive a fork
+ *   config* config_complete get_ready     before nbdkit listens: errors go to the terminal.
+ *   get_ready connects
+ *                                         once, looks the volume up, and disconnects: threads don't
+ *                                         survive a fork
  *   after_fork                            starts libdlblk's thread
  *   open (pread|pwrite|...)* close        per connection; requests of all connections in parallel
  *   cleanup unload                        stops libdlblk, prints the counters
@@ -494,7 +496,10 @@ datenlord_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
     return finish(served, "trim", count, offset, block_io_trim(&served->io, count, offset));
 }
 
-/* Whole blocks are zeroed without sending data; a range that has none inside is a write like any other. */
+/*
+ * Whole blocks are zeroed without sending data; a range that has none inside is a write like any
+ * other.
+ */
 static int
 datenlord_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {

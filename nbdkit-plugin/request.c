@@ -5,9 +5,10 @@
  *   PENDING --request_wait()--> ASLEEP --on_done--> DONE   (with a wake-up call)
  *      \-----------on_done------------------------> DONE   (without)
  *
- * The thread that waits may return, and give its stack back, as soon as it sees DONE: on_done touches the request
- * for the last time when it writes that word.  The wake-up that follows names only the word's address; if something
- * else lives there by then, it is woken for nothing, which users of futexes have to expect.
+ * The thread that waits may return, and give its stack back, as soon as it sees DONE: on_done
+ * touches the request for the last time when it writes that word.  The wake-up that follows names
+ * only the word's address; if something else lives there by then, it is woken for nothing, which
+ * users of futexes have to expect.
  */
 #include "nbdkit-plugin/request.h"
 

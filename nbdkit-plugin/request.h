@@ -2,9 +2,9 @@
 /*
  * request.h: one request to libdlblk, and the wait for it.
  *
- * nbdkit gives each NBD request a thread that has nothing else to do until the request is done.  So a request
- * lives on that thread's stack, and the thread sleeps on a futex inside it: no allocation, and one
- * system call on either side.
+ * nbdkit gives each NBD request a thread that has nothing else to do until the request is done.  So
+ * a request lives on that thread's stack, and the thread sleeps on a futex inside it: no
+ * allocation, and one system call on either side.
  *
  * Threads: request_start() and request_wait() from the same thread, which may not be the client's.
  * Errors:  request_wait() gives what libdlblk gave: 0, -errno or -DL_E_*.
@@ -25,7 +25,9 @@ struct request {
     int err;
 };
 
-/* Submits.  iov is NULL for what carries no data; it is borrowed until request_wait() has returned. */
+/*
+ * Submits.  iov is NULL for what carries no data; it is borrowed until request_wait() has returned.
+ */
 void request_start(struct request *request, struct dlblk_volume *volume, enum dlblk_op op,
                    const struct iovec *iov, uint32_t iov_count, uint64_t length_bytes,
                    uint64_t offset_bytes);

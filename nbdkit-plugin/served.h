@@ -3,11 +3,11 @@
  * served.h: the volumes that are attached at the moment.
  *
  * A volume is attached when the first NBD connection names it, shared by all its connections, and
- * detached when the last of them has gone.  So a flush on one connection covers the writes of all, and an
- * nbdkit that nobody is connected to keeps no volume from others.
+ * detached when the last of them has gone.  So a flush on one connection covers the writes of all,
+ * and an nbdkit that nobody is connected to keeps no volume from others.
  *
- * Threads: any, except the client's.  Blocks: while a volume is being attached or detached, for those who want that
- *          volume only.
+ * Threads: any, except the client's.  Blocks: while a volume is being attached or detached, for
+ *          those who want that volume only.
  * Errors:  those of dlblk_volume_open() and dlblk_volume_close(), with text.
  */
 #ifndef DLBLK_NBDKIT_PLUGIN_SERVED_H
@@ -41,8 +41,9 @@ struct served_set {
 
 void served_set_init(struct served_set *set);
 /*
- * The end: detach what is still attached, since nbdkit does not close the connections that are open when it is told to
- * end.  Nothing is freed: a thread that nbdkit no longer waits for may still look.  The first error is returned.
+ * The end: detach what is still attached, since nbdkit does not close the connections that are open
+ * when it is told to end.  Nothing is freed: a thread that nbdkit no longer waits for may still
+ * look.  The first error is returned.
  */
 int served_set_close(struct served_set *set, struct dl_error *err);
 

@@ -2,9 +2,10 @@
 /*
  * data.h: the fixed binary messages of the data path: frame header, READ, WRITE, STABLE.
  *
- * A frame is  header (64 bytes) | body (body_bytes) | payload (payload_bytes).  All integers are little-endian.
- * Hot requests have the fixed bodies below; every other opcode's body is a protobuf message (control.proto).
- * The specification, with what a receiver checks and answers, is docs/protocol.md.
+ * A frame is  header (64 bytes) | body (body_bytes) | payload (payload_bytes).  All integers are
+ * little-endian.  Hot requests have the fixed bodies below; every other opcode's body is a protobuf
+ * message (control.proto).  The specification, with what a receiver checks and answers, is
+ * docs/protocol.md.
  */
 #ifndef DLBLK_PROTO_DATA_H
 #define DLBLK_PROTO_DATA_H
@@ -15,52 +16,52 @@
 
 #include "common/le.h"
 
-#define FRAME_MAGIC 0x314b4c44u /* "DLK1" */
-#define WIRE_VERSION 1u
-#define WIRE_VERSION_MIN 1u
-#define FRAME_HEADER_BYTES 64u
-#define FRAME_BODY_BYTES_MAX (1u << 20)
+#define FRAME_MAGIC             0x314b4c44u /* "DLK1" */
+#define WIRE_VERSION            1u
+#define WIRE_VERSION_MIN        1u
+#define FRAME_HEADER_BYTES      64u
+#define FRAME_BODY_BYTES_MAX    (1u << 20)
 #define FRAME_PAYLOAD_BYTES_MAX (1u << 20)
-#define WIRE_SECTOR_BYTES 4096u
-#define WIRE_IO_SECTORS_MAX (FRAME_PAYLOAD_BYTES_MAX / WIRE_SECTOR_BYTES)
-#define WIRE_CHUNK_SECTORS_MAX (1u << 18) /* 1 GiB */
-#define WIRE_SLOTS_MAX 32u
+#define WIRE_SECTOR_BYTES       4096u
+#define WIRE_IO_SECTORS_MAX     (FRAME_PAYLOAD_BYTES_MAX / WIRE_SECTOR_BYTES)
+#define WIRE_CHUNK_SECTORS_MAX  (1u << 18) /* 1 GiB */
+#define WIRE_SLOTS_MAX          32u
 /* Lease epochs of owners are 1 to this; one more is the fence of a deleted volume. */
-#define WIRE_LEASE_EPOCH_MAX ((1u << 24) - 2)
+#define WIRE_LEASE_EPOCH_MAX       ((1u << 24) - 2)
 #define WIRE_LEASE_EPOCH_TOMBSTONE ((1u << 24) - 1)
 #define WIRE_VERSION_SEQUENCE_BITS 40u
 
 /* number, NAME, body of the request, body of the reply; numbers are on the wire: never reused. */
-#define DL_OPCODES(X)                                                                              \
-    X(1, HELLO)             /* both directions, first on a connection */                          \
-    X(2, PING)              /* no body; anybody to anybody */                                     \
-    /* client -> chunkserver */                                                                    \
-    X(16, READ)                                                                                    \
-    X(17, WRITE)                                                                                   \
-    X(18, STABLE)                                                                                  \
-    /* metadata service -> chunkserver, on the connection that the chunkserver opened */           \
-    X(32, FENCE)                                                                                   \
-    X(33, CHUNK_DELETE)                                                                            \
-    X(34, CHUNK_EPOCH)                                                                             \
-    /* chunkserver -> metadata service */                                                          \
-    X(48, SERVER_REGISTER)                                                                         \
-    X(49, SERVER_HEARTBEAT)                                                                        \
-    /* client -> metadata service */                                                               \
-    X(64, VOLUME_CREATE)                                                                           \
-    X(65, VOLUME_LIST)                                                                             \
-    X(66, VOLUME_INFO)                                                                             \
-    X(67, VOLUME_RENAME)                                                                           \
-    X(68, VOLUME_RESIZE)                                                                           \
-    X(69, VOLUME_DELETE)                                                                           \
-    X(72, ATTACH)                                                                                  \
-    X(73, DETACH)                                                                                  \
-    X(74, FENCE_STATUS)                                                                            \
-    X(75, MAP_GET)                                                                                 \
-    X(76, ALLOCATE)                                                                                \
-    X(80, SERVER_LIST)                                                                             \
-    X(81, CLUSTER_STATUS)                                                                          \
-    /* metadata service -> client, on the connection that the client opened */                     \
-    X(96, OWNER_PROBE)                                                                             \
+#define DL_OPCODES(X)                                                                    \
+    X(1, HELLO) /* both directions, first on a connection */                             \
+    X(2, PING)  /* no body; anybody to anybody */                                        \
+    /* client -> chunkserver */                                                          \
+    X(16, READ)                                                                          \
+    X(17, WRITE)                                                                         \
+    X(18, STABLE)                                                                        \
+    /* metadata service -> chunkserver, on the connection that the chunkserver opened */ \
+    X(32, FENCE)                                                                         \
+    X(33, CHUNK_DELETE)                                                                  \
+    X(34, CHUNK_EPOCH)                                                                   \
+    /* chunkserver -> metadata service */                                                \
+    X(48, SERVER_REGISTER)                                                               \
+    X(49, SERVER_HEARTBEAT)                                                              \
+    /* client -> metadata service */                                                     \
+    X(64, VOLUME_CREATE)                                                                 \
+    X(65, VOLUME_LIST)                                                                   \
+    X(66, VOLUME_INFO)                                                                   \
+    X(67, VOLUME_RENAME)                                                                 \
+    X(68, VOLUME_RESIZE)                                                                 \
+    X(69, VOLUME_DELETE)                                                                 \
+    X(72, ATTACH)                                                                        \
+    X(73, DETACH)                                                                        \
+    X(74, FENCE_STATUS)                                                                  \
+    X(75, MAP_GET)                                                                       \
+    X(76, ALLOCATE)                                                                      \
+    X(80, SERVER_LIST)                                                                   \
+    X(81, CLUSTER_STATUS)                                                                \
+    /* metadata service -> client, on the connection that the client opened */           \
+    X(96, OWNER_PROBE)                                                                   \
     X(97, VOLUME_CHANGED)
 
 enum opcode {
@@ -76,18 +77,18 @@ enum frame_flags {
 /* --- the header --- */
 
 struct frame_header_wire {
-    le32 header_crc;    /* CRC-32C of bytes 4..63 */
+    le32 header_crc; /* CRC-32C of bytes 4..63 */
     le32 magic;
     le16 opcode;
     le16 flags;
-    le16 status;        /* replies: 0 or a DL_E_* number on the wire; requests: 0 */
+    le16 status; /* replies: 0 or a DL_E_* number on the wire; requests: 0 */
     le16 reserved_0;
-    le64 request_id;    /* the requester's; a reply repeats it */
+    le64 request_id; /* the requester's; a reply repeats it */
     le32 body_bytes;
     le32 payload_bytes;
-    le32 body_crc;      /* CRC-32C of the body; the payload has one CRC per sector, in the body */
+    le32 body_crc; /* CRC-32C of the body; the payload has one CRC per sector, in the body */
     le32 reserved_1;
-    le64 trace_id;      /* 0, or an id that logs of all parties name */
+    le64 trace_id; /* 0, or an id that logs of all parties name */
     le64 reserved_2[2];
 };
 static_assert(sizeof(struct frame_header_wire) == FRAME_HEADER_BYTES, "frame header");
@@ -101,7 +102,7 @@ struct chunk_target_wire {
     le64 volume;
     le32 segment;
     le16 slot;
-    le16 flags;          /* enum write_flags, enum read_flags */
+    le16 flags; /* enum write_flags, enum read_flags */
     le32 config_epoch;
     le32 lease_epoch;
     le32 offset_sectors;
@@ -124,9 +125,9 @@ struct write_request_wire {
     struct chunk_target_wire target;
     le64 version;
     le64 stable_version;
-    le32 snapshot_seq;   /* birth of what is written */
-    le32 attempt;        /* to a recovering slot: the attempt's config epoch; else 0 */
-    le32 slot_mask;      /* slots that take part in this write */
+    le32 snapshot_seq; /* birth of what is written */
+    le32 attempt;      /* to a recovering slot: the attempt's config epoch; else 0 */
+    le32 slot_mask;    /* slots that take part in this write */
     le32 crc_count;
 };
 static_assert(sizeof(struct write_request_wire) == 64, "WRITE");
@@ -140,9 +141,9 @@ struct read_request_wire {
 static_assert(sizeof(struct read_request_wire) == 40, "READ");
 
 /*
- * Body of the reply to READ: this, then length_sectors le32 CRCs, then length_sectors bytes of enum sector_kind
- * (0 hole, 1 zero, 2 data) padded to 4 bytes with zeroes.  Payload: all sectors, zeroes where there is no data;
- * or none at all, if no sector has data.  CRC 0 where there is no data.
+ * Body of the reply to READ: this, then length_sectors le32 CRCs, then length_sectors bytes of enum
+ * sector_kind (0 hole, 1 zero, 2 data) padded to 4 bytes with zeroes.  Payload: all sectors, zeroes
+ * where there is no data; or none at all, if no sector has data.  CRC 0 where there is no data.
  */
 struct read_reply_wire {
     le32 length_sectors;
@@ -150,7 +151,9 @@ struct read_reply_wire {
 };
 static_assert(sizeof(struct read_reply_wire) == 8, "READ reply");
 
-/* The stable version alone.  Offset and length are 0.  Reply (no body): it is remembered durably. */
+/*
+ * The stable version alone.  Offset and length are 0.  Reply (no body): it is remembered durably.
+ */
 struct stable_request_wire {
     struct chunk_target_wire target;
     le64 stable_version;

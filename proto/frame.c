@@ -272,8 +272,8 @@ data_read_reply_decode(const struct frame *frame, struct data_read_reply *ret_re
 /* --- sending --- */
 
 /*
- * Complete the head of a frame whose fixed body (fixed_bytes of it) stands behind the header already.  A short
- * tail moves into the head: a message to be gathered has one piece less then.
+ * Complete the head of a frame whose fixed body (fixed_bytes of it) stands behind the header
+ * already.  A short tail moves into the head: a message to be gathered has one piece less then.
  */
 static void
 frame_out_finish(struct frame_out *frame, uint16_t opcode, uint16_t flags, uint64_t request_id,
@@ -451,7 +451,10 @@ frame_out_create_error(uint16_t opcode, uint64_t request_id, int status, const c
     Dl__ErrorDetail detail = DL__ERROR_DETAIL__INIT;
 
     dl_assert(status != 0);
-    /* proto3 strings that are not set are empty ones; the packer doesn't write through these pointers. */
+    /*
+     * proto3 strings that are not set are empty ones; the packer doesn't write through these
+     * pointers.
+     */
     if (text != NULL)
         detail.text = (char *)(uintptr_t)text;
     if (hint != NULL)
@@ -475,7 +478,10 @@ field_enums_known(const ProtobufCFieldDescriptor *field, const void *value)
     return protobuf_c_enum_descriptor_get_value(field->descriptor, number) != NULL;
 }
 
-/* An enum's value that this version doesn't know has no default to fall back to: protobuf-c lets it pass. */
+/*
+ * An enum's value that this version doesn't know has no default to fall back to: protobuf-c lets it
+ * pass.
+ */
 static bool
 message_enums_known(const ProtobufCMessage *message)
 {

@@ -2,8 +2,9 @@
 /*
  * frame.h: frames between memory and bytes: building what is sent, checking what arrived.
  *
- * Pure functions, no I/O, no allocation except where said.  All that comes from a peer is checked whole in one function
- * before anything acts on it; the functions that check return 0 or a negative DL_E_*.
+ * Pure functions, no I/O, no allocation except where said.  All that comes from a peer is checked
+ * whole in one function before anything acts on it; the functions that check return 0 or a negative
+ * DL_E_*.
  */
 #ifndef DLBLK_PROTO_FRAME_H
 #define DLBLK_PROTO_FRAME_H
@@ -20,14 +21,14 @@
 struct frame {
     uint16_t opcode;
     uint16_t flags;
-    int status;            /* replies: 0 or a negative DL_E_* */
+    int status; /* replies: 0 or a negative DL_E_* */
     uint64_t request_id;
     uint64_t trace_id;
     uint32_t body_bytes;
     uint32_t payload_bytes;
     uint32_t body_crc;
-    const uint8_t *body;   /* in the link's buffer, any alignment */
-    void *payload;         /* where on_payload put it; NULL: none, or dropped */
+    const uint8_t *body; /* in the link's buffer, any alignment */
+    void *payload;       /* where on_payload put it; NULL: none, or dropped */
 };
 
 static inline bool
@@ -36,15 +37,19 @@ frame_is_reply(const struct frame *frame)
     return (frame->flags & FRAME_REPLY) != 0;
 }
 
-/* Room for the header, the fixed part of a body, and a short rest of it (the CRCs of a small write): one piece less. */
+/*
+ * Room for the header, the fixed part of a body, and a short rest of it (the CRCs of a small
+ * write): one piece less.
+ */
 #define FRAME_INLINE_TAIL_BYTES 32u
-#define FRAME_HEAD_BYTES (FRAME_HEADER_BYTES + 64u + FRAME_INLINE_TAIL_BYTES)
-#define FRAME_PIECES_MAX 8u
+#define FRAME_HEAD_BYTES        (FRAME_HEADER_BYTES + 64u + FRAME_INLINE_TAIL_BYTES)
+#define FRAME_PIECES_MAX        8u
 
 /*
  * A frame to be sent: embedded in the operation it serves.  Sent in this order:
  *   head[0 .. head_bytes)    header and the fixed part of the body
- *   body_tail                rest of the body (CRCs, a protobuf message), borrowed; a short one is copied into head
+ *   body_tail                rest of the body (CRCs, a protobuf message), borrowed; a short one is
+ *                            copied into head
  *   payload[0 .. payload_count)  borrowed
  * Built by the frame_out_* functions; on_sent by the owner before link_send().
  */
@@ -64,15 +69,19 @@ struct frame_out {
 /* --- receiving --- */
 
 /*
- * Check and decode FRAME_HEADER_BYTES bytes.  -DL_E_CRC_HEADER, -DL_E_FRAME_MAGIC: the stream is out of step, close.
- * -DL_E_FRAME_TOO_LARGE: close.  -DL_E_MESSAGE_MALFORMED: reserved bits, close.  An unknown opcode is no error
- * here: the stream is in step, the core answers with -DL_E_OPCODE_UNKNOWN.
+ * Check and decode FRAME_HEADER_BYTES bytes.  -DL_E_CRC_HEADER, -DL_E_FRAME_MAGIC: the stream is
+ * out of step, close.  -DL_E_FRAME_TOO_LARGE: close.  -DL_E_MESSAGE_MALFORMED: reserved bits,
+ * close.  An unknown opcode is no error here: the stream is in step, the core answers with
+ * -DL_E_OPCODE_UNKNOWN.
  */
 int frame_decode_header(const void *bytes, struct frame *ret_frame);
 /* The body has arrived: frame->body is set; compares its CRC.  -DL_E_CRC_HEADER: close. */
 int frame_check_body(const struct frame *frame);
 
-/* Requests and replies of the data path in host byte order, checked: lengths, ranges, flags, reserved fields. */
+/*
+ * Requests and replies of the data path in host byte order, checked: lengths, ranges, flags,
+ * reserved fields.
+ */
 struct data_target {
     uint64_t volume;
     uint32_t segment;
@@ -119,15 +128,21 @@ int data_stable_decode(const struct frame *frame, struct data_stable *ret_stable
 
 /* --- sending: each fills frame->head and the pieces; lengths and CRCs are final afterwards --- */
 
-/* crcs: little-endian, crc_count of them, borrowed (frame->body_tail).  payload pieces: borrowed. */
+/*
+ * crcs: little-endian, crc_count of them, borrowed (frame->body_tail).  payload pieces: borrowed.
+ */
 void frame_out_write(struct frame_out *frame, uint64_t request_id, const struct data_write *write,
                      const le32 *crcs, const struct iovec *payload, uint32_t payload_count);
 void frame_out_read(struct frame_out *frame, uint64_t request_id, const struct data_read *read);
-/* crcs_and_kinds: length_sectors le32, then the kinds, padded: borrowed; payload_bytes 0 if no sector has data. */
+/*
+ * crcs_and_kinds: length_sectors le32, then the kinds, padded: borrowed; payload_bytes 0 if no
+ * sector has data.
+ */
 void frame_out_read_reply(struct frame_out *frame, uint64_t request_id, uint32_t length_sectors,
                           uint32_t data_sectors, const void *crcs_and_kinds, void *payload,
                           uint32_t payload_bytes);
-void frame_out_stable(struct frame_out *frame, uint64_t request_id, const struct data_stable *stable);
+void frame_out_stable(struct frame_out *frame, uint64_t request_id,
+                      const struct data_stable *stable);
 /* A frame without body: a PING, or a reply with only a status (negative DL_E_* or 0). */
 void frame_out_empty(struct frame_out *frame, uint16_t opcode, uint16_t flags, uint64_t request_id,
                      int status);
@@ -135,17 +150,18 @@ void frame_out_empty(struct frame_out *frame, uint16_t opcode, uint16_t flags, u
 /* --- control messages: an allocated frame_out that frees itself --- */
 
 /*
- * A frame with a packed protobuf message as its body (message may be NULL: empty body).  Freed by itself in its
- * on_sent.  NULL: no memory, or the message is larger than FRAME_BODY_BYTES_MAX.
+ * A frame with a packed protobuf message as its body (message may be NULL: empty body).  Freed by
+ * itself in its on_sent.  NULL: no memory, or the message is larger than FRAME_BODY_BYTES_MAX.
  */
-struct frame_out *frame_out_create_message(uint16_t opcode, uint16_t flags, uint64_t request_id, int status,
-                                           const ProtobufCMessage *message);
+struct frame_out *frame_out_create_message(uint16_t opcode, uint16_t flags, uint64_t request_id,
+                                           int status, const ProtobufCMessage *message);
 /* An error reply: status, and an ErrorDetail with text and hint (either may be NULL). */
 struct frame_out *frame_out_create_error(uint16_t opcode, uint64_t request_id, int status,
                                          const char *text, const char *hint);
 /* Unpack frame->body; NULL: malformed.  Freed by protobuf_c_message_free_unpacked(). */
 ProtobufCMessage *frame_unpack(const struct frame *frame, const ProtobufCMessageDescriptor *type);
 
-const char *opcode_name(uint16_t opcode); /* "WRITE", or "opcode 999" from a static buffer per thread */
+/* "WRITE", or "opcode 999" from a static buffer per thread */
+const char *opcode_name(uint16_t opcode);
 
 #endif

@@ -285,7 +285,9 @@ void
 alloc_start(struct alloc *alloc)
 {
     dl_assert(alloc->free_blocks == 0);
-    /* From the last to the first, so that equally empty slabs are used in the order of their place. */
+    /*
+     * From the last to the first, so that equally empty slabs are used in the order of their place.
+     */
     for (uint32_t slab = alloc->slab_count; slab-- > 0;) {
         const uint64_t *words = alloc->map + (size_t)slab * ALLOC_SLAB_WORDS;
         uint32_t used = 0;
@@ -351,7 +353,10 @@ slab_free_word(const struct alloc *alloc, uint32_t slab, uint32_t word)
     return ~(s->limbo != NULL ? used | s->limbo[word] : used);
 }
 
-/* The first free block at or above `from`, and how many of `want` follow it.  Returns 0 if there is none. */
+/*
+ * The first free block at or above `from`, and how many of `want` follow it.  Returns 0 if there is
+ * none.
+ */
 static uint32_t
 slab_find_run(const struct alloc *alloc, uint32_t slab, uint32_t from, uint32_t want,
               uint32_t *ret_first)
@@ -432,7 +437,10 @@ open_take(struct alloc *alloc, struct alloc_open *open, uint32_t first, uint32_t
     *ret_extent = (struct extent){.block = block, .count = count};
 }
 
-/* The next run of at least run_min blocks (or all that is wanted) of the open slab.  0: it has none. */
+/*
+ * The next run of at least run_min blocks (or all that is wanted) of the open slab.  0: it has
+ * none.
+ */
 static uint32_t
 open_find(const struct alloc *alloc, const struct alloc_open *open, uint32_t want, uint32_t run_min,
           uint32_t *ret_first)

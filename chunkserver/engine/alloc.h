@@ -1,19 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * alloc.h: which blocks of the data region are in use, which one is handed out next, and when one may be used again.
+ * alloc.h: which blocks of the data region are in use, which one is handed out next, and when one
+ * may be used again.
  *
- *             alloc_take            alloc_commit           alloc_give_up      FREE composed     alloc_free_durable
- *     free -------------> handed out ----------> in use -------------> queued ------------> named ---------.
- *      ^                      |  (record is acknowledged)                                                   v
- *      |<---------------------'  alloc_return (never journaled, or aborted)                             quarantine
+ *             alloc_take            alloc_commit           alloc_give_up      FREE composed
+ *                                   alloc_free_durable
+ *     free -------------> handed out ----------> in use -------------> queued ------------> named
+ *     ---------.
+ *      ^                      |  (record is acknowledged)
+ *      v
+ *      |<---------------------'  alloc_return (never journaled, or aborted)
+ *      quarantine
  *      `------------------------------------------------------------------------------------------------'
  *                                        alloc_release (reads begun before have ended)
  *
  * Invariants:
- * 1. The map is what replay of the journal would rebuild at this moment: records of acknowledged groups set, FREE
- *    records of acknowledged groups clear.  So blocks that are handed out or in quarantine are not in the map: they are in limbo.
+ * 1. The map is what replay of the journal would rebuild at this moment: records of acknowledged
+ *    groups set, FREE records of acknowledged groups clear.  So blocks that are handed out or in
+ *    quarantine are not in the map: they are in limbo.
  * 2. A block is free if it is neither in the map nor in limbo; it is never in both.
- * 3. Blocks leave the queue in the order in which they were given up: given_up_seq and freed_durable_seq count them.
+ * 3. Blocks leave the queue in the order in which they were given up: given_up_seq and
+ *    freed_durable_seq count them.
  * 4. A run of blocks never leaves its slab: the footers keep slabs apart.
  *
  * Threads: one owner.  Blocks: never.  Errors: no space is an answer, not an error.
@@ -113,8 +120,8 @@ alloc_awaiting(const struct alloc *alloc)
 /* Will alloc_take() find so many blocks? */
 bool alloc_has_room(const struct alloc *alloc, uint32_t count, bool use_reserve);
 /*
- * Hand out count blocks (1 .. 256) as runs in ret_extents (room for count; fewer are preferred).  Returns the number of
- * runs; 0: there is no room, nothing was changed.
+ * Hand out count blocks (1 .. 256) as runs in ret_extents (room for count; fewer are preferred).
+ * Returns the number of runs; 0: there is no room, nothing was changed.
  */
 uint32_t alloc_take(struct alloc *alloc, enum alloc_kind kind, uint32_t count, bool use_reserve,
                     struct extent *ret_extents);
@@ -123,7 +130,10 @@ void alloc_commit(struct alloc *alloc, uint64_t block, uint32_t count);
 /* Handed out, and no journal record names them, or it was aborted: free again. */
 void alloc_return(struct alloc *alloc, uint64_t block, uint32_t count);
 
-/* In use, and no longer needed.  Returns given_up_seq, which FREE records must reach before this is forgotten. */
+/*
+ * In use, and no longer needed.  Returns given_up_seq, which FREE records must reach before this is
+ * forgotten.
+ */
 uint64_t alloc_give_up(struct alloc *alloc, uint64_t block, uint32_t count);
 /* The run that the next FREE record should name first; false: none waits. */
 bool alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run);
@@ -131,11 +141,14 @@ bool alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run);
 struct alloc_run *alloc_queue_at(const struct alloc_queue *queue, uint32_t idx);
 /* The first `count` blocks of that run stand in a journal block now. */
 void alloc_queue_pop(struct alloc *alloc, uint32_t count);
-/* The journal block with this run will never be durable: back to the queue.  Only when the store has stopped. */
+/*
+ * The journal block with this run will never be durable: back to the queue.  Only when the store
+ * has stopped.
+ */
 void alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count);
 /*
- * That journal block is durable: the run is free, or, if a read is in flight (reads_in_flight), when the read with
- * number read_seq and all before it have ended.
+ * That journal block is durable: the run is free, or, if a read is in flight (reads_in_flight),
+ * when the read with number read_seq and all before it have ended.
  */
 void alloc_free_durable(struct alloc *alloc, uint64_t block, uint32_t count, bool reads_in_flight,
                         uint64_t read_seq);

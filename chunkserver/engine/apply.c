@@ -2,16 +2,17 @@
 /*
  * apply.c: what a record does to the chunk table, the leaves and the allocation map.
  *
- * In service a record is applied when its group is acknowledged, from its op; at open when it is replayed, from its
- * bytes.  Both ways end in the same functions, so that a life and its replay cannot differ, but for one thing: in
- * service a record's blocks go from limbo to the map, and in replay there is no limbo yet.
+ * In service a record is applied when its group is acknowledged, from its op; at open when it is
+ * replayed, from its bytes.  Both ways end in the same functions, so that a life and its replay
+ * cannot differ, but for one thing: in service a record's blocks go from limbo to the map, and in
+ * replay there is no limbo yet.
  *
  * Invariants:
- * 1. Replay may apply a record to a chunk record, a fence or a bitmap page that has it already: they must not
- *    change by that.  Epochs and stable versions only rise, the pending list takes a version once, a bit is what its last
- *    record in the journal says.  Leaves compare LSNs.
- * 2. The items of engine.dirty are in the order of their recovery_lsn, because records are applied in the order of
- *    the journal.
+ * 1. Replay may apply a record to a chunk record, a fence or a bitmap page that has it already:
+ *    they must not change by that.  Epochs and stable versions only rise, the pending list takes a
+ *    version once, a bit is what its last record in the journal says.  Leaves compare LSNs.
+ * 2. The items of engine.dirty are in the order of their recovery_lsn, because records are applied
+ *    in the order of the journal.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -419,8 +420,8 @@ replay_chunk_record(struct engine *engine, const struct journal_record *record, 
     struct engine_chunk *chunk;
 
     /*
-     * A chunk's record leaves the index only when no record above the journal position names it: an unknown chunk is no
-     * leftover of a deletion.
+     * A chunk's record leaves the index only when no record above the journal position names it: an
+     * unknown chunk is no leftover of a deletion.
      */
     if (known == NULL || (record->kind == RECORD_CLEAR && known->state != CHUNK_DELETING))
         return dl_error_set(err, -DL_E_DISK_DAMAGED,
@@ -462,7 +463,10 @@ replay_fence(struct engine *engine, const struct journal_record *record, uint64_
     dirty_mark(engine, &volume->dirty, lsn);
 }
 
-/* FREE clears, BAD sets: whatever an older page of the map says, the last record of the journal is right. */
+/*
+ * FREE clears, BAD sets: whatever an older page of the map says, the last record of the journal is
+ * right.
+ */
 static void
 replay_runs(struct engine *engine, const struct journal_record *record, uint64_t lsn)
 {

@@ -3,9 +3,11 @@
  * change.c: durable changes without data: fences, config epochs, stable versions, deletions.
  *
  * Invariants:
- * 1. A fence or a config epoch refuses older requests from its start on.  It is done when its record is durable and
- *    nothing that was accepted before is still under way: then nobody can be told of an older request's success any more.
- * 2. A deletion hides its chunk at its start.  It is done when its record is durable; the space follows (delete.c).
+ * 1. A fence or a config epoch refuses older requests from its start on.  It is done when its
+ *    record is durable and nothing that was accepted before is still under way: then nobody can be
+ *    told of an older request's success any more.
+ * 2. A deletion hides its chunk at its start.  It is done when its record is durable; the space
+ *    follows (delete.c).
  */
 #include <string.h>
 
@@ -133,7 +135,10 @@ change_start_delete(struct engine *engine, struct store_change *change)
     struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
     struct engine_chunk *private;
 
-    /* Unknown, or another one by now.  An earlier deletion of it may still be on its way to the disk: wait for that. */
+    /*
+     * Unknown, or another one by now.  An earlier deletion of it may still be on its way to the
+     * disk: wait for that.
+     */
     if (chunk == NULL || chunk->incarnation > change->incarnation) {
         change_start_barrier(engine, change);
         return;
@@ -174,7 +179,10 @@ change_start(struct chunk_store *store, struct store_change *change)
     engine_kick(engine);
 }
 
-/* No record of its own: the chunk's next write carries it, or the chunk's record in the index, some time. */
+/*
+ * No record of its own: the chunk's next write carries it, or the chunk's record in the index, some
+ * time.
+ */
 void
 change_stable_hint(struct chunk_store *store, const struct chunk_key *key, uint64_t stable_version)
 {

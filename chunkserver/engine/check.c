@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * check.c: the allocation map against everything that owns a block: for tests, debug builds and offline tools.
+ * check.c: the allocation map against everything that owns a block: for tests, debug builds and
+ * offline tools.
  *
- * Owners of blocks in the map: sectors of leaves (in memory, or in the index with the deltas that wait in memory), the queue
- * of blocks given up, FREE runs of groups under way, bad blocks.  Owners of blocks in limbo: writes under way, the
- * quarantine.  Each block has exactly one owner, or is free.
+ * Owners of blocks in the map: sectors of leaves (in memory, or in the index with the deltas that
+ * wait in memory), the queue of blocks given up, FREE runs of groups under way, bad blocks.  Owners
+ * of blocks in limbo: writes under way, the quarantine.  Each block has exactly one owner, or is
+ * free.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -24,7 +26,8 @@ struct check {
     size_t text_bytes;
     uint32_t problems;
     bool
-        unreadable; /* a leaf or the index: what they own is unknown, and that is not the engine's mistake */
+        /* a leaf or the index: what they own is unknown, and that is not the engine's mistake */
+        unreadable;
 };
 
 static void __attribute__((format(printf, 2, 3)))

@@ -11,9 +11,12 @@
  *
  * How it works: docs/engine.md.  What is on the disk: docs/disk-format.md, format.h.
  *
- * Threads: one owner, the loop.  engine_format_now(), engine_open() and engine_check() block; nothing else does.
- * Errors:  0 or a negative DL_E_*, with text in `err` where there is one.  Of requests: chunk_store.h.
- * Memory:  env, disk and index are the caller's and outlive the engine.  The engine closes none of them.
+ * Threads: one owner, the loop.  engine_format_now(), engine_open() and engine_check() block;
+ *          nothing else does.
+ * Errors:  0 or a negative DL_E_*, with text in `err` where there is one.  Of requests:
+ *          chunk_store.h.
+ * Memory:  env, disk and index are the caller's and outlive the engine.  The engine closes none of
+ *          them.
  */
 #ifndef DLBLK_ENGINE_ENGINE_H
 #define DLBLK_ENGINE_ENGINE_H
@@ -44,10 +47,10 @@ struct engine_format {
 #define ENGINE_JOURNAL_UNITS_MIN 64u
 
 /*
- * Zero the ring, write both superblock copies.  The index of a freshly formatted disk must be empty.
- * Whatever the disk contained is lost: the caller has asked.
- *   -DL_E_SIZE_INVALID the disk is too small for what was asked; err says how large it would have to be
- *   -DL_E_MEDIA_WRITE
+ * Zero the ring, write both superblock copies.  The index of a freshly formatted disk must be
+ * empty.  Whatever the disk contained is lost: the caller has asked.
+ *   -DL_E_SIZE_INVALID the disk is too small for what was asked; err says how large it would have
+ *   to be -DL_E_MEDIA_WRITE
  */
 int engine_format_now(struct disk *disk, const struct engine_format *format, struct dl_error *err);
 
@@ -63,11 +66,12 @@ struct engine_options {
 
 /*
  * Check superblock and index against each other, replay the journal, start a new incarnation.
- *   -DL_E_DISK_FORMAT     no copy of a superblock, or an unknown format or feature: err says what is at each place
+ *   -DL_E_DISK_FORMAT     no copy of a superblock, or an unknown format or feature: err says what
+ *                         is at each place
  *   -DL_E_DISK_DAMAGED    both copies are damaged, or a journal block is intact but makes no sense
  *   -DL_E_DISK_FOREIGN    the disk belongs to another cluster
- *   -DL_E_INDEX_MISMATCH  the index is of another disk, or older than the disk, or the journal does not reach it:
- *                         `dlblk-disk rebuild`
+ *   -DL_E_INDEX_MISMATCH  the index is of another disk, or older than the disk, or the journal does
+ *                         not reach it:  `dlblk-disk rebuild`
  *   -DL_E_INDEX_CORRUPT, -DL_E_MEDIA_READ, -DL_E_MEDIA_WRITE
  * A damaged journal is no error: see store_stats.damaged.
  */
@@ -75,10 +79,11 @@ int engine_open(struct engine **ret_engine, struct env *env, struct disk *disk, 
                 const struct engine_options *options, struct dl_error *err);
 
 /*
- * Free all memory, without any I/O: after stop's on_done, from outside of it; or, in tests, at any moment, as a
- * crash would.  In the latter case nothing of disk, index or env may call back any more: requests that are under way
- * are forgotten and their on_done never runs.  The timers are stopped; a deferred task may still be queued with the env,
- * which must forget it.  NULL is allowed.
+ * Free all memory, without any I/O: after stop's on_done, from outside of it; or, in tests, at any
+ * moment, as a crash would.  In the latter case nothing of disk, index or env may call back any
+ * more: requests that are under way are forgotten and their on_done never runs.  The timers are
+ * stopped; a deferred task may still be queued with the env, which must forget it.  NULL is
+ * allowed.
  */
 void engine_destroy(struct engine *engine);
 
@@ -95,8 +100,8 @@ struct engine_identity {
 void engine_identity(const struct engine *engine, struct engine_identity *ret_identity);
 
 /*
- * How often each thing happened in this life: for tests that want to see that it did, and for status displays.
- * name, meaning
+ * How often each thing happened in this life: for tests that want to see that it did, and for
+ * status displays.  name, meaning
  */
 #define ENGINE_COUNTERS(X)                                                                   \
     X(ring_wraps, "journal blocks at the start of the ring, the first lap left out")         \
@@ -151,16 +156,17 @@ struct engine_counters {
 const struct engine_counters *engine_counters(struct engine *engine);
 
 /*
- * Nothing under way: no request, no write-back, no deletion, no block waiting to be freed, nothing dirty.  An engine that
- * is left alone gets there, some seconds after its last request.
+ * Nothing under way: no request, no write-back, no deletion, no block waiting to be freed, nothing
+ * dirty.  An engine that is left alone gets there, some seconds after its last request.
  */
 bool engine_is_quiet(const struct engine *engine);
 
 /*
- * Compare the allocation map with the leaves, in memory and in the index: each block in use must belong to exactly one
- * sector of one leaf, to a write in flight, to the queue of blocks given up, to the quarantine, or be bad; each
- * other block must be free.  NULL: they agree; otherwise a malloc'ed text that names the first few differences.
- * Blocks, and takes a byte per block.  At any moment between two events of the loop.
+ * Compare the allocation map with the leaves, in memory and in the index: each block in use must
+ * belong to exactly one sector of one leaf, to a write in flight, to the queue of blocks given up,
+ * to the quarantine, or be bad; each other block must be free.  NULL: they agree; otherwise a
+ * malloc'ed text that names the first few differences.  Blocks, and takes a byte per block.  At any
+ * moment between two events of the loop.
  */
 char *engine_check(struct engine *engine);
 

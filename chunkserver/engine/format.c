@@ -88,7 +88,10 @@ zero_range(struct disk *disk, uint64_t offset_bytes, uint64_t length_bytes, stru
     return 0;
 }
 
-/* Both copies of what was there before must be gone before the ring is: half a disk of each must not look like one. */
+/*
+ * Both copies of what was there before must be gone before the ring is: half a disk of each must
+ * not look like one.
+ */
 static int
 wipe(struct disk *disk, const struct superblock_geometry *g, struct dl_error *err)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * format.h: the bytes of the journal and of the index.  Specification with all rules: docs/disk-format.md.
+ * format.h: the bytes of the journal and of the index.  Specification with all rules:
+ * docs/disk-format.md.
  *
  *     superblock | journal ring | metadata region | data region: slabs | copy of the superblock
  *
@@ -9,14 +10,17 @@
  *     | header 80 | record | record | ... | zeroes to the end of its last unit |
  *       crc, magic, uuid, LSN, mark ...     body_crc covers the records
  *
- * A block with LSN L and n units is followed by L + n, lies at ring offset (L mod ring units), and never crosses the
- * ring's end.  It is never rewritten.  It counts if all of this holds: magic, header_crc and body_crc; its uuid is the
- * disk's; its LSN fits its place; its LSN is below the superblock's cut, or its incarnation is the superblock's.
+ * A block with LSN L and n units is followed by L + n, lies at ring offset (L mod ring units), and
+ * never crosses the ring's end.  It is never rewritten.  It counts if all of this holds: magic,
+ * header_crc and body_crc; its uuid is the disk's; its LSN fits its place; its LSN is below the
+ * superblock's cut, or its incarnation is the superblock's.
  *
- * Crash cases: a torn block fails one of the CRCs.  A block of an earlier lap has another LSN at its place.  A block of
- * an earlier life, dropped when that life was replayed, is at or above the cut with another incarnation.
+ * Crash cases: a torn block fails one of the CRCs.  A block of an earlier lap has another LSN at
+ * its place.  A block of an earlier life, dropped when that life was replayed, is at or above the
+ * cut with another incarnation.
  *
- * Block numbers count 4 KiB blocks from the start of the data region.  All integers are little-endian, keys excepted.
+ * Block numbers count 4 KiB blocks from the start of the data region.  All integers are
+ * little-endian, keys excepted.
  */
 #ifndef DLBLK_ENGINE_FORMAT_H
 #define DLBLK_ENGINE_FORMAT_H
@@ -100,7 +104,10 @@ enum record_kind {
     RECORD_FREE = 9,   /* blocks that changes of earlier blocks gave up may be used again */
     RECORD_ABORT = 10, /* a record of an earlier block never happened */
     RECORD_BAD = 11,   /* blocks that failed a write: never used again */
-    /* 12 to 31: kept for relocation, repair, voiding, undo, trimming of snapshots, forgetting of zeroes */
+    /*
+     * 12 to 31: kept for relocation, repair, voiding, undo, trimming of snapshots, forgetting of
+     * zeroes
+     */
 };
 
 struct record_header_disk {
@@ -254,8 +261,8 @@ struct index_bitmap_disk {
 static_assert(sizeof(struct index_bitmap_disk) == 16 + BITMAP_PAGE_BYTES, "bitmap value");
 
 /*
- * A leaf's value is one or more fragments, in the order of their changes (the index concatenates).  A fragment is
- * this, run_count runs, and one le32 CRC for each sector of each data run.
+ * A leaf's value is one or more fragments, in the order of their changes (the index concatenates).
+ * A fragment is this, run_count runs, and one le32 CRC for each sector of each data run.
  */
 struct leaf_fragment_disk {
     le32 crc;   /* of the rest of the fragment */

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * freelist.h: items of one size, taken and given back without malloc, as many as needed; all freed at once.
+ * freelist.h: items of one size, taken and given back without malloc, as many as needed; all freed
+ * at once.
  *
- * For what the engine's limits bound but do not fix: operations, leaves, deltas.  (A fixed number of items:
- * common/pool.h.)  Items given back last are taken first.  With the address sanitizer free items are poisoned.
+ * For what the engine's limits bound but do not fix: operations, leaves, deltas.  (A fixed number
+ * of items:  common/pool.h.)  Items given back last are taken first.  With the address sanitizer
+ * free items are poisoned.
  *
  * Threads: one owner.  Blocks: never.
  * Errors:  none; without memory the process ends.

@@ -1,19 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * group.c: operations become journal blocks; blocks are flushed and acknowledged in the order of the journal.
+ * group.c: operations become journal blocks; blocks are flushed and acknowledged in the order of
+ * the journal.
  *
- *     ready, urgent --close--> WRITING --all I/O done--> WRITTEN --flush submitted--> FLUSHING --done--> DURABLE --> ack
- *                                 |                                                                       |
- *                                 `- a data write failed: ABORT and BAD records for the next group -------'
+ *     ready, urgent --close--> WRITING --all I/O done--> WRITTEN --flush submitted--> FLUSHING
+ *     --done--> DURABLE --> ack
+ *                                 |
+ *                                 | `- a data write failed: ABORT and BAD records for the next
+ *                                 group -------'
  *
  * Invariants:
- * 1. At most JOURNAL_WINDOW groups are not acknowledged: replay takes more intact blocks behind a missing one for damage.
- * 2. A flush covers the groups that were WRITTEN when it was submitted, no others.  One is in flight.
- * 3. Groups are acknowledged in order.  One with an aborted record only together with the group that carries its ABORT (and
- *    so with all between): replay of a prefix without the ABORT would bring the record to life, or drop what is acknowledged.
- * 4. While such a group waits nothing is composed but groups with ABORTs, each when all before it is DURABLE; they come on top
- *    of the window, and say so in a flag.
- * 5. The mark in a block is acked_lsn when it was composed: every record below is flushed or aborted.
+ * 1. At most JOURNAL_WINDOW groups are not acknowledged: replay takes more intact blocks behind a
+ *    missing one for damage.
+ * 2. A flush covers the groups that were WRITTEN when it was submitted, no others.  One is in
+ *    flight.
+ * 3. Groups are acknowledged in order.  One with an aborted record only together with the group
+ *    that carries its ABORT (and so with all between): replay of a prefix without the ABORT would
+ *    bring the record to life, or drop what is acknowledged.
+ * 4. While such a group waits nothing is composed but groups with ABORTs, each when all before it
+ *    is DURABLE; they come on top of the window, and say so in a flag.
+ * 5. The mark in a block is acked_lsn when it was composed: every record below is flushed or
+ *    aborted.
  * 6. Requests leave room in the ring for all that must follow: ring.c.
  */
 #include <stdlib.h>
@@ -211,7 +218,9 @@ group_take_ready(struct engine *engine, struct group *group, struct journal_comp
         struct op *op = list_first_entry(&engine->ready, struct op, node);
         uint32_t room = journal_room_bytes(compose);
 
-        /* The largest record fits into the smallest block, but perhaps not beside all the others. */
+        /*
+         * The largest record fits into the smallest block, but perhaps not beside all the others.
+         */
         if (op_record_bytes(op) + (list_is_empty(&group->ops) ? 0 : kept) > room)
             return;
         if (!list_is_empty(&group->ops) && !ring_admits(engine, op_debt(op)))
@@ -382,7 +391,10 @@ group_start(struct engine *engine, struct group *group)
     engine->group_count++;
 }
 
-/* Compose and submit a group of at most capacity_units; with the requests that are ready, or without. */
+/*
+ * Compose and submit a group of at most capacity_units; with the requests that are ready, or
+ * without.
+ */
 static void
 group_close(struct engine *engine, uint32_t capacity_units, bool with_requests)
 {
@@ -428,7 +440,10 @@ throttle_on_timer(struct env_timer *timer)
     engine_kick(engine);
 }
 
-/* From three quarters of the ring on each group of requests waits a little, longer the fuller the ring is. */
+/*
+ * From three quarters of the ring on each group of requests waits a little, longer the fuller the
+ * ring is.
+ */
 static bool
 group_is_throttled(struct engine *engine)
 {
@@ -488,7 +503,10 @@ group_try_close(struct engine *engine)
     capacity = capacity < to_end ? capacity : to_end;
     capacity = capacity < room ? capacity : room;
     if (capacity == 0) {
-        /* Invariant 6 keeps this from happening; if it does all the same, the disk is left as it is. */
+        /*
+         * Invariant 6 keeps this from happening; if it does all the same, the disk is left as it
+         * is.
+         */
         dl_trace("group", "ring is full: tail %lu next %lu", engine->tail, engine->next_lsn);
         return false;
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * group_done.c: what happens to a group when its I/O is done: flush, acknowledgement, or what a failed write asks for.
+ * group_done.c: what happens to a group when its I/O is done: flush, acknowledgement, or what a
+ * failed write asks for.
  *
  * Invariants 2 to 4 of group.c are kept here.
  */
@@ -36,7 +37,10 @@ op_has_failed(const struct group *group, const struct op *op)
     return false;
 }
 
-/* The record may be on the disk, and its data may even be there: it must be said durably that it never happened. */
+/*
+ * The record may be on the disk, and its data may even be there: it must be said durably that it
+ * never happened.
+ */
 static void
 group_abort_op(struct engine *engine, struct group *group, struct op *op)
 {

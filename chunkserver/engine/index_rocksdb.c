@@ -5,8 +5,9 @@
  *     loop: xxx_start -> queue of a worker -> [worker thread: RocksDB] -> finished -> post()
  *     loop: index_rocksdb_poll() -> callbacks, in the order in which they finished
  *
- * There are two workers, each a thread with a queue of its own: WORKER_READ runs gets, WORKER_WRITE runs batches and flushes
- * in the order in which they were started, which is what makes the batches that a crash leaves a prefix.
+ * There are two workers, each a thread with a queue of its own: WORKER_READ runs gets, WORKER_WRITE
+ * runs batches and flushes in the order in which they were started, which is what makes the batches
+ * that a crash leaves a prefix.
  */
 #include "chunkserver/engine/index_rocksdb.h"
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * index_values.c: keys and values of the index, and what of it is read at open (all but the leaves).
+ * index_values.c: keys and values of the index, and what of it is read at open (all but the
+ * leaves).
  */
 #include <endian.h>
 #include <inttypes.h>
@@ -266,8 +267,8 @@ load_chunk(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t 
     chunk_key.segment = le32_get(disk.segment);
     chunk_key.slot = le32_get(disk.slot);
     /*
-     * An older chunk of the same key: it was deleted before this one came into being, but its record in the index does not
-     * say so yet.  The DELETE is in the journal above the position.
+     * An older chunk of the same key: it was deleted before this one came into being, but its
+     * record in the index does not say so yet.  The DELETE is in the journal above the position.
      */
     older = chunk_table_find(load->engine->chunks, &chunk_key);
     if (older != NULL)

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * journal.h: journal blocks and their records: bytes to structs and back.  No I/O and no state of the engine here.
+ * journal.h: journal blocks and their records: bytes to structs and back.  No I/O and no state of
+ * the engine here.
  *
  *     journal_compose_init(&compose, buffer, capacity_bytes);
  *     journal_put_write(&compose, &record, extents, crcs); ...
- *     units = journal_compose_seal(&compose, &header);           buffer holds units * 4 KiB to write
+ *     units = journal_compose_seal(&compose, &header);           buffer holds units * 4 KiB to
+ *     write
  *
  *     if (journal_block_check(bytes, available_bytes, uuid, &header, problem) == 0)
- *         for (journal_iter_init(&iter, bytes, &header); (result = journal_iter_next(&iter, &record)) > 0;)
+ *         for (journal_iter_init(&iter, bytes, &header); (result = journal_iter_next(&iter,
+ *         &record)) > 0;)
  *             ...
  *
  * Format: format.h.  Rules of replay: replay.c.
@@ -79,7 +82,10 @@ journal_room_bytes(const struct journal_compose *compose)
     return compose->capacity_bytes - compose->used_bytes;
 }
 
-/* Bytes that a record of this kind takes: of a WRITE with so many extents and sectors (0 for every other kind). */
+/*
+ * Bytes that a record of this kind takes: of a WRITE with so many extents and sectors (0 for every
+ * other kind).
+ */
 uint32_t journal_record_bytes(enum record_kind kind, uint32_t extent_count, uint32_t sectors);
 
 /* Each asserts that there is room, and returns the index of the record in its block. */
@@ -89,16 +95,16 @@ uint32_t journal_put_write(struct journal_compose *compose, const struct journal
 uint32_t journal_put(struct journal_compose *compose, const struct journal_record *record);
 
 /*
- * A FREE or BAD record: begin, then runs (of any length; returns how many of its blocks found room), then end, which
- * takes the record back if nothing was put.
+ * A FREE or BAD record: begin, then runs (of any length; returns how many of its blocks found
+ * room), then end, which takes the record back if nothing was put.
  */
 void journal_put_runs_begin(struct journal_compose *compose, enum record_kind kind);
 uint32_t journal_put_run(struct journal_compose *compose, uint64_t block, uint32_t count);
 void journal_put_runs_end(struct journal_compose *compose);
 
 /*
- * Fill in the header and zero the rest of the last unit.  header: all but units, record_count and body_bytes, which it
- * sets.  Returns the units.
+ * Fill in the header and zero the rest of the last unit.  header: all but units, record_count and
+ * body_bytes, which it sets.  Returns the units.
  */
 uint32_t journal_compose_seal(struct journal_compose *compose, struct journal_header *header);
 
@@ -107,7 +113,8 @@ uint32_t journal_compose_seal(struct journal_compose *compose, struct journal_he
 #define JOURNAL_PROBLEM_BYTES 96u
 
 /*
- * Is there a whole journal block of this disk at `bytes`?  0, or a negative error and why in `problem` (may be NULL).
+ * Is there a whole journal block of this disk at `bytes`?  0, or a negative error and why in
+ * `problem` (may be NULL).
  *   -DL_E_NOT_FOUND     no block, or a torn one, or another disk's
  *   -DL_E_DISK_FORMAT   a block of a format that this version does not know
  * Incarnation and place are the caller's to judge.
@@ -129,7 +136,10 @@ struct journal_iter {
 /* The block must have passed journal_block_check(). */
 void journal_iter_init(struct journal_iter *iter, const void *bytes,
                        const struct journal_header *header);
-/* 1: there is a record; 0: the end; -DL_E_DISK_DAMAGED: the bytes make no sense although the CRC is right. */
+/*
+ * 1: there is a record; 0: the end; -DL_E_DISK_DAMAGED: the bytes make no sense although the CRC is
+ * right.
+ */
 int journal_iter_next(struct journal_iter *iter, struct journal_record *ret_record);
 
 static inline struct extent

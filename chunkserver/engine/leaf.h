@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * leaf.h: the map of 64 sectors of a chunk: where each is, which version it has, its CRC.  Changes and bytes; no I/O.
+ * leaf.h: the map of 64 sectors of a chunk: where each is, which version it has, its CRC.  Changes
+ * and bytes; no I/O.
  *
- * The rule of versions, per sector: the higher version wins; at equal versions what is there stays (the same version
- * is always the same bytes).  What loses gives its block up.  A CLEAR makes holes, whatever was there.
+ * The rule of versions, per sector: the higher version wins; at equal versions what is there stays
+ * (the same version is always the same bytes).  What loses gives its block up.  A CLEAR makes
+ * holes, whatever was there.
  *
  * Threads: any.  Blocks: never.
  * Errors:  of leaf_decode(): -DL_E_INDEX_CORRUPT; any bytes are allowed.
@@ -17,7 +19,10 @@
 #include "chunkserver/chunk_store.h"
 #include "chunkserver/engine/format.h"
 
-/* On disk beside enum sector_kind: content unknown, below every version, and no hole.  Kept for recovering slots. */
+/*
+ * On disk beside enum sector_kind: content unknown, below every version, and no hole.  Kept for
+ * recovering slots.
+ */
 #define SECTOR_VOID 3
 
 struct leaf_sector {
@@ -92,17 +97,20 @@ void leaf_delta_init(struct leaf_delta *delta, const struct leaf_change *change,
 bool leaf_is_empty(const struct leaf_sector *sectors);
 
 /*
- * Encode a fragment into ret_bytes (room for LEAF_FRAGMENT_BYTES_MAX): the sectors of `mask`, or, whole, all of them.
- * Returns its bytes.
+ * Encode a fragment into ret_bytes (room for LEAF_FRAGMENT_BYTES_MAX): the sectors of `mask`, or,
+ * whole, all of them.  Returns its bytes.
  */
 uint32_t leaf_encode(const struct leaf_sector *sectors, uint64_t mask, bool whole, uint64_t lsn,
                      void *ret_bytes);
-/* A fragment that holds one delta, for a leaf that cannot be read; of a CLEAR it is a whole leaf without sectors. */
+/*
+ * A fragment that holds one delta, for a leaf that cannot be read; of a CLEAR it is a whole leaf
+ * without sectors.
+ */
 uint32_t leaf_encode_delta(const struct leaf_delta *delta, void *ret_bytes);
 
 /*
- * Decode a stored value: one fragment or more.  block_count bounds the block numbers.  ret_fragments: how many there
- * are since the last whole one, itself included.
+ * Decode a stored value: one fragment or more.  block_count bounds the block numbers.
+ * ret_fragments: how many there are since the last whole one, itself included.
  */
 int leaf_decode(const void *bytes, uint32_t length_bytes, uint64_t block_count,
                 struct leaf_sector ret_sectors[LEAF_SECTORS], uint64_t *ret_lsn,

@@ -4,14 +4,18 @@
  *
  *     ABSENT ---request---> LOADING ---get done---> LOADED ---evicted---> (not in memory)
  *        deltas wait in      |                        changes apply at once
- *        either state        `---unreadable---> CORRUPT (until the next start; changes are written back as deltas)
+ *        either state        `---unreadable---> CORRUPT (until the next start; changes are written
+ *        back as deltas)
  *
  * Invariants:
- * 1. A leaf is in memory while it is loaded or corrupt, or has deltas, or somebody waits for it; else it is forgotten at
- *    once.
- * 2. Only a leaf that is loaded, clean, not staged and not waited for is in engine.cache, and only those are evicted.
- * 3. Deltas of a leaf have ascending LSNs; when it is read those at or below its stored LSN are skipped.
- * 4. What a delta gives up joins the queue of blocks when the leaf is read, not before: until then nobody knows.
+ * 1. A leaf is in memory while it is loaded or corrupt, or has deltas, or somebody waits for it;
+ *    else it is forgotten at once.
+ * 2. Only a leaf that is loaded, clean, not staged and not waited for is in engine.cache, and only
+ *    those are evicted.
+ * 3. Deltas of a leaf have ascending LSNs; when it is read those at or below its stored LSN are
+ *    skipped.
+ * 4. What a delta gives up joins the queue of blocks when the leaf is read, not before: until then
+ *    nobody knows.
  *
  * Threads: the owner.  Blocks: never.
  * Errors:  a leaf that cannot be read is an error for those who wait for it, never a hole.
@@ -85,8 +89,8 @@ leaf_get(struct engine *engine, struct engine_chunk *chunk, uint32_t number)
     list_init(&leaf->cache_node);
     list_init(&leaf->load_node);
     /*
-     * A leaf that was never touched needs no look at the index.  Not in replay: there leaf_count can be older than the leaves
-     * that are in the index.
+     * A leaf that was never touched needs no look at the index.  Not in replay: there leaf_count
+     * can be older than the leaves that are in the index.
      */
     if (engine->serving && number >= chunk->leaf_count) {
         leaf->state = LEAF_LOADED;
@@ -280,10 +284,11 @@ leaf_drop_deltas(struct engine *engine, struct leaf *leaf)
 /*
  * Was this block, given up by a record of this LSN, freed by a FREE record of the replayed journal?
  *
- * A block is given up, named by a FREE, and only then handed out again: the LSNs of these events of one block alternate, and a
- * FREE lies in a later journal block than the change that gave up.  So if any FREE above this LSN is in the
- * journal, the first of them is this change's own; and if the change's FREE is durable, it is in the journal's chain,
- * because it is above the change, which is in it.  Hence the last FREE of each block is enough to know.
+ * A block is given up, named by a FREE, and only then handed out again: the LSNs of these events of
+ * one block alternate, and a FREE lies in a later journal block than the change that gave up.  So
+ * if any FREE above this LSN is in the journal, the first of them is this change's own; and if the
+ * change's FREE is durable, it is in the journal's chain, because it is above the change, which is
+ * in it.  Hence the last FREE of each block is enough to know.
  */
 bool
 leaf_was_freed(const struct engine *engine, uint64_t block, uint64_t lsn)
@@ -346,8 +351,9 @@ leaf_apply_deltas(struct engine *engine, struct leaf *leaf)
         struct leaf_result result;
 
         /*
-         * The stored leaf has this change, and the FREE records of what it gave up are durable: leaves go to the index only
-         * then (writeback.c).  To compare versions instead would give blocks up a second time.
+         * The stored leaf has this change, and the FREE records of what it gave up are durable:
+         * leaves go to the index only then (writeback.c).  To compare versions instead would give
+         * blocks up a second time.
          */
         if (delta->lsn <= leaf->stored_lsn && !DLBLK_MUTANT(no_leaf_lsn))
             continue;
@@ -452,7 +458,10 @@ leaf_on_get(struct index_get *get, int err)
     freelist_give(&engine->loads_pool, load);
     if (leaf->for_writeback)
         writeback_leaf_loaded(engine);
-    /* Those who wait may look at other leaves, and wait again, but this one must not go before all of them ran. */
+    /*
+     * Those who wait may look at other leaves, and wait again, but this one must not go before all
+     * of them ran.
+     */
     leaf->pinned = true;
     leaf_wake(leaf, err);
     leaf->pinned = false;

@@ -3,9 +3,10 @@
  * read.c: a read: leaves in memory, one disk read per run of blocks, zeroes for the rest.
  *
  * Invariants:
- * 1. A read sees the leaves as they are when the last of them is in memory: what is acknowledged, nothing else.
- * 2. From its start to its end it is in engine.reads, ordered by started_seq: blocks that are freed meanwhile are not
- *    handed out before it has ended (alloc.h, quarantine).
+ * 1. A read sees the leaves as they are when the last of them is in memory: what is acknowledged,
+ *    nothing else.
+ * 2. From its start to its end it is in engine.reads, ordered by started_seq: blocks that are freed
+ *    meanwhile are not handed out before it has ended (alloc.h, quarantine).
  * 3. With the leaves in memory nothing is allocated: ops and I/Os come from free lists.
  */
 #include <string.h>
@@ -210,7 +211,10 @@ read_check(const struct store_read *read)
         read->offset_sectors >= CHUNK_SECTORS_MAX ||
         read->length_sectors > CHUNK_SECTORS_MAX - read->offset_sectors)
         return -DL_E_RANGE;
-    /* Kept extents have their keys in the index, but nobody writes them yet: there is nothing to read. */
+    /*
+     * Kept extents have their keys in the index, but nobody writes them yet: there is nothing to
+     * read.
+     */
     if (read->snapshot_seq != 0)
         return -DL_E_RANGE;
     return 0;

@@ -1,23 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * replay.c: what the journal says at open: which blocks count, the durable decision, and its application.
+ * replay.c: what the journal says at open: which blocks count, the durable decision, and its
+ * application.
  *
- *     ring: | ... chain from the position T ... | e: missing, or data that does not verify | what may lie behind |
+ *     ring: | ... chain from the position T ... | e: missing, or data that does not verify | what
+ *     may lie behind |
  *                      ^ mark: below it all is trusted
  *
- * Rules, each of which closes a hole through which data is lost (checked with a random model; what goes wrong without it is
- * in brackets):
- * 1. A block counts if it is intact, this disk's, at its place, and below the cut or of the superblock's incarnation.
- *    [Without the cut, blocks that an earlier replay dropped come back to life behind new ones.]
- * 2. The chain is a prefix: it ends at the first block that is missing, or is above the mark and has a record whose data does
- *    not verify.  What follows does not exist, also if it is intact.  [Dropping records one by one makes FREE records refer to
- *    changes that never happened: blocks in use are handed out again.]
- * 3. A record with an ABORT is no reason to end, provided the block with the ABORT is kept; and it is not applied.
- * 4. The device is flushed, then the end is written to both superblocks as the new cut with a new incarnation, and only then
- *    anything is served or written.  [Otherwise a second crash can decide otherwise, and a read result goes back.]
- * 5. Leaves skip changes at or below their own LSN (leaf_cache.c).  [Versions alone make blocks be given up twice.]
- * 6. What a replayed change gives up is looked up among the journal's FREE records first (leaf_cache.c).
- * 7. What is missing below a mark is damage, not a torn tail: the disk comes up with what it has, and says so.
+ * Rules, each of which closes a hole through which data is lost (checked with a random model; what
+ * goes wrong without it is in brackets):
+ * 1. A block counts if it is intact, this disk's, at its place, and below the cut or of the
+ *    superblock's incarnation.  [Without the cut, blocks that an earlier replay dropped come back
+ *    to life behind new ones.]
+ * 2. The chain is a prefix: it ends at the first block that is missing, or is above the mark and
+ *    has a record whose data does not verify.  What follows does not exist, also if it is intact.
+ *    [Dropping records one by one makes FREE records refer to changes that never happened: blocks
+ *    in use are handed out again.]
+ * 3. A record with an ABORT is no reason to end, provided the block with the ABORT is kept; and it
+ *    is not applied.
+ * 4. The device is flushed, then the end is written to both superblocks as the new cut with a new
+ *    incarnation, and only then anything is served or written.  [Otherwise a second crash can
+ *    decide otherwise, and a read result goes back.]
+ * 5. Leaves skip changes at or below their own LSN (leaf_cache.c).  [Versions alone make blocks be
+ *    given up twice.]
+ * 6. What a replayed change gives up is looked up among the journal's FREE records first
+ *    (leaf_cache.c).
+ * 7. What is missing below a mark is damage, not a torn tail: the disk comes up with what it has,
+ *    and says so.
  *
  * Blocks: yes, at open only.
  */
@@ -75,7 +84,10 @@ unit_offset(const struct replay *replay, uint64_t place)
 
 /* --- look at the whole ring --- */
 
-/* Is there a journal block of which a later unit cannot be read?  Then nobody knows whether it is a torn one. */
+/*
+ * Is there a journal block of which a later unit cannot be read?  Then nobody knows whether it is a
+ * torn one.
+ */
 static bool
 scan_meets_unreadable(const struct replay *replay, uint64_t place, const uint8_t *bytes)
 {
@@ -166,7 +178,10 @@ unit_counts(const struct replay *replay, const struct unit *unit)
             DLBLK_MUTANT(old_lives_count));
 }
 
-/* Was the journal ever written up to here?  The block that ends at the position stays until what follows has gone all around. */
+/*
+ * Was the journal ever written up to here?  The block that ends at the position stays until what
+ * follows has gone all around.
+ */
 static bool
 ring_reaches(const struct replay *replay, uint64_t lsn)
 {
@@ -308,8 +323,8 @@ verify_record(struct replay *replay, const struct journal_record *record, uint8_
 }
 
 /*
- * Verify the records of a block.  *ret_needs: the LSN of the block that must be kept for this one to be kept: its own, that
- * of an ABORT, or UINT64_MAX: it cannot be kept.
+ * Verify the records of a block.  *ret_needs: the LSN of the block that must be kept for this one
+ * to be kept: its own, that of an ABORT, or UINT64_MAX: it cannot be kept.
  */
 static int
 verify_block(struct replay *replay, uint64_t lsn, uint8_t *data, uint64_t *ret_needs)
@@ -359,7 +374,9 @@ verify_chain(struct replay *replay)
     for (size_t i = 0; i < replay->chain.count && result == 0; i++) {
         uint64_t lsn = replay->chain.items[i], needs = lsn;
 
-        /* What is below the mark was flushed, or aborted, and its ABORT is below the mark as well. */
+        /*
+         * What is below the mark was flushed, or aborted, and its ABORT is below the mark as well.
+         */
         if (lsn >= replay->mark && !DLBLK_MUTANT(no_verify))
             result = verify_block(replay, lsn, data, &needs);
         if (needs == UINT64_MAX)
@@ -411,7 +428,10 @@ is_damaged(struct replay *replay)
         }
         if (unit->mark > replay->end)
             damaged = true;
-        /* One that carries ABORTs was written when all before it was flushed: it is beside the window. */
+        /*
+         * One that carries ABORTs was written when all before it was flushed: it is beside the
+         * window.
+         */
         if (unit->lsn > replay->end && (unit->flags & JOURNAL_HAS_ABORT) == 0)
             behind++;
     }
@@ -456,7 +476,10 @@ seal_decision(struct replay *replay)
     struct superblock *superblock = &engine->superblock;
     int result = DLBLK_MUTANT(no_replay_flush) ? 0 : engine->disk->ops->flush_now(engine->disk);
 
-    /* What verified was perhaps never flushed: a process that was killed leaves its last writes in the disk's cache. */
+    /*
+     * What verified was perhaps never flushed: a process that was killed leaves its last writes in
+     * the disk's cache.
+     */
     if (result != 0)
         return dl_error_set(replay->err, -DL_E_MEDIA_WRITE, "flushing the disk failed: %s",
                             dl_err_str(result));

@@ -2,8 +2,9 @@
 /*
  * ring.c: how full the ring is, and whether requests may still have room in it.
  *
- * Invariant: requests leave room for all that must be journaled so that the tail can move: the FREE records of what may be
- * given up (debt), and some blocks for marks.  So write-back always gets on, and with it everything else.
+ * Invariant: requests leave room for all that must be journaled so that the tail can move: the FREE
+ * records of what may be given up (debt), and some blocks for marks.  So write-back always gets on,
+ * and with it everything else.
  */
 #include <stdlib.h>
 
@@ -34,7 +35,10 @@ ring_used_units(const struct engine *engine)
     return ring_used_with(engine, 0);
 }
 
-/* Leaves that cannot be evicted, beyond the cache's budget: from a quarter at the budget to full at 1.75 times it. */
+/*
+ * Leaves that cannot be evicted, beyond the cache's budget: from a quarter at the budget to full at
+ * 1.75 times it.
+ */
 static uint64_t
 memory_permille(const struct engine *engine)
 {

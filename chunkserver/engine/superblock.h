@@ -2,10 +2,11 @@
 /*
  * superblock.h: who a disk is, how it is laid out, and where its journal's past ends.
  *
- * Two copies: the first 4 KiB of the disk and its last whole 4 KiB.  One valid copy is enough; of two valid ones the
- * higher generation counts.  Format: docs/disk-format.md, proto/disk.proto.
+ * Two copies: the first 4 KiB of the disk and its last whole 4 KiB.  One valid copy is enough; of
+ * two valid ones the higher generation counts.  Format: docs/disk-format.md, proto/disk.proto.
  *
- * Threads: any, one at a time per disk.  Blocks: yes (open, format, stop's last step has a form of its own).
+ * Threads: any, one at a time per disk.  Blocks: yes (open, format, stop's last step has a form of
+ *          its own).
  * Errors:  0 or a negative DL_E_*, with the text in `err`.
  * Memory:  a struct superblock holds no pointers.
  */
@@ -71,8 +72,8 @@ struct superblock_copy {
 /* Encode into SUPERBLOCK_BYTES bytes. */
 void superblock_encode(const struct superblock *superblock, void *ret_bytes);
 /*
- * Any bytes: 0, or what is wrong in `problem` (SUPERBLOCK_PROBLEM_BYTES) and -DL_E_DISK_FORMAT (not a superblock, or
- * one that this version does not know) or -DL_E_DISK_DAMAGED.
+ * Any bytes: 0, or what is wrong in `problem` (SUPERBLOCK_PROBLEM_BYTES) and -DL_E_DISK_FORMAT (not
+ * a superblock, or one that this version does not know) or -DL_E_DISK_DAMAGED.
  */
 int superblock_decode(const void *bytes, struct superblock *ret_superblock, char *problem);
 
@@ -81,14 +82,16 @@ void superblock_copies_read_now(struct disk *disk,
                                 struct superblock_copy ret_copies[SUPERBLOCK_COPIES]);
 
 /*
- * The newest valid copy.  -DL_E_DISK_FORMAT or -DL_E_DISK_DAMAGED if there is none: err names what is wrong with each;
- * -DL_E_DISK_DAMAGED also if the disk is smaller than it was when it was formatted.
+ * The newest valid copy.  -DL_E_DISK_FORMAT or -DL_E_DISK_DAMAGED if there is none: err names what
+ * is wrong with each; -DL_E_DISK_DAMAGED also if the disk is smaller than it was when it was
+ * formatted.
  */
 int superblock_load_now(struct disk *disk, struct superblock *ret_superblock, struct dl_error *err);
 
 /*
- * Raise the generation and write both copies, one after the other, each flushed before the next: first the one that is
- * not the newest valid copy on the disk, so that a valid one exists at every moment.
+ * Raise the generation and write both copies, one after the other, each flushed before the next:
+ * first the one that is not the newest valid copy on the disk, so that a valid one exists at every
+ * moment.
  */
 int superblock_store_now(struct disk *disk, struct superblock *superblock, struct dl_error *err);
 

@@ -1,17 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * client.h: libdlblk, the asynchronous C API of dlblk: volumes as block devices, and administration.
+ * client.h: libdlblk, the asynchronous C API of dlblk: volumes as block devices, and
+ * administration.
  *
- * Model:   a client has one thread of its own (an io_uring loop) that does all work.  A volume is opened on a client.
- * Threads: every function may be called from any thread, except from inside a callback where it says so.  Callbacks run on the
- *          client's thread, must not block, and may submit further requests.
- * Errors:  0 or a negative number: -errno or -DL_E_* (error.h; dl_err_class() gives the errno).  Control functions
- *          also fill `err` (may be NULL) with what failed, on which object, why, and what to do.
- * Memory:  request structs and their buffers are the caller's, and libdlblk's between submit and on_done.
+ * Model:   a client has one thread of its own (an io_uring loop) that does all work.  A volume is
+ *          opened on a client.
+ * Threads: every function may be called from any thread, except from inside a callback where it
+ *          says so.  Callbacks run on the client's thread, must not block, and may submit further
+ *          requests.
+ * Errors:  0 or a negative number: -errno or -DL_E_* (error.h; dl_err_class() gives the errno).
+ *          Control functions also fill `err` (may be NULL) with what failed, on which object, why,
+ *          and what to do.
+ * Memory:  request structs and their buffers are the caller's, and libdlblk's between submit and
+ *          on_done.
  * Prints:  nothing.  What happens is told through the event callback.
  *
- * Durability: a write is acknowledged when it is on stable storage in every in-sync copy.  Flush and FUA therefore have
- * nothing to do but to wait for the writes that were submitted before.
+ * Durability: a write is acknowledged when it is on stable storage in every in-sync copy.  Flush
+ * and FUA therefore have nothing to do but to wait for the writes that were submitted before.
  */
 #ifndef DLBLK_CLIENT_H
 #define DLBLK_CLIENT_H
@@ -29,7 +34,7 @@ extern "C" {
 
 #pragma GCC visibility push(default)
 
-#define DLBLK_NAME_BYTES_MAX 128u
+#define DLBLK_NAME_BYTES_MAX    128u
 #define DLBLK_REQUEST_BYTES_MAX (64u << 20)
 
 struct dlblk_client;
@@ -37,24 +42,30 @@ struct dlblk_volume;
 
 /* --- client --- */
 
-enum dlblk_event_level { DLBLK_EVENT_DEBUG, DLBLK_EVENT_INFO, DLBLK_EVENT_WARNING, DLBLK_EVENT_ERROR };
+enum dlblk_event_level {
+    DLBLK_EVENT_DEBUG,
+    DLBLK_EVENT_INFO,
+    DLBLK_EVENT_WARNING,
+    DLBLK_EVENT_ERROR
+};
 
 /* One sentence about what happened; on the client's thread; text is valid during the call. */
 typedef void (*dlblk_event_fn)(void *context, enum dlblk_event_level level, const char *text);
 
 struct dlblk_client_options {
-    const char *meta;             /* "host:port[,host:port...]"; NULL: $DLBLK_META, the configuration file, 127.0.0.1 */
-    const char *config_path;      /* NULL: /etc/dlblk/dlblk.conf, which may be missing */
-    const char *program;          /* for the servers' logs and "attached by"; NULL: "libdlblk" */
-    uint32_t connect_timeout_ms;  /* of control calls while nobody answers; 0: 10 s */
-    uint32_t request_timeout_ms;  /* how long I/O is sent again before it fails; 0: 30 s */
-    dlblk_event_fn on_event;      /* may be NULL */
+    /* "host:port[,host:port...]"; NULL: $DLBLK_META, the configuration file, 127.0.0.1 */
+    const char *meta;
+    const char *config_path;     /* NULL: /etc/dlblk/dlblk.conf, which may be missing */
+    const char *program;         /* for the servers' logs and "attached by"; NULL: "libdlblk" */
+    uint32_t connect_timeout_ms; /* of control calls while nobody answers; 0: 10 s */
+    uint32_t request_timeout_ms; /* how long I/O is sent again before it fails; 0: 30 s */
+    dlblk_event_fn on_event;     /* may be NULL */
     void *event_context;
 };
 
 /* Starts the thread and connects to the metadata service.  options may be NULL. */
-int dlblk_client_create(struct dlblk_client **ret_client, const struct dlblk_client_options *options,
-                        struct dl_error *err);
+int dlblk_client_create(struct dlblk_client **ret_client,
+                        const struct dlblk_client_options *options, struct dl_error *err);
 /* All volumes must be closed before.  NULL is allowed.  Not from a callback. */
 void dlblk_client_destroy(struct dlblk_client *client);
 
@@ -62,11 +73,12 @@ void dlblk_client_destroy(struct dlblk_client *client);
 
 enum dlblk_open_flags {
     DLBLK_OPEN_READ_ONLY = 1u << 0, /* refused while somebody has it open for writing */
-    DLBLK_OPEN_STEAL = 1u << 1,     /* take the volume from an owner that is alive; its I/O fails from then on */
+    /* take the volume from an owner that is alive; its I/O fails from then on */
+    DLBLK_OPEN_STEAL = 1u << 1,
 };
 /*
- * Or this to the flags: every READ goes to this slot's server and to no other, whatever it answers.  For checkers that
- * compare the copies with each other; a volume in use lets libdlblk choose.
+ * Or this to the flags: every READ goes to this slot's server and to no other, whatever it answers.
+ * For checkers that compare the copies with each other; a volume in use lets libdlblk choose.
  */
 #define DLBLK_OPEN_READ_SLOT(slot) (((uint32_t)(slot) + 1u) << 8)
 
@@ -74,7 +86,8 @@ struct dlblk_volume_geometry {
     uint64_t id;
     uint64_t size_bytes;
     uint32_t logical_block_bytes; /* 512 or 4096: alignment of requests */
-    uint32_t atomic_bytes;        /* writes of this much, aligned, are never torn: max(4096, logical block) */
+    /* writes of this much, aligned, are never torn: max(4096, logical block) */
+    uint32_t atomic_bytes;
     uint32_t optimal_io_bytes;
     uint32_t segment_bytes;
     bool read_only;
@@ -82,14 +95,18 @@ struct dlblk_volume_geometry {
 
 /*
  * Attach: blocks until the volume can be used: a takeover from a dead owner takes a second or two.
- *   -DL_E_VOLUME_UNKNOWN | -DL_E_VOLUME_BUSY (names the owner) | -DL_E_FENCE_PENDING (names the servers it waited for) |
- *   -DL_E_META_UNREACHABLE
+ *   -DL_E_VOLUME_UNKNOWN | -DL_E_VOLUME_BUSY (names the owner) | -DL_E_FENCE_PENDING (names the
+ *   servers it waited for) | -DL_E_META_UNREACHABLE
  */
 int dlblk_volume_open(struct dlblk_client *client, const char *name, uint32_t flags,
                       struct dlblk_volume **ret_volume, struct dl_error *err);
-/* Waits for what is in flight, then detaches cleanly.  The handle is gone whatever it returns.  Not from a callback. */
+/*
+ * Waits for what is in flight, then detaches cleanly.  The handle is gone whatever it returns.  Not
+ * from a callback.
+ */
 int dlblk_volume_close(struct dlblk_volume *volume, struct dl_error *err);
-void dlblk_volume_get_geometry(const struct dlblk_volume *volume, struct dlblk_volume_geometry *ret_geometry);
+void dlblk_volume_get_geometry(const struct dlblk_volume *volume,
+                               struct dlblk_volume_geometry *ret_geometry);
 
 enum dlblk_op {
     DLBLK_READ = 1,
@@ -104,9 +121,9 @@ struct dlblk_request;
 typedef void (*dlblk_done_fn)(struct dlblk_request *request, int err);
 
 /*
- * One request.  Offset and length in bytes, multiples of the logical block, inside the volume, length 1 block to
- * DLBLK_REQUEST_BYTES_MAX (DISCARD and WRITE_ZEROES: any length inside the volume).
- * Requests in flight that overlap take effect in the order of their submission.
+ * One request.  Offset and length in bytes, multiples of the logical block, inside the volume,
+ * length 1 block to DLBLK_REQUEST_BYTES_MAX (DISCARD and WRITE_ZEROES: any length inside the
+ * volume).  Requests in flight that overlap take effect in the order of their submission.
  */
 struct dlblk_request {
     enum dlblk_op op;
@@ -116,7 +133,7 @@ struct dlblk_request {
     const struct iovec *iov; /* READ, WRITE: total length_bytes; valid until on_done */
     struct iovec iov_one;    /* room for the common case */
     dlblk_done_fn on_done;
-    void *context;           /* the caller's */
+    void *context; /* the caller's */
     void *dlblk_private[8];
 };
 
@@ -124,19 +141,23 @@ struct dlblk_request {
 void dlblk_submit(struct dlblk_volume *volume, struct dlblk_request *request);
 
 /* The same, waiting.  Not from a callback. */
-int dlblk_read(struct dlblk_volume *volume, void *buffer, uint64_t length_bytes, uint64_t offset_bytes);
-int dlblk_write(struct dlblk_volume *volume, const void *buffer, uint64_t length_bytes, uint64_t offset_bytes);
+int dlblk_read(struct dlblk_volume *volume, void *buffer, uint64_t length_bytes,
+               uint64_t offset_bytes);
+int dlblk_write(struct dlblk_volume *volume, const void *buffer, uint64_t length_bytes,
+                uint64_t offset_bytes);
 int dlblk_flush(struct dlblk_volume *volume);
 int dlblk_discard(struct dlblk_volume *volume, uint64_t length_bytes, uint64_t offset_bytes);
 int dlblk_write_zeroes(struct dlblk_volume *volume, uint64_t length_bytes, uint64_t offset_bytes);
 
 /*
- * Which parts have data: calls fn for runs in order, adjacent runs differ.  hole: no space is used and it reads as zeroes.
- * Exact to segments (unallocated ones are holes) and, inside allocated ones, to 4 KiB.
+ * Which parts have data: calls fn for runs in order, adjacent runs differ.  hole: no space is used
+ * and it reads as zeroes.  Exact to segments (unallocated ones are holes) and, inside allocated
+ * ones, to 4 KiB.
  */
-typedef int (*dlblk_extent_fn)(void *context, uint64_t offset_bytes, uint64_t length_bytes, bool hole);
-int dlblk_extents(struct dlblk_volume *volume, uint64_t length_bytes, uint64_t offset_bytes, dlblk_extent_fn fn,
-                  void *context);
+typedef int (*dlblk_extent_fn)(void *context, uint64_t offset_bytes, uint64_t length_bytes,
+                               bool hole);
+int dlblk_extents(struct dlblk_volume *volume, uint64_t length_bytes, uint64_t offset_bytes,
+                  dlblk_extent_fn fn, void *context);
 
 struct dlblk_volume_stats {
     uint64_t reads, writes, flushes, discards, write_zeroes;
@@ -152,7 +173,10 @@ void dlblk_volume_get_stats(struct dlblk_volume *volume, struct dlblk_volume_sta
 
 enum dlblk_domain { DLBLK_DOMAIN_SERVER = 1, DLBLK_DOMAIN_HOST = 2, DLBLK_DOMAIN_RACK = 3 };
 
-/* Zeroes mean defaults: 64 MiB segments, 4096, width 1, units of 256 KiB, 3 replicas, min_write 2, host. */
+/*
+ * Zeroes mean defaults: 64 MiB segments, 4096, width 1, units of 256 KiB, 3 replicas, min_write 2,
+ * host.
+ */
 struct dlblk_volume_spec {
     const char *name;
     uint64_t size_bytes;
@@ -174,10 +198,10 @@ struct dlblk_volume_info {
     uint32_t replicas, min_write;
     enum dlblk_domain failure_domain;
     char clique[DLBLK_NAME_BYTES_MAX + 1];
-    uint64_t allocated_bytes;  /* segments x segment size, one copy */
+    uint64_t allocated_bytes; /* segments x segment size, one copy */
     uint32_t lease_epoch;
-    uint64_t created_ms;       /* since 1970 */
-    char owner[256];           /* empty: not attached */
+    uint64_t created_ms; /* since 1970 */
+    char owner[256];     /* empty: not attached */
     uint64_t attached_ms;
     bool clean;
 };
@@ -186,7 +210,8 @@ struct dlblk_server_info {
     uint32_t id;
     char uuid[37];
     char address[256];
-    char host[DLBLK_NAME_BYTES_MAX + 1], rack[DLBLK_NAME_BYTES_MAX + 1], clique[DLBLK_NAME_BYTES_MAX + 1];
+    char host[DLBLK_NAME_BYTES_MAX + 1], rack[DLBLK_NAME_BYTES_MAX + 1],
+        clique[DLBLK_NAME_BYTES_MAX + 1];
     char state[16]; /* up, down, draining, out */
     uint64_t capacity_bytes, used_bytes, chunk_count, last_heard_ms;
     char problem[256]; /* empty, or what is wrong */
@@ -205,22 +230,27 @@ struct dlblk_cluster_status {
 
 int dlblk_volume_create(struct dlblk_client *client, const struct dlblk_volume_spec *spec,
                         struct dlblk_volume_info *ret_info, struct dl_error *err);
-int dlblk_volume_info(struct dlblk_client *client, const char *name, struct dlblk_volume_info *ret_info,
-                      struct dl_error *err);
+int dlblk_volume_info(struct dlblk_client *client, const char *name,
+                      struct dlblk_volume_info *ret_info, struct dl_error *err);
 /* Arrays are malloc'ed, sorted by name or id; the caller frees them. */
-int dlblk_volume_list(struct dlblk_client *client, struct dlblk_volume_info **ret_infos, size_t *ret_count,
-                      struct dl_error *err);
-int dlblk_volume_rename(struct dlblk_client *client, const char *name, const char *new_name, struct dl_error *err);
+int dlblk_volume_list(struct dlblk_client *client, struct dlblk_volume_info **ret_infos,
+                      size_t *ret_count, struct dl_error *err);
+int dlblk_volume_rename(struct dlblk_client *client, const char *name, const char *new_name,
+                        struct dl_error *err);
 /* Grows only; an owner sees the new size at once. */
-int dlblk_volume_resize(struct dlblk_client *client, const char *name, uint64_t size_bytes, struct dl_error *err);
+int dlblk_volume_resize(struct dlblk_client *client, const char *name, uint64_t size_bytes,
+                        struct dl_error *err);
 /* Refused while attached. */
 int dlblk_volume_delete(struct dlblk_client *client, const char *name, struct dl_error *err);
-int dlblk_server_list(struct dlblk_client *client, struct dlblk_server_info **ret_infos, size_t *ret_count,
-                      struct dl_error *err);
-int dlblk_cluster_status(struct dlblk_client *client, struct dlblk_cluster_status *ret_status, struct dl_error *err);
+int dlblk_server_list(struct dlblk_client *client, struct dlblk_server_info **ret_infos,
+                      size_t *ret_count, struct dl_error *err);
+int dlblk_cluster_status(struct dlblk_client *client, struct dlblk_cluster_status *ret_status,
+                         struct dl_error *err);
 void dlblk_cluster_status_fini(struct dlblk_cluster_status *status);
 
-/* "libdlblk 0.1.0 (commit 0123456789ab), wire version 1, ..."; valid until the thread's next call. */
+/*
+ * "libdlblk 0.1.0 (commit 0123456789ab), wire version 1, ..."; valid until the thread's next call.
+ */
 const char *dlblk_version(void);
 
 #pragma GCC visibility pop

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layout.h: small disks for tests: how large a disk of so many slabs and journal units is, and how to format it. */
+/*
+ * layout.h: small disks for tests: how large a disk of so many slabs and journal units is, and how
+ * to format it.
+ */
 #ifndef DLBLK_TESTS_CRASH_LAYOUT_H
 #define DLBLK_TESTS_CRASH_LAYOUT_H
 

@@ -2,12 +2,15 @@
 /*
  * crash_engine: random histories of the storage engine, cut anywhere, recovered and compared.
  *
- *     crash_engine --seeds 400                 seeds 1 to 400, then how often each thing fell under a cut
+ *     crash_engine --seeds 400                 seeds 1 to 400, then how often each thing fell under
+ *     a cut
  *     crash_engine --seed 17 --trace           one history, each request, answer and disk I/O
- *     crash_mutants --mutant NAME --seeds 400  the same with a mistake in the engine: it must be found
+ *     crash_mutants --mutant NAME --seeds 400  the same with a mistake in the engine: it must be
+ *     found
  *
- * Exit status: 0: all held, and everything that the test wants to see fell under a cut at least once (--seeds only);
- * 1: something did not hold (the seed is named), or something never happened; 2: wrong usage.
+ * Exit status: 0: all held, and everything that the test wants to see fell under a cut at least
+ * once (--seeds only); 1: something did not hold (the seed is named), or something never happened;
+ * 2: wrong usage.
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -113,7 +116,10 @@ step_start(struct world *world)
         op_change_random(world, chunk);
 }
 
-/* As many as there is room for, all ready at the end of one turn: the next journal block has several units. */
+/*
+ * As many as there is room for, all ready at the end of one turn: the next journal block has
+ * several units.
+ */
 static void
 step_burst(struct world *world)
 {
@@ -195,8 +201,9 @@ cut_kill_then_power(struct world *world)
 }
 
 /*
- * The power goes at one of the writes and flushes of the recovery; several times over.  The first time it may be the process
- * alone that died: then the recovery finds writes that no flush has covered, and must make them durable first.
+ * The power goes at one of the writes and flushes of the recovery; several times over.  The first
+ * time it may be the process alone that died: then the recovery finds writes that no flush has
+ * covered, and must make them durable first.
  */
 static void
 cut_power_in_recovery(struct world *world)
@@ -239,7 +246,10 @@ cut_power_after_recovery(struct world *world)
     world_open(world);
 }
 
-/* A journal write or a flush fails: the store stops, and must have acknowledged nothing that it lost. */
+/*
+ * A journal write or a flush fails: the store stops, and must have acknowledged nothing that it
+ * lost.
+ */
 static void
 cut_stopped(struct world *world)
 {

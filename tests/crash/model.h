@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * model.h: what a storage engine must hold after everything that was asked of it, and after a crash what it may hold.
+ * model.h: what a storage engine must hold after everything that was asked of it, and after a crash
+ * what it may hold.
  *
- * For each write the model knows whether it is present, absent, or undecided; for each sector of a chunk the highest version of
- * the writes that are present.  A write is undecided from its start to its acknowledgement; a crash in between leaves
- * it so until the recovered engine's pending list says, once and for good, which it is.
+ * For each write the model knows whether it is present, absent, or undecided; for each sector of a
+ * chunk the highest version of the writes that are present.  A write is undecided from its start to
+ * its acknowledgement; a crash in between leaves it so until the recovered engine's pending list
+ * says, once and for good, which it is.
  *
- * The content of a sector is a function of chunk, incarnation, version and sector: what is read tells who wrote it.
+ * The content of a sector is a function of chunk, incarnation, version and sector: what is read
+ * tells who wrote it.
  */
 #ifndef DLBLK_TESTS_CRASH_MODEL_H
 #define DLBLK_TESTS_CRASH_MODEL_H
@@ -83,7 +86,9 @@ void model_write_apply(struct model_chunk *chunk, struct model_write *write);
 /* The chunk is gone, or never was: the next incarnation starts with nothing. */
 void model_chunk_reset(struct model_chunk *chunk);
 
-/* The highest version to which S may rise: all up to it are present, or will never be sent again. */
+/*
+ * The highest version to which S may rise: all up to it are present, or will never be sent again.
+ */
 uint64_t model_stable_bound(const struct model_chunk *chunk);
 
 /* Sectors with data, over all chunks that are present. */
@@ -93,7 +98,8 @@ void model_sector_fill(const struct model_chunk *chunk, uint64_t version, uint32
                        void *ret_bytes);
 
 /*
- * Compare the recovered chunk table with the model and decide what was undecided.  NULL, or what is wrong (static).
+ * Compare the recovered chunk table with the model and decide what was undecided.  NULL, or what is
+ * wrong (static).
  */
 const char *model_recover(struct model *model, const struct chunk_table *table);
 /* As above, for an engine without a crash: nothing is decided. */

@@ -257,7 +257,10 @@ op_write_new(struct world *world, struct model_chunk *chunk)
     if (fake_rng_percent(&world->rng, world->profile.hot_percent) && last > 8)
         last = 8;
     version = (uint64_t)volume->lease << 40 | ++chunk->sequence;
-    /* Now and then a version is kept back: model_write_add() without a start; op_write_retry() sends it later. */
+    /*
+     * Now and then a version is kept back: model_write_add() without a start; op_write_retry()
+     * sends it later.
+     */
     if (fake_rng_percent(&world->rng, 10)) {
         struct model_write *kept = model_write_add(
             chunk, version, (uint32_t)fake_rng_range(&world->rng, 0, last), length, zero);
@@ -517,8 +520,8 @@ op_epoch(struct world *world, struct model_chunk *chunk)
 }
 
 /*
- * Versions that are here on no account and that nobody will send again: of an owner that was shut out, or (now and then) of
- * one that was taken over.
+ * Versions that are here on no account and that nobody will send again: of an owner that was shut
+ * out, or (now and then) of one that was taken over.
  */
 static void
 op_bury(struct world *world, struct model_chunk *chunk)
@@ -558,8 +561,8 @@ op_delete(struct world *world, struct model_chunk *chunk)
     struct op *op;
 
     /*
-     * A chunk whose creation is under way is not deleted by a core; and one deletion is enough.  An unknown chunk is
-     * success: a deletion is sent again when its answer was lost.
+     * A chunk whose creation is under way is not deleted by a core; and one deletion is enough.  An
+     * unknown chunk is success: a deletion is sent again when its answer was lost.
      */
     if (chunk->state != CHUNK_MODEL_PRESENT && chunk->state != CHUNK_MODEL_ABSENT)
         return;

@@ -5,9 +5,10 @@
  *     ring:  | life 1: 10 writes ... | life 2: 6 writes, one block each |
  *            T = 0                   C (cut)          mark            end
  *
- * Bits are flipped in blocks of each part, copies of the superblock, values of the index and data; blocks become unreadable.
- * Expected is what docs/engine.md says under Replay: refused, opened as damaged, opened with the tail dropped, or (one
- * superblock copy) opened as if nothing had happened.
+ * Bits are flipped in blocks of each part, copies of the superblock, values of the index and data;
+ * blocks become unreadable.  Expected is what docs/engine.md says under Replay: refused, opened as
+ * damaged, opened with the tail dropped, or (one superblock copy) opened as if nothing had
+ * happened.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -319,7 +320,10 @@ test_unreadable_block_above_the_cut(void **state)
     assert_true(damaged);
 }
 
-/* Nothing later says anything of the last block: that is what a crash looks like.  All before it is there. */
+/*
+ * Nothing later says anything of the last block: that is what a crash looks like.  All before it is
+ * there.
+ */
 static void
 test_last_block(void **state)
 {
@@ -423,8 +427,8 @@ test_empty_index(void **state)
 }
 
 /*
- * The disk went back, the index did not: an old image under it, of an earlier life, or of an earlier moment of the same
- * one.
+ * The disk went back, the index did not: an old image under it, of an earlier life, or of an
+ * earlier moment of the same one.
  */
 static void
 check_older_disk(struct rig *rig, bool same_life)
@@ -488,7 +492,9 @@ test_index_of_another_disk(void **state)
     assert_int_equal(rig_open(rig, &damaged), -DL_E_INDEX_MISMATCH);
 }
 
-/* Position, chunk records, fences, bitmap: a flipped bit anywhere is seen when the index is loaded. */
+/*
+ * Position, chunk records, fences, bitmap: a flipped bit anywhere is seen when the index is loaded.
+ */
 static void
 test_flipped_bit_in_what_is_loaded_at_open(void **state)
 {
@@ -548,7 +554,10 @@ read_run(struct rig *rig, struct read_seen *seen, uint32_t offset, uint32_t leng
     assert_true(fake_env_run(&rig->world.env, &seen->done, 100000));
 }
 
-/* A leaf that cannot be read is an error for its range, also after it was written to; the rest of the chunk is there. */
+/*
+ * A leaf that cannot be read is an error for its range, also after it was written to; the rest of
+ * the chunk is there.
+ */
 static void
 test_flipped_bit_in_a_leaf(void **state)
 {

@@ -121,7 +121,10 @@ world_turn_end(void *context)
 int
 world_try_open(struct world *world, struct dl_error *err)
 {
-    /* Small batches: the position falls between changes of what one batch has and what the next one will have. */
+    /*
+     * Small batches: the position falls between changes of what one batch has and what the next one
+     * will have.
+     */
     static const uint32_t writeback_items[] = {0, 3, 16};
     struct engine_options options = {
         .cache_bytes = world->profile.cache_bytes,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * world.h: one engine on a fake disk and a fake index, driven by one seed, beside a model of what it must hold.
+ * world.h: one engine on a fake disk and a fake index, driven by one seed, beside a model of what
+ * it must hold.
  *
  *     world_open()  ... requests, turns ...  world_cut()  world_open() ...
  *
@@ -148,7 +149,9 @@ void world_fini(struct world *world);
 
 void world_trace(struct world *world, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* A mutant is to be found: a failed check is what is hoped for, and ends the process with status 0. */
+/*
+ * A mutant is to be found: a failed check is what is hoped for, and ends the process with status 0.
+ */
 extern bool world_failure_is_success;
 _Noreturn void world_fail(struct world *world, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -162,7 +165,10 @@ void world_verify(struct world *world);
 /* The process, or the machine, dies: requests are forgotten. */
 void world_power_cut(struct world *world);
 void world_kill(struct world *world);
-/* All requests are answered; then the engine is left alone until it is quiet, and the space must be exact. */
+/*
+ * All requests are answered; then the engine is left alone until it is quiet, and the space must be
+ * exact.
+ */
 void world_drain(struct world *world);
 void world_quiet(struct world *world);
 void world_stop(struct world *world);

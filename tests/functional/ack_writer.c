@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ack_writer: writes, remembers what was acknowledged, and checks it after everything has been killed.
+ * ack_writer: writes, remembers what was acknowledged, and checks it after everything has been
+ * killed.
  *
  *   ack_writer write VOLUME LOG [--depth N] [--seconds N] [--seed N] [--hurry MS]
  *   ack_writer check VOLUME LOG --slots N
  *
- * The volume is cut into places of 64 KiB.  Each place has at most one write in flight, with a number of its own that grows;
- * length, kind (data, or zeroes) and every byte of a write follow from place and number.  LOG is mapped memory: per place the
- * number that was submitted last and the one that was acknowledged last.  It outlives a kill -9 of the writer.
+ * The volume is cut into places of 64 KiB.  Each place has at most one write in flight, with a
+ * number of its own that grows; length, kind (data, or zeroes) and every byte of a write follow
+ * from place and number.  LOG is mapped memory: per place the number that was submitted last and
+ * the one that was acknowledged last.  It outlives a kill -9 of the writer.
  *
  *   write   ends by itself after --seconds, with an error when a write fails, or when it is killed.
  *           With --hurry it ends with status 3 when no write was acknowledged for so long.
- *   check   attaches (which settles what a killed owner left), then reads every place from every slot three times, and wants
- *           the content of the number acknowledged last, or of the one submitted after it: whole, and every time the same.
- *           Prints counts: places, acknowledged, unfinished, unfinished_old, unfinished_new, reads.
+ *   check   attaches (which settles what a killed owner left), then reads every place from every
+ *           slot three times, and wants the content of the number acknowledged last, or of the one
+ *           submitted after it: whole, and every time the same.  Prints counts: places,
+ *           acknowledged, unfinished, unfinished_old, unfinished_new, reads.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -70,7 +73,9 @@ mix(uint64_t value)
     return value ^ (value >> 33);
 }
 
-/* Number 0 is the volume as it was made: zeroes.  The lengths: mostly 4 KiB, up to the whole place. */
+/*
+ * Number 0 is the volume as it was made: zeroes.  The lengths: mostly 4 KiB, up to the whole place.
+ */
 static uint32_t
 write_sectors(uint64_t place, uint64_t number)
 {
@@ -108,7 +113,10 @@ write_fill(uint64_t place, uint64_t number, uint8_t *bytes)
         sector_fill(place, number, sector, bytes + (size_t)sector * SECTOR_BYTES);
 }
 
-/* The content of a place after `number` writes: each sector is of the last write that was long enough. */
+/*
+ * The content of a place after `number` writes: each sector is of the last write that was long
+ * enough.
+ */
 static void
 content_at(uint64_t place, uint64_t number, uint8_t *bytes)
 {
@@ -166,7 +174,10 @@ connect_client(void)
     return client;
 }
 
-/* A read-only attach is refused for a moment while the last owner's detach is being recorded elsewhere: no retry here. */
+/*
+ * A read-only attach is refused for a moment while the last owner's detach is being recorded
+ * elsewhere: no retry here.
+ */
 static struct dlblk_volume *
 open_volume(struct dlblk_client *client, const char *name, uint32_t flags)
 {
@@ -269,7 +280,10 @@ op_on_done(struct dlblk_request *request, int err)
         (void)sem_post(&writer->finished);
 }
 
-/* The unfinished writes of a killed run are over: what they left was settled by the attach, and is looked at by check. */
+/*
+ * The unfinished writes of a killed run are over: what they left was settled by the attach, and is
+ * looked at by check.
+ */
 static void
 resume_log(struct writer *writer)
 {
@@ -440,9 +454,10 @@ count_place(const struct place_log *log, uint64_t place, uint64_t settled, struc
 }
 
 /*
- * What an unfinished write became is settled from now on: the next run goes on from there.  If the old content stayed,
- * the number that was given up must not count as written later: it is skipped for ever, and content_at() would lay it
- * over.  So the place is written once more here, with that number.
+ * What an unfinished write became is settled from now on: the next run goes on from there.  If the
+ * old content stayed, the number that was given up must not count as written later: it is skipped
+ * for ever, and content_at() would lay it over.  So the place is written once more here, with that
+ * number.
  */
 static void
 settle_log(struct dlblk_client *client, const struct options *options, struct place_log *log,

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * trim_check: writes, trims and zeroes over NBD, all over the place and many at a time, and reads back.
+ * trim_check: writes, trims and zeroes over NBD, all over the place and many at a time, and reads
+ * back.
  *
  *   trim_check URI [--requests N] [--seed N] [--bytes N] [--block N]
  *
- * The export is compared with an array: after a trim the blocks (4 KiB) wholly inside read as zeroes (dlblk's
- * promise, more than NBD's), after a zero all of it.  Requests in flight never overlap.
- * Prints counts: requests, writes, trims, trim_bytes, zeroes, reads.
+ * The export is compared with an array: after a trim the blocks (4 KiB) wholly inside read as
+ * zeroes (dlblk's promise, more than NBD's), after a zero all of it.  Requests in flight never
+ * overlap.  Prints counts: requests, writes, trims, trim_bytes, zeroes, reads.
  */
 #include <getopt.h>
 #include <inttypes.h>

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fuzz_frame.c: the input is one frame as a peer might send it: 64 bytes of header, the rest is the body.
+ * fuzz_frame.c: the input is one frame as a peer might send it: 64 bytes of header, the rest is the
+ * body.
  *
- * First as it is; then with correct checksums and lengths, so that the search gets past them.  Whatever is accepted must be within the
- * limits, readable to its last byte (the address sanitizer looks), and come out the same when it is built again.
+ * First as it is; then with correct checksums and lengths, so that the search gets past them.
+ * Whatever is accepted must be within the limits, readable to its last byte (the address sanitizer
+ * looks), and come out the same when it is built again.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,7 +25,10 @@ require(bool condition)
         abort();
 }
 
-/* A frame built from what was decoded has the same header (but for what building doesn't know) and body. */
+/*
+ * A frame built from what was decoded has the same header (but for what building doesn't know) and
+ * body.
+ */
 static void
 require_same(const struct frame *frame, const struct frame_out *out)
 {

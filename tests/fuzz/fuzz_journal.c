@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any bytes where a journal block should be: checked, and walked record by record.  Since random bytes never match a CRC, each
- * input is also tried with its CRCs put right, which is what reaches the records.
+ * Any bytes where a journal block should be: checked, and walked record by record.  Since random
+ * bytes never match a CRC, each input is also tried with its CRCs put right, which is what reaches
+ * the records.
  */
 #include <stdlib.h>
 #include <string.h>

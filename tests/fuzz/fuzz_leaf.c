@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any bytes where a leaf's value should be: an error, or 64 sectors that are well formed and the same after another
- * round through encode and decode.  Each input is also tried with the CRCs of its fragments put right.
+ * Any bytes where a leaf's value should be: an error, or 64 sectors that are well formed and the
+ * same after another round through encode and decode.  Each input is also tried with the CRCs of
+ * its fragments put right.
  */
 #include <stdlib.h>
 #include <string.h>

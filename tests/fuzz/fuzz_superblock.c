@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any bytes where a superblock should be: refused with a reason, or understood; what is understood is encoded again and
- * is the same.  Each input is also tried as the message of a region whose CRC is right.
+ * Any bytes where a superblock should be: refused with a reason, or understood; what is understood
+ * is encoded again and is the same.  Each input is also tried as the message of a region whose CRC
+ * is right.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * golden.h: a disk and its index as text, so that a later version can be asked whether it still understands them.
+ * golden.h: a disk and its index as text, so that a later version can be asked whether it still
+ * understands them.
  *
  *     disk SIZE
- *     block NUMBER COUNT*HEX COUNT*HEX ...     a block of the disk that is not all zeroes: runs of equal 8-byte words
+ *     block NUMBER COUNT*HEX COUNT*HEX ...     a block of the disk that is not all zeroes: runs of
+ *     equal 8-byte words
  *     key HEX value HEX                        an entry of the index
  *
  * Threads: one.  Errors: they end the process, with a message.
@@ -25,7 +27,9 @@ void golden_save(const struct golden *golden, const char *path);
 void golden_load(struct golden *golden, const char *path);
 void golden_fini(struct golden *golden);
 
-/* A sector's content: a line of text that names it, then a number that is its own, again and again. */
+/*
+ * A sector's content: a line of text that names it, then a number that is its own, again and again.
+ */
 void golden_fill(uint64_t volume, uint32_t segment, uint32_t sector, uint64_t version,
                  void *ret_sector);
 

@@ -2,7 +2,8 @@
 /*
  * make_golden FILE: makes the disk that test_golden opens, in the format that this build writes.
  *
- * Run once for each version of the format; the file is then kept for good.  What is on it is said in test_golden.c.
+ * Run once for each version of the format; the file is then kept for good.  What is on it is said
+ * in test_golden.c.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,8 @@
 /*
  * A disk of each released format is understood for good.  format-1.txt, made by make_golden, holds:
  *
- *     chunk 7/0/1 (incarnation 3, config epoch 8): sectors 0-2 v1, 1 v2, 10-14 v3 zero, 130-149 v4; S = v1; and, only in the
+ *     chunk 7/0/1 (incarnation 3, config epoch 8): sectors 0-2 v1, 1 v2, 10-14 v3 zero, 130-149 v4;
+ *     S = v1; and, only in the
  *                 journal: 2 v5, 131 v6 zero, 12 v7, S = v2, the config epoch
  *     chunk 7/1/1 written, and deleted
  *     chunk 9/0/1: sectors 63 and 64 v1, in two leaves; volume 9 is fenced below lease epoch 5

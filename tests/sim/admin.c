@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * admin.c: a client that is never killed: it makes the volumes of the run, and now and then a scratch volume, which it
- * writes to and deletes again.  See cluster.h.
+ * admin.c: a client that is never killed: it makes the volumes of the run, and now and then a
+ * scratch volume, which it writes to and deletes again.  See cluster.h.
  *
  *     IDLE --> CREATING --> OPENING --> WRITING --> CLOSING --> DELETING --> IDLE
  *
- * Each step is tried again until it works; a volume that can't be opened or written is deleted all the same.
+ * Each step is tried again until it works; a volume that can't be opened or written is deleted all
+ * the same.
  */
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cluster.c: one run: what a seed makes of the cluster, then chaos, calm and verdict.  See cluster.h. */
+/*
+ * cluster.c: one run: what a seed makes of the cluster, then chaos, calm and verdict.  See
+ * cluster.h.
+ */
 #include "tests/sim/cluster.h"
 
 #include <inttypes.h>

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cluster.h: a whole cluster in a simulated world: a metadata service, chunkservers, clients with their work, faults.
+ * cluster.h: a whole cluster in a simulated world: a metadata service, chunkservers, clients with
+ * their work, faults.
  *
- * The real cores of all three, on sim.h for network and time, model_store.h for disks, the metadata service's store in
- * memory.  A run has three parts:
- *   chaos   clients open volumes, read, write, discard, close, take volumes from each other; processes die and come back,
- *           links break, the network is cut, disks are full or fail
+ * The real cores of all three, on sim.h for network and time, model_store.h for disks, the metadata
+ * service's store in memory.  A run has three parts:
+ *   chaos   clients open volumes, read, write, discard, close, take volumes from each other;
+ *           processes die and come back, links break, the network is cut, disks are full or fail
  *   calm    nothing fails any more; every request that is under way must end in bounded time
- *   verdict each volume is opened once more, read whole and compared, closed cleanly; then all copies must be alike and
+ *   verdict each volume is opened once more, read whole and compared, closed cleanly; then all
+ *   copies must be alike and
  *           nothing pending
  * The oracle judges every read and every acknowledgement on the way.
  */
@@ -169,8 +171,8 @@ struct cluster {
 };
 
 /*
- * What a run did: name, how often it must have happened in a hundred runs, expression (of c counters, n network,
- * ORACLE() and DISK() sums).
+ * What a run did: name, how often it must have happened in a hundred runs, expression (of c
+ * counters, n network, ORACLE() and DISK() sums).
  */
 #define CLUSTER_REPORT(X)                                           \
     X(events, 1000000, cluster->world.event_count)                  \

@@ -154,7 +154,9 @@ disk_chunk_create(struct model_disk *disk, const struct chunk_key *key, uint32_t
     return chunk;
 }
 
-/* What survives a crash of a volume's fence: kept apart from the table, whose fence rises at once. */
+/*
+ * What survives a crash of a volume's fence: kept apart from the table, whose fence rises at once.
+ */
 static uint32_t
 volume_durable_fence(const struct chunk_volume *volume)
 {

@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * model_store.h: a model of the storage engine behind chunk_store.h, with what a crash may take from it.
+ * model_store.h: a model of the storage engine behind chunk_store.h, with what a crash may take
+ * from it.
  *
- * The disk outlives the processes that open it.  It holds what was acknowledged, plus what survived of crashes:
- * - Requests join a group; groups become durable in order, each whole or not at all.  At most two are under way.
- * - A large write joins a group when its data has been written, so smaller ones that came later overtake it.
- * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged, and exists whole.
+ * The disk outlives the processes that open it.  It holds what was acknowledged, plus what survived
+ * of crashes:
+ * - Requests join a group; groups become durable in order, each whole or not at all.  At most two
+ *   are under way.
+ * - A large write joins a group when its data has been written, so smaller ones that came later
+ *   overtake it.
+ * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged,
+ *   and exists whole.
  * - A fence holds for requests at once, but survives a crash only with its group.
  * The engine's own crash tests show that the engine is no worse.
  *
@@ -62,7 +67,8 @@ struct model_disk {
     struct fake_rng rng;
     void (*on_group)(
         void *
-            context); /* a group is on its way to the disk: a good moment for a fault; NULL: nobody cares */
+            /* a group is on its way to the disk: a good moment for a fault; NULL: nobody cares */
+            context);
     void *group_context;
 };
 
@@ -71,7 +77,9 @@ void model_disk_fini(struct model_disk *disk);
 
 /* Raises start_count.  One store at a time. */
 struct chunk_store *model_store_open(struct model_disk *disk, struct env *env);
-/* The process dies.  Before the requests' memory goes; no timer or task of the env runs any more. */
+/*
+ * The process dies.  Before the requests' memory goes; no timer or task of the env runs any more.
+ */
 void model_store_crash(struct chunk_store *store);
 /* After stop's on_done. */
 void model_store_destroy(struct chunk_store *store);

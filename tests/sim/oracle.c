@@ -309,7 +309,10 @@ block_lower_bound(const struct oracle_block *block, uint64_t read_key, uint64_t 
     return bound;
 }
 
-/* A read of the same session returned `key`: writes between that were submitted before the read must not succeed. */
+/*
+ * A read of the same session returned `key`: writes between that were submitted before the read
+ * must not succeed.
+ */
 static void
 block_mark_overtaken(struct oracle_block *block, uint64_t read_key, uint64_t key)
 {
@@ -411,7 +414,10 @@ write_was_there(const struct oracle_write *later, const struct oracle_read *read
             later->seen_epoch <= epoch_of_key(read->key));
 }
 
-/* `later` began after `write` had ended (or belongs to a newer owner), and had taken effect when the read began. */
+/*
+ * `later` began after `write` had ended (or belongs to a newer owner), and had taken effect when
+ * the read began.
+ */
 static bool
 write_is_superseded_by(const struct oracle_write *write, const struct oracle_write *later,
                        const struct oracle_read *read)
@@ -433,7 +439,10 @@ block_may_return(const struct oracle_block *block, const struct oracle_read *rea
     return true;
 }
 
-/* Is the read right, if the order of submission within sessions in which a write failed doesn't count? */
+/*
+ * Is the read right, if the order of submission within sessions in which a write failed doesn't
+ * count?
+ */
 static bool
 block_match_loosely(struct oracle *oracle, const struct oracle_block *block,
                     const struct oracle_read *read, uint64_t lower, uint64_t value)

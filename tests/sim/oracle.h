@@ -1,26 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * oracle.h: what a volume may answer: decides, with each operation that ends, whether the history is linearizable.
+ * oracle.h: what a volume may answer: decides, with each operation that ends, whether the history
+ * is linearizable.
  *
- * Each logical block is a register.  Writes have unique values (discards and zeroes write 0).  What the client library
- * promises makes the order of all writes of a block known, so that no search is needed:
+ * Each logical block is a register.  Writes have unique values (discards and zeroes write 0).  What
+ * the client library promises makes the order of all writes of a block known, so that no search is
+ * needed:
  *   - requests of one owner that overlap take effect in the order of their submission;
- *   - owners (lease epochs) follow each other: what the next one sees of the last one's writes is decided once.
+ *   - owners (lease epochs) follow each other: what the next one sees of the last one's writes is
+ *   decided once.
  * So the key of a write is (lease epoch, number of its submission).  Then
  *   1. a read returns a write that was submitted by then, and none with a key below
  *      - any write acknowledged before the read began,
- *      - any write of its own session submitted before it, unless that fails (as a whole, when all its parts have ended),
+ *      - any write of its own session submitted before it, unless that fails (as a whole, when all
+ *        its parts have ended),
  *      - anything that a read of the same or an earlier owner had returned before it began;
- *   2. once a read of an owner has returned a write W of earlier owners, no read returns another write of theirs
- *      any more, and none of theirs above W has been or will be acknowledged;
+ *   2. once a read of an owner has returned a write W of earlier owners, no read returns another
+ *      write of theirs any more, and none of theirs above W has been or will be acknowledged;
  *   3. writes that were never acknowledged, or failed, may be returned or not, within 1 and 2.
- * A failed write leaves its range undecided until it is rewritten.  Requests to such a range wait, and others that were submitted
- * later may go first.  So in a session in which a write failed the order of submission is not asked for, only
- * linearizability: a read may not return a write that ended before another one began that was acknowledged, or returned by
- * another read, before this read began.
- * (A write that covers several segments fails in parts, before it ends: when the order is broken while none has failed, one of
- * the writes that are under way must fail later.)
- * A replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't bind its reads.
+ * A failed write leaves its range undecided until it is rewritten.  Requests to such a range wait,
+ * and others that were submitted later may go first.  So in a session in which a write failed the
+ * order of submission is not asked for, only linearizability: a read may not return a write that
+ * ended before another one began that was acknowledged, or returned by another read, before this
+ * read began.  (A write that covers several segments fails in parts, before it ends: when the order
+ * is broken while none has failed, one of the writes that are under way must fail later.) A
+ * replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't
+ * bind its reads.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
  */
@@ -61,7 +66,10 @@ struct oracle_block {
 
 #define ORACLE_IN_FLIGHT_MAX 256u
 
-/* A write under way.  `suspect`: the order was broken meanwhile; one of its session's suspects must fail. */
+/*
+ * A write under way.  `suspect`: the order was broken meanwhile; one of its session's suspects must
+ * fail.
+ */
 struct oracle_in_flight {
     uint64_t key;
     bool suspect;

@@ -2,15 +2,18 @@
 /*
  * sim.h: a world of processes in one thread: virtual time, a network that misbehaves, one seed.
  *
- * The world picks the next event (a timer, a frame that arrives, a fault) by its virtual time, sets the clock to it and
- * runs it in the context of its process.  Nothing else drives a core, and everything random comes from generators made
- * of the seed: the same seed is the same history, to the last bit.  world->history_hash says so.
+ * The world picks the next event (a timer, a frame that arrives, a fault) by its virtual time, sets
+ * the clock to it and runs it in the context of its process.  Nothing else drives a core, and
+ * everything random comes from generators made of the seed: the same seed is the same history, to
+ * the last bit.  world->history_hash says so.
  *
- * Each process is an env (common/env.h).  Its clock has an offset and a drift of its own; a process can be paused (as a
- * machine that swaps), and killed: then its timers, tasks and links are gone, and no callback of its core runs again.
+ * Each process is an env (common/env.h).  Its clock has an offset and a drift of its own; a process
+ * can be paused (as a machine that swaps), and killed: then its timers, tasks and links are gone,
+ * and no callback of its core runs again.
  *
- * Links: frames are bytes on their way, decoded at the far end by proto/frame.h.  In order within one link, after a random
- * delay; a link breaks at any byte, for one side earlier than for the other, or for one side not at all until it notices.
+ * Links: frames are bytes on their way, decoded at the far end by proto/frame.h.  In order within
+ * one link, after a random delay; a link breaks at any byte, for one side earlier than for the
+ * other, or for one side not at all until it notices.
  *
  * Threads: one.  Errors: a violation of env.h by a core ends the run with a message (sim_fail()).
  */
@@ -34,7 +37,10 @@
 struct sim_world;
 struct sim_process;
 
-/* The seed of one of a run's generators: fake_rng's streams of neighbouring seeds are the same, one step apart. */
+/*
+ * The seed of one of a run's generators: fake_rng's streams of neighbouring seeds are the same, one
+ * step apart.
+ */
 static inline uint64_t
 sim_seed_of(uint64_t seed, uint64_t stream)
 {
@@ -134,8 +140,9 @@ void sim_process_fini(struct sim_process *process);
 void sim_process_start(struct sim_process *process);
 void sim_process_listen(struct sim_process *process, const struct link_events *events, void *core);
 /*
- * It dies: no callback runs any more.  Peers see their links break, in one of the ways that links break; with
- * `silent` they are told nothing (the machine is gone).  The caller throws the core's memory away.
+ * It dies: no callback runs any more.  Peers see their links break, in one of the ways that links
+ * break; with `silent` they are told nothing (the machine is gone).  The caller throws the core's
+ * memory away.
  */
 void sim_process_kill(struct sim_process *process, bool silent);
 void sim_process_pause(struct sim_process *process, uint64_t duration_ns);

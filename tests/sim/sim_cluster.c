@@ -6,7 +6,8 @@
  *     sim_cluster --from 5000 --count 50
  *     sim_cluster --seed 17 --trace      one seed, in this process, with all that happens
  *
- * docs/simulator.md.  Exit status: 0, 1 a seed failed (it was named), 2 wrong arguments, 3 too little happened.
+ * docs/simulator.md.  Exit status: 0, 1 a seed failed (it was named), 2 wrong arguments, 3 too
+ * little happened.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -365,7 +366,10 @@ main(int argc, char **argv)
     struct options options;
 
     parse_options(&options, argc, argv);
-    /* Frames of a megabyte come and go: without this each is mapped, cleared and unmapped by the kernel. */
+    /*
+     * Frames of a megabyte come and go: without this each is mapped, cleared and unmapped by the
+     * kernel.
+     */
     (void)mallopt(M_MMAP_THRESHOLD, 1 << 30);
     (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);
     log_set_level(LOG_LEVEL_ERROR);

@@ -2,14 +2,16 @@
 /*
  * sim_net.c: links of the simulated world.  See sim.h.
  *
- *     link_send -> tx list --hand over--> the peer's rx list (bytes) --arrives--> on_payload, on_frame
+ *     link_send -> tx list --hand over--> the peer's rx list (bytes) --arrives--> on_payload,
+ *     on_frame
  *
- * A frame is copied when it is handed over, not when it is sent: memory that its owner gave up too early shows.  What was
- * handed over arrives, in order, unless the link breaks: then a prefix of it does, up to any byte.
+ * A frame is copied when it is handed over, not when it is sent: memory that its owner gave up too
+ * early shows.  What was handed over arrives, in order, unless the link breaks: then a prefix of it
+ * does, up to any byte.
  *
- * An end goes down in an event of its own: everything in tx is given back, then on_down, then it is freed.  Its peer sees
- * that as the last message of its rx list (RX_END), or never ("silent"): whoever sends to nobody gets a reset, sooner
- * or later.
+ * An end goes down in an event of its own: everything in tx is given back, then on_down, then it is
+ * freed.  Its peer sees that as the last message of its rx list (RX_END), or never ("silent"):
+ * whoever sends to nobody gets a reset, sooner or later.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -159,7 +161,8 @@ end_append_end(struct sim_end *end, uint32_t from_idx, uint64_t late_ns)
 }
 
 /*
- * The sender is gone: of what is on its way to `end` a prefix arrives, which may end in the middle of a frame.
+ * The sender is gone: of what is on its way to `end` a prefix arrives, which may end in the middle
+ * of a frame.
  */
 static void
 end_rx_truncate(struct sim_end *end)
@@ -298,7 +301,10 @@ message_check(struct sim_end *end, struct sim_message *message)
     return true;
 }
 
-/* Where the payload goes.  False: the link is closed, or paused by a core that has no room: it is asked again. */
+/*
+ * Where the payload goes.  False: the link is closed, or paused by a core that has no room: it is
+ * asked again.
+ */
 static bool
 message_place(struct sim_end *end, struct sim_message *message)
 {

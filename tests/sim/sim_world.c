@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sim_world.c: the clock, the events, processes with their timers and deferred tasks.  See sim.h. */
+/*
+ * sim_world.c: the clock, the events, processes with their timers and deferred tasks.  See sim.h.
+ */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -8,7 +10,10 @@
 #include "common/trace.h"
 #include "tests/sim/sim.h"
 
-/* A loop's turn takes so long at most: what is deferred in it runs at its end, with what else happens meanwhile. */
+/*
+ * A loop's turn takes so long at most: what is deferred in it runs at its end, with what else
+ * happens meanwhile.
+ */
 #define TURN_NS_MAX         (30 * SIM_US)
 #define TIMER_LATE_NS_MAX   (50 * SIM_US)
 #define CLOCK_DRIFT_MAX     40 /* of 1024 */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * buffer_pool: buffers don't overlap, are aligned, all come back; and has_room() keeps its promise: while it says yes, a
- * buffer of the largest size can be had.  Shown by random acquiring and releasing with a map of who has which byte.
+ * buffer_pool: buffers don't overlap, are aligned, all come back; and has_room() keeps its promise:
+ * while it says yes, a buffer of the largest size can be had.  Shown by random acquiring and
+ * releasing with a map of who has which byte.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -76,7 +77,9 @@ test_buffers_are_apart(void **state)
     buffer_pool_destroy(pool);
 }
 
-/* After everything came back, in whatever order, the largest buffers can be had again: all of them. */
+/*
+ * After everything came back, in whatever order, the largest buffers can be had again: all of them.
+ */
 static void
 test_what_is_freed_is_joined(void **state)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunkserver's core between a metadata service and clients that are scripts: what it answers to good frames, to bad
- * ones, and to none; that it takes fences before it answers them; that pools that are used up slow clients down and
- * lose nothing; that links may go away at any moment.
+ * The chunkserver's core between a metadata service and clients that are scripts: what it answers
+ * to good frames, to bad ones, and to none; that it takes fences before it answers them; that pools
+ * that are used up slow clients down and lose nothing; that links may go away at any moment.
  *
  *     meta (script) <--- core ---> model store          on the simulator's network and clock
  *     clients (scripts) --->
@@ -688,7 +688,9 @@ test_write_and_read(void **state)
     struct data_read_reply reply;
     struct got *got;
 
-    /* An unknown chunk reads as holes, without a payload; in a later config epoch it is an error. */
+    /*
+     * An unknown chunk reads as holes, without a payload; in a later config epoch it is an error.
+     */
     got = wait_reply(fx, client, send_read(client, target_of(3, 0, 5, 1, 1)));
     assert_int_equal(got->status, 0);
     assert_int_equal(got->payload_bytes, 0);
@@ -731,8 +733,9 @@ test_damaged_payload(void **state)
 }
 
 /*
- * A fence is answered after the writes that came before it, with all of them; writes of the old lease are refused from
- * then on, those of the new one taken, and not reported by the same fence asked again.
+ * A fence is answered after the writes that came before it, with all of them; writes of the old
+ * lease are refused from then on, those of the new one taken, and not reported by the same fence
+ * asked again.
  */
 static void
 test_fence(void **state)
@@ -929,7 +932,10 @@ test_malformed_requests(void **state)
     assert_int_equal(stats_of(fx).operations_in_use, 0);
 }
 
-/* Far more requests than the pools hold, of all sizes, by several clients: each is answered, none waits for ever. */
+/*
+ * Far more requests than the pools hold, of all sizes, by several clients: each is answered, none
+ * waits for ever.
+ */
 static void
 test_back_pressure(void **state)
 {
@@ -963,7 +969,10 @@ test_back_pressure(void **state)
     assert_int_equal(stats_of(fx).read_buffer_used_bytes, 0);
 }
 
-/* One who asks for much and takes nothing is paused alone, and closed in the end; the others go on meanwhile. */
+/*
+ * One who asks for much and takes nothing is paused alone, and closed in the end; the others go on
+ * meanwhile.
+ */
 static void
 test_client_that_takes_no_replies(void **state)
 {
@@ -1036,7 +1045,10 @@ test_silent_clients_are_closed(void **state)
     assert_null(client->link);
 }
 
-/* The connection to the metadata service: heartbeats, silence, reconnection, requests whose link went away. */
+/*
+ * The connection to the metadata service: heartbeats, silence, reconnection, requests whose link
+ * went away.
+ */
 static void
 test_metadata_service_comes_and_goes(void **state)
 {

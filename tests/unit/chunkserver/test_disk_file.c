@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A disk file is created full of written zeroes, is locked against a second opening by any process, waits for the lock
- * if asked, refuses what is no disk, and does what was queued in order, whole, with an error for what fails.
+ * A disk file is created full of written zeroes, is locked against a second opening by any process,
+ * waits for the lock if asked, refuses what is no disk, and does what was queued in order, whole,
+ * with an error for what fails.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -119,7 +120,9 @@ rig_on_wait(void *context, const char *path)
     rig->waits++;
 }
 
-/* Another process holds the disk for a moment: it is told once, and waited for; or not long enough. */
+/*
+ * Another process holds the disk for a moment: it is told once, and waited for; or not long enough.
+ */
 static void
 test_open_waits_for_the_lock(void **state)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dlblk-disk: a formatted file is inspected and checked as whole; what somebody may want to keep is not overwritten without
- * --force; a damaged disk is shown, and told apart.
+ * dlblk-disk: a formatted file is inspected and checked as whole; what somebody may want to keep is
+ * not overwritten without --force; a damaged disk is shown, and told apart.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dlblk bench on a made-up volume: what it asks for and how often, what it reports, and that it overwrites nothing unasked.
+ * dlblk bench on a made-up volume: what it asks for and how often, what it reports, and that it
+ * overwrites nothing unasked.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -108,7 +109,10 @@ test_depth_is_kept(void **state)
     struct run run;
 
     (void)state;
-    /* 32 in flight that wait 50 ms together: 64 take two rounds; one after the other they would take 3.2 s. */
+    /*
+     * 32 in flight that wait 50 ms together: 64 take two rounds; one after the other they would
+     * take 3.2 s.
+     */
     fake_libdlblk_set_delay_us(50000);
     run = run_cli("bench", "v", "--depth", "32", "--requests", "64", "--json");
     assert_int_equal(run.status, CLI_OK);

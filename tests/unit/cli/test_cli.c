@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The commands of dlblk on a made-up cluster: what reaches libdlblk, what is printed, as text and as JSON, the exit codes, and
- * that each wrong command line is refused with a text that names what is wrong and where to look.
+ * The commands of dlblk on a made-up cluster: what reaches libdlblk, what is printed, as text and
+ * as JSON, the exit codes, and that each wrong command line is refused with a text that names what
+ * is wrong and where to look.
  */
 #include "tests/unit/lib/unit.h"
 

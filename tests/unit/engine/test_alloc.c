@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The allocator hands out each block to one owner at a time, in runs where it can, keeps the reserve, frees a block only when its
- * FREE record is durable and older reads have ended, and its saved pages say what the journal says.
+ * The allocator hands out each block to one owner at a time, in runs where it can, keeps the
+ * reserve, frees a block only when its FREE record is durable and older reads have ended, and its
+ * saved pages say what the journal says.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -65,7 +66,10 @@ test_large_writes_have_a_slab_of_their_own(void **state)
     alloc_fini(&alloc);
 }
 
-/* Every second block of a slab is in use: a large write leaves its holes alone as long as there are others. */
+/*
+ * Every second block of a slab is in use: a large write leaves its holes alone as long as there are
+ * others.
+ */
 static void
 test_large_writes_pass_over_holes(void **state)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunk table finds chunks by key and by local id, lets a deleted chunk's key be used again while its space is still being
- * given back, and keeps the list of pending writes exact: checked against a plain array for random orders of writes
- * and stable versions.
+ * The chunk table finds chunks by key and by local id, lets a deleted chunk's key be used again
+ * while its space is still being given back, and keeps the list of pending writes exact: checked
+ * against a plain array for random orders of writes and stable versions.
  */
 #include "tests/unit/lib/unit.h"
 

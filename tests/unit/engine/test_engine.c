@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the engine promises through chunk_store.h, and what it costs in I/Os: on a fake disk, a fake index and a virtual clock.
- * That it survives crashes is shown by tests/crash.
+ * What the engine promises through chunk_store.h, and what it costs in I/Os: on a fake disk, a fake
+ * index and a virtual clock.  That it survives crashes is shown by tests/crash.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -392,7 +392,10 @@ test_one_disk_read_per_run(void **state)
     rig_fini(&rig);
 }
 
-/* Small writes of one turn: one data write, one journal block, one flush; acknowledged in their order. */
+/*
+ * Small writes of one turn: one data write, one journal block, one flush; acknowledged in their
+ * order.
+ */
 static void
 test_group_commit(void **state)
 {
@@ -620,7 +623,10 @@ test_idle_engine_sleeps(void **state)
 
 /* --- fences --- */
 
-/* A fence, or a config epoch, is done after the large write that was accepted before it, in whatever order the disk works. */
+/*
+ * A fence, or a config epoch, is done after the large write that was accepted before it, in
+ * whatever order the disk works.
+ */
 static void
 test_fence_waits_for_large_writes(void **state)
 {
@@ -834,7 +840,10 @@ test_data_write_that_always_fails(void **state)
     }
 }
 
-/* A failed flush (or journal write) is never tried again: no more writes, but what is there can be read. */
+/*
+ * A failed flush (or journal write) is never tried again: no more writes, but what is there can be
+ * read.
+ */
 static void
 test_failed_flush_stops_the_store(void **state)
 {
@@ -883,7 +892,10 @@ test_unreadable_data(void **state)
 
 /* --- cost --- */
 
-/* 4 KiB writes at depth 32, scattered, until the ring has wrapped twice: bytes to the disk per byte written. */
+/*
+ * 4 KiB writes at depth 32, scattered, until the ring has wrapped twice: bytes to the disk per byte
+ * written.
+ */
 static void
 test_journal_is_small(void **state)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The index on RocksDB keeps what index.h promises: merges are concatenated across flushes and reopening; a process
- * that dies keeps a prefix of its batches, at least what a flush covered; nothing is created but by format; errors
- * are told apart; a write error is final; memory stays within the budget.
+ * The index on RocksDB keeps what index.h promises: merges are concatenated across flushes and
+ * reopening; a process that dies keeps a prefix of its batches, at least what a flush covered;
+ * nothing is created but by format; errors are told apart; a write error is final; memory stays
+ * within the budget.
  *
  * A death is real: a child process is killed in the middle of its batches.
  */
@@ -290,8 +291,8 @@ test_long_chain_of_gets(void **state)
 }
 
 /*
- * The child is this program started anew (RocksDB's threads don't survive a fork).  It reports each completed batch as 0
- * and each completed flush by the batch's number, until it is killed.
+ * The child is this program started anew (RocksDB's threads don't survive a fork).  It reports each
+ * completed batch as 0 and each completed flush by the batch's number, until it is killed.
  */
 static int
 crash_child(const char *path, int report_fd)
@@ -471,8 +472,8 @@ test_damaged_table_is_an_error_not_a_hole(void **state)
 }
 
 /*
- * The directory goes away under the database: the flush fails, and so does all after it, also when the directory is
- * back.
+ * The directory goes away under the database: the flush fails, and so does all after it, also when
+ * the directory is back.
  */
 static void
 test_a_write_error_is_final(void **state)

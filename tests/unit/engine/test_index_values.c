@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Keys of the index sort like what they name and come apart again; a position with any flipped bit is refused. */
+/*
+ * Keys of the index sort like what they name and come apart again; a position with any flipped bit
+ * is refused.
+ */
 #include "tests/unit/lib/unit.h"
 
 #include <string.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A leaf follows the rule of versions whatever the order of arrival, each block that loses is given up exactly once, its bytes come
- * back as they were (whole, and as a whole fragment with deltas behind it), and damaged bytes are refused.
+ * A leaf follows the rule of versions whatever the order of arrival, each block that loses is given
+ * up exactly once, its bytes come back as they were (whole, and as a whole fragment with deltas
+ * behind it), and damaged bytes are refused.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -94,7 +94,10 @@ fake_disk_check_io(struct fake_disk *fake, const struct disk_io *io, uint64_t le
             fake_disk_violation(fake, "misaligned memory", io->offset_bytes);
 }
 
-/* Count the blocks of an I/O in (delta 1) or out (delta -1) of flight; on the way in look for collisions. */
+/*
+ * Count the blocks of an I/O in (delta 1) or out (delta -1) of flight; on the way in look for
+ * collisions.
+ */
 static void
 fake_disk_mark_blocks(struct fake_disk *fake, const struct disk_io *io, uint64_t length_bytes,
                       int delta)

@@ -5,21 +5,23 @@
  *     submit ---> in flight ---step (random order)---> completed, in the cache ---flush---> stable
  *
  * - I/Os complete in a random order drawn from the env's seed, each in a turn of its own.
- * - `image` is what reads see, `stable` what a power cut leaves for sure.  fake_disk_crash() lets any subset of what is in
- *   flight or in the cache reach the stable image: whole writes, single blocks of a write, or single 512-byte pieces
- *   (drawn per crash, so that each of "all", "nothing" and "a bit of everything" comes often); of several writes to
- *   one block any one may be what is left.
- * - fake_disk_kill() is the death of the process alone: what had completed stays visible and is still in the cache,
- *   what was in flight has reached the cache whole, in part or not at all.
- * - A failed write leaves its blocks old, new, or torn.  A failed flush makes nothing durable, and no later flush
- *   makes durable what the failed one covered (as Linux does).
+ * - `image` is what reads see, `stable` what a power cut leaves for sure.  fake_disk_crash() lets
+ *   any subset of what is in flight or in the cache reach the stable image: whole writes, single
+ *   blocks of a write, or single 512-byte pieces (drawn per crash, so that each of "all", "nothing"
+ *   and "a bit of everything" comes often); of several writes to one block any one may be what is
+ *   left.
+ * - fake_disk_kill() is the death of the process alone: what had completed stays visible and is
+ *   still in the cache, what was in flight has reached the cache whole, in part or not at all.
+ * - A failed write leaves its blocks old, new, or torn.  A failed flush makes nothing durable, and
+ *   no later flush makes durable what the failed one covered (as Linux does).
  * - Bad blocks (read errors) and flipped bits, by offset.
  *
- * It looks for mistakes of its user, counted in `violations` with a text of the first: two writes in flight over the
- * same block, a write over a block that is being read, a buffer changed while the disk had it, a misaligned or
- * out-of-range request.
+ * It looks for mistakes of its user, counted in `violations` with a text of the first: two writes
+ * in flight over the same block, a write over a block that is being read, a buffer changed while
+ * the disk had it, a misaligned or out-of-range request.
  *
- * Threads: one.  The _now forms work on the image at once; they are recorded, and cached, like the others.
+ * Threads: one.  The _now forms work on the image at once; they are recorded, and cached, like the
+ *          others.
  */
 #ifndef DLBLK_TESTS_FAKE_DISK_H
 #define DLBLK_TESTS_FAKE_DISK_H
@@ -99,7 +101,10 @@ void fake_disk_step(struct fake_disk *fake);
 /* The I/Os in flight. */
 uint32_t fake_disk_pending(const struct fake_disk *fake);
 
-/* Of these: of a kind, beginning in [from_bytes, to_bytes), of at least length_min bytes; flushes are everywhere. */
+/*
+ * Of these: of a kind, beginning in [from_bytes, to_bytes), of at least length_min bytes; flushes
+ * are everywhere.
+ */
 uint32_t fake_disk_count(const struct fake_disk *fake, enum disk_io_kind kind, uint64_t from_bytes,
                          uint64_t to_bytes, uint64_t length_min);
 
@@ -114,8 +119,9 @@ void fake_disk_settle(struct fake_disk *fake);
 void fake_disk_fail(struct fake_disk *fake, enum disk_io_kind kind, uint64_t countdown,
                     uint64_t count, int err, uint64_t from_bytes, uint64_t to_bytes);
 /*
- * The power goes during the (countdown + 1)-th write or flush from now, for callers that use the blocking forms: that one
- * is torn, and everything fails with -EIO and changes nothing until fake_disk_crash(), which also restores the power.
+ * The power goes during the (countdown + 1)-th write or flush from now, for callers that use the
+ * blocking forms: that one is torn, and everything fails with -EIO and changes nothing until
+ * fake_disk_crash(), which also restores the power.
  */
 void fake_disk_power_off_after(struct fake_disk *fake, uint64_t countdown);
 /* Reads that touch the range fail with -EIO until it is written again. */

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_env.h: a deterministic env without links: virtual time, timers, deferred tasks, seeded randomness.
+ * fake_env.h: a deterministic env without links: virtual time, timers, deferred tasks, seeded
+ * randomness.
  *
- * Things that complete by themselves (the fake disk, the fake index) register as a *source*.  One turn runs one event:
- * a completion of a source picked at random by the number of events it has waiting, or, when no source has any (and
- * now and then otherwise), the next timer, to whose deadline the virtual clock jumps.  Deferred tasks run after each
- * event, then the turn hooks (an engine's turn_end).
+ * Things that complete by themselves (the fake disk, the fake index) register as a *source*.  One
+ * turn runs one event:  a completion of a source picked at random by the number of events it has
+ * waiting, or, when no source has any (and now and then otherwise), the next timer, to whose
+ * deadline the virtual clock jumps.  Deferred tasks run after each event, then the turn hooks (an
+ * engine's turn_end).
  *
  *     fake_env_init(&env, seed);
  *     fake_disk_init(&disk, &env, size_bytes, ...);
@@ -43,7 +45,8 @@ struct fake_env {
     uint64_t time_ns;
     struct fake_rng rng; /* the order of events */
     struct fake_rng
-        core_rng; /* what env_random() gives: apart, so that a core's use of it doesn't change the order */
+        /* what env_random() gives: apart, so that a core's use of it doesn't change the order */
+        core_rng;
     struct env_timer **heap; /* [1 .. heap_count] */
     uint32_t heap_count, heap_capacity;
     struct env_task **tasks;
@@ -65,7 +68,10 @@ void fake_env_remove_source(struct fake_env *fake, const void *context);
 void fake_env_add_turn_end(struct fake_env *fake, void (*fn)(void *context), void *context);
 void fake_env_remove_turn_end(struct fake_env *fake, const void *context);
 
-/* One event, the tasks after it, the turn hooks, the tasks after those.  False: nothing is left that could happen. */
+/*
+ * One event, the tasks after it, the turn hooks, the tasks after those.  False: nothing is left
+ * that could happen.
+ */
 bool fake_env_turn(struct fake_env *fake);
 /* As above, without an event: what a caller started from outside becomes visible. */
 void fake_env_settle(struct fake_env *fake);
@@ -74,8 +80,8 @@ bool fake_env_run(struct fake_env *fake, const bool *done, uint64_t max_turns);
 /* Turns until nothing is left but timers later than limit_ns from now. */
 void fake_env_run_for(struct fake_env *fake, uint64_t limit_ns);
 /*
- * The process died: timers and tasks are forgotten, hooks too; the sources stay.  What stops its timers when it is
- * destroyed is destroyed before.
+ * The process died: timers and tasks are forgotten, hooks too; the sources stay.  What stops its
+ * timers when it is destroyed is destroyed before.
  */
 void fake_env_crash(struct fake_env *fake);
 

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_index.h: index.h in memory, with all the freedom that the interface leaves to an implementation.
+ * fake_index.h: index.h in memory, with all the freedom that the interface leaves to an
+ * implementation.
  *
  * - Batches are applied in order, each at a random moment between its start and its completion.
- * - A get sees the state of some moment between its start and its completion: batches that were started after it may be in it,
- *   and a batch that was started before it may be missing, unless its completion had been reported.
+ * - A get sees the state of some moment between its start and its completion: batches that were
+ *   started after it may be in it, and a batch that was started before it may be missing, unless
+ *   its completion had been reported.
  * - A flush makes durable what had completed when it was started, and sometimes more.
- * - fake_index_crash() keeps a random prefix of the batches since then, also of those that were still under way.
+ * - fake_index_crash() keeps a random prefix of the batches since then, also of those that were
+ *   still under way.
  * - Faults: gets, batches, flushes that fail; a stored value with a flipped bit.
  *
- * The object outlives the engine: close() only checks that nothing is under way, fake_index_reopen() is the next life.
+ * The object outlives the engine: close() only checks that nothing is under way,
+ * fake_index_reopen() is the next life.
  *
  * Threads: one.
  */
@@ -64,7 +68,10 @@ uint32_t fake_index_gets(const struct fake_index *fake);
 uint32_t fake_index_flushes(const struct fake_index *fake);
 uint32_t fake_index_batches(const struct fake_index *fake);
 
-/* Look and change behind the engine's back.  The value is the fake's, valid until the next call that changes it. */
+/*
+ * Look and change behind the engine's back.  The value is the fake's, valid until the next call
+ * that changes it.
+ */
 const uint8_t *fake_index_peek(const struct fake_index *fake, const void *key, uint32_t key_bytes,
                                uint32_t *ret_value_bytes);
 bool fake_index_flip_bit(struct fake_index *fake, const void *key, uint32_t key_bytes,

@@ -34,7 +34,10 @@ struct dlblk_volume {
     uint64_t in_flight;
 };
 
-/* What the device thread works through; linked by dlblk_private[0], the volume is in [1], the due time in [2]. */
+/*
+ * What the device thread works through; linked by dlblk_private[0], the volume is in [1], the due
+ * time in [2].
+ */
 static struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;

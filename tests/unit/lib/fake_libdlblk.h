@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_libdlblk.h: a libdlblk without a cluster: volumes are memory, the metadata service is an array.
+ * fake_libdlblk.h: a libdlblk without a cluster: volumes are memory, the metadata service is an
+ * array.
  *
- * Linked in place of the library, it lets front ends be tested without daemons.  Requests are carried out by one thread in
- * the order of their submission, which is what libdlblk promises for requests that overlap, and after a delay, so that
- * many are in flight.
+ * Linked in place of the library, it lets front ends be tested without daemons.  Requests are
+ * carried out by one thread in the order of their submission, which is what libdlblk promises for
+ * requests that overlap, and after a delay, so that many are in flight.
  *
- * A process that can't call the functions below takes volumes and a fault from its environment when the first client is
- * created: FAKE_LIBDLBLK_VOLUMES="NAME MIB BLOCK ..." and FAKE_LIBDLBLK_FAIL="OP COUNTDOWN DL_E_NAME".
+ * A process that can't call the functions below takes volumes and a fault from its environment when
+ * the first client is created: FAKE_LIBDLBLK_VOLUMES="NAME MIB BLOCK ..." and
+ * FAKE_LIBDLBLK_FAIL="OP COUNTDOWN DL_E_NAME".
  *
- * Threads: as client.h says; the functions here from the test's thread while no request is in flight.
+ * Threads: as client.h says; the functions here from the test's thread while no request is in
+ *          flight.
  */
 #ifndef DLBLK_TESTS_FAKE_LIBDLBLK_H
 #define DLBLK_TESTS_FAKE_LIBDLBLK_H
@@ -45,7 +48,9 @@ uint32_t fake_libdlblk_client_count(void);
 uint32_t fake_libdlblk_attach_count(void);
 /* Flags of the last dlblk_volume_open(). */
 uint32_t fake_libdlblk_open_flags(void);
-/* What the last dlblk_client_create() was given; the strings are copies, NULL where there was none. */
+/*
+ * What the last dlblk_client_create() was given; the strings are copies, NULL where there was none.
+ */
 const struct dlblk_client_options *fake_libdlblk_client_options(void);
 /* What the last dlblk_volume_create() was given. */
 const struct dlblk_volume_spec *fake_libdlblk_volume_spec(void);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_rng.h: the seeded randomness of tests (splitmix64): the same seed gives the same history on every machine.
+ * fake_rng.h: the seeded randomness of tests (splitmix64): the same seed gives the same history on
+ * every machine.
  */
 #ifndef DLBLK_TESTS_FAKE_RNG_H
 #define DLBLK_TESTS_FAKE_RNG_H

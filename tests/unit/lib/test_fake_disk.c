@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fake disk loses on a crash what a disk may lose and nothing else: what a flush covered stays, of the rest every subset
- * comes up over many seeds, in whole writes, blocks and 512-byte pieces.  It completes I/Os in many orders, fails the
- * ones it is told to, and sees a user who breaks the rules.
+ * The fake disk loses on a crash what a disk may lose and nothing else: what a flush covered stays,
+ * of the rest every subset comes up over many seeds, in whole writes, blocks and 512-byte pieces.
+ * It completes I/Os in many orders, fails the ones it is told to, and sees a user who breaks the
+ * rules.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -113,7 +114,10 @@ test_crash_keeps_what_a_flush_covered(void **state)
     }
 }
 
-/* A flush submitted before the write had completed covers it only by luck: over the seeds it is lost, kept and torn. */
+/*
+ * A flush submitted before the write had completed covers it only by luck: over the seeds it is
+ * lost, kept and torn.
+ */
 static void
 test_crash_loses_any_part_of_the_rest(void **state)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fake index concatenates merges, and after a crash has a prefix of its batches: at least what a flush covered, at most
- * all that were started, never a later one without an earlier one.
+ * The fake index concatenates merges, and after a crash has a prefix of its batches: at least what
+ * a flush covered, at most all that were started, never a later one without an earlier one.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -329,7 +329,9 @@ test_interrupted_attach_is_taken_over(void **state)
     fixture_fini(&t.f);
 }
 
-/* The client is gone when its lease is committed: nobody waits there, the next one need not either. */
+/*
+ * The client is gone when its lease is committed: nobody waits there, the next one need not either.
+ */
 static void
 test_client_dies_while_its_lease_is_committed(void **state)
 {

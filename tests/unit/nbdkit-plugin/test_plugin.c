@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The plugin inside a real nbdkit, with libnbd as its client and fake_libdlblk behind it: what it advertises, that each
- * kind of request does what NBD says, which errors clients see, which exports there are, and that a wrong
- * configuration is refused before nbdkit listens.
+ * The plugin inside a real nbdkit, with libnbd as its client and fake_libdlblk behind it: what it
+ * advertises, that each kind of request does what NBD says, which errors clients see, which exports
+ * there are, and that a wrong configuration is refused before nbdkit listens.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -22,7 +22,9 @@
 
 static char *const no_parameters[] = {NULL};
 
-/* A client of an nbdkit of its own, which ends with the connection.  Returns NULL if it is refused. */
+/*
+ * A client of an nbdkit of its own, which ends with the connection.  Returns NULL if it is refused.
+ */
 static struct nbd_handle *
 connect_to(const char *export, const char *fault, char *const parameters[])
 {
@@ -287,8 +289,8 @@ start_nbdkit(const char *folder)
 }
 
 /*
- * Told to end while a client is connected, nbdkit waits until the client goes, and doesn't close the connection
- * then: the volume is detached all the same, and nothing asserts.
+ * Told to end while a client is connected, nbdkit waits until the client goes, and doesn't close
+ * the connection then: the volume is detached all the same, and nothing asserts.
  */
 static void
 test_ends_while_a_client_is_connected(void **state)

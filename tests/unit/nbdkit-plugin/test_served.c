@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A volume is attached once for all its connections, and given back when the last has gone; connections that come at
- * the same time share it; one that can't be attached leaves nothing behind.
+ * A volume is attached once for all its connections, and given back when the last has gone;
+ * connections that come at the same time share it; one that can't be attached leaves nothing
+ * behind.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Frames: what is built is decoded to the same values; every single flipped bit of header or body is found; every field that can
- * be wrong is refused when it is, with correct checksums around it; bodies of every wrong length are refused; control
- * messages survive garbage, ignore fields that they don't know, and refuse enum values that they don't know.
+ * Frames: what is built is decoded to the same values; every single flipped bit of header or body
+ * is found; every field that can be wrong is refused when it is, with correct checksums around it;
+ * bodies of every wrong length are refused; control messages survive garbage, ignore fields that
+ * they don't know, and refuse enum values that they don't know.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -679,7 +680,10 @@ test_unknown_fields_are_ignored(void **state)
     protobuf_c_message_free_unpacked(&info->base, NULL);
 }
 
-/* Random bytes, and good messages with random damage, under every type: no crash, no leak (sanitizers look). */
+/*
+ * Random bytes, and good messages with random damage, under every type: no crash, no leak
+ * (sanitizers look).
+ */
 static void
 test_garbage_messages(void **state)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * docs/protocol.md is the protocol's one specification: it names every opcode with its number, every message of control.proto and every
- * constant of the frame with its value, so that a change of the code that is none of the document fails here.
+ * docs/protocol.md is the protocol's one specification: it names every opcode with its number,
+ * every message of control.proto and every constant of the frame with its value, so that a change
+ * of the code that is none of the document fails here.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A daemon's surroundings, each tried in a child process: SIGTERM arrives on the loop and lets it end in order; a second one
- * ends it at once, as does a stop that takes too long; readiness reaches systemd's socket; --version prints and exits;
- * an abort dies of its signal; limits are raised, and said to be too low where they are.
+ * A daemon's surroundings, each tried in a child process: SIGTERM arrives on the loop and lets it
+ * end in order; a second one ends it at once, as does a stop that takes too long; readiness reaches
+ * systemd's socket; --version prints and exits; an abort dies of its signal; limits are raised, and
+ * said to be too low where they are.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -166,7 +167,10 @@ test_second_signal_ends_at_once(void **state)
     (void)close(fd);
 }
 
-/* A daemon that ends by itself has torn down what on_signal works on: a signal that comes then is not told any more. */
+/*
+ * A daemon that ends by itself has torn down what on_signal works on: a signal that comes then is
+ * not told any more.
+ */
 static void
 test_signal_after_the_end_is_not_told(void **state)
 {

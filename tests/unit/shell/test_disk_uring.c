@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunkserver's disk on the reactor, once through the ring and once in place where the file allows it: what was written is
- * read back, in one piece and in several; completions never come from inside the start call; errors and short I/Os arrive as
- * errors; many I/Os at a time all complete once.
+ * The chunkserver's disk on the reactor, once through the ring and once in place where the file
+ * allows it: what was written is read back, in one piece and in several; completions never come
+ * from inside the start call; errors and short I/Os arrive as errors; many I/Os at a time all
+ * complete once.
  *
- * Runs on two filesystems: the one of $TMPDIR or /tmp, and /dev/shm, whose files can't do asynchronous I/O.
+ * Runs on two filesystems: the one of $TMPDIR or /tmp, and /dev/shm, whose files can't do
+ * asynchronous I/O.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -233,7 +235,10 @@ test_random_io_in_place_where_possible(void **state)
     random_io("/dev/shm", NULL, true);
 }
 
-/* The file ends before the I/O does: an error, not a short success.  A file that is closed to writing: its errno. */
+/*
+ * The file ends before the I/O does: an error, not a short success.  A file that is closed to
+ * writing: its errno.
+ */
 static void
 errors(const char *parent, const struct disk_uring_options *options)
 {
@@ -303,7 +308,10 @@ __wrap_preadv(int fd, const struct iovec *iov, int count, off_t offset)
     return __real_preadv(fd, iov, count, offset);
 }
 
-/* One read in place that sleeps is seen, and the next ones go to the ring for a second; writes stay where they are. */
+/*
+ * One read in place that sleeps is seen, and the next ones go to the ring for a second; writes stay
+ * where they are.
+ */
 static void
 test_sleeping_io_leaves_the_reactor(void **state)
 {

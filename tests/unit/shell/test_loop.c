@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The reactor: timers fire in the order of their deadlines and never early; deferred calls and hooks run in their
- * order before the loop sleeps; every prepared operation completes, also when there are more than the ring has
- * places; messages of many threads all arrive, each thread's in order, and wake a loop that sleeps; an idle
- * loop sleeps; a kernel that refuses gives an error that says what to do.
+ * The reactor: timers fire in the order of their deadlines and never early; deferred calls and
+ * hooks run in their order before the loop sleeps; every prepared operation completes, also when
+ * there are more than the ring has places; messages of many threads all arrive, each thread's in
+ * order, and wake a loop that sleeps; an idle loop sleeps; a kernel that refuses gives an error
+ * that says what to do.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -102,7 +103,10 @@ test_timers_fire_in_order(void **state)
     loop_destroy(loop);
 }
 
-/* A deadline that is nearer than the one the kernel has wakes the loop in time; a farther one doesn't matter. */
+/*
+ * A deadline that is nearer than the one the kernel has wakes the loop in time; a farther one
+ * doesn't matter.
+ */
 static void
 test_timer_nearer_than_the_armed_one(void **state)
 {
@@ -137,7 +141,10 @@ on_timer_again(struct env_timer *timer)
     loop_timer_start(test->loop, timer, 0);
 }
 
-/* A timer that arms itself again with no delay runs once per turn: it can't keep the loop from everything else. */
+/*
+ * A timer that arms itself again with no delay runs once per turn: it can't keep the loop from
+ * everything else.
+ */
 static void
 test_timer_without_delay_does_not_spin(void **state)
 {
@@ -155,7 +162,10 @@ test_timer_without_delay_does_not_spin(void **state)
     loop_destroy(loop);
 }
 
-/* What is started between turns, or long before the first one, counts from then, not from the last turn. */
+/*
+ * What is started between turns, or long before the first one, counts from then, not from the last
+ * turn.
+ */
 static void
 test_time_outside_of_turns(void **state)
 {
@@ -244,7 +254,8 @@ on_flush(void *context)
 }
 
 /*
- * The flush comes last although it was added first; what the hook defers runs before it, and the hook once more.
+ * The flush comes last although it was added first; what the hook defers runs before it, and the
+ * hook once more.
  */
 static void
 test_tasks_then_hooks_then_flush(void **state)
@@ -363,7 +374,10 @@ test_registered_files(void **state)
     loop_destroy(loop);
 }
 
-/* A read that was prepared for a file is one of that file, also if its place is taken by another before the turn's end. */
+/*
+ * A read that was prepared for a file is one of that file, also if its place is taken by another
+ * before the turn's end.
+ */
 static void
 test_registered_file_replaced_at_once(void **state)
 {
@@ -519,8 +533,8 @@ loop_run_thread(void *argument)
 }
 
 /*
- * Two loops on two threads hand a message to and fro, both asleep in between: a lost wake-up would hang here.
- * One of the loops was made by the other's thread.
+ * Two loops on two threads hand a message to and fro, both asleep in between: a lost wake-up would
+ * hang here.  One of the loops was made by the other's thread.
  */
 static void
 test_wake_up_of_a_sleeping_loop(void **state)
@@ -553,8 +567,9 @@ on_owner_stop(struct loop_message *message)
 }
 
 /*
- * A thread that made a loop for another one is never taken for the one that runs it, neither before that has
- * started nor while it runs nor after: a call that waits for the loop asks so whether it would wait for itself.
+ * A thread that made a loop for another one is never taken for the one that runs it, neither before
+ * that has started nor while it runs nor after: a call that waits for the loop asks so whether it
+ * would wait for itself.
  */
 static void
 test_owner_is_who_runs_the_loop(void **state)
@@ -585,12 +600,14 @@ on_stop_timer(struct env_timer *timer)
     loop_stop(test->loop);
 }
 
-/* Nothing to do for half a second: a handful of turns, and hardly any processor time, also with spin_us set. */
+/*
+ * Nothing to do for half a second: a handful of turns, and hardly any processor time, also with
+ * spin_us set.
+ */
 static void
 test_idle_loop_sleeps(void **state)
 {
-    struct loop_options options = {.spin_us = 50};
-    struct loop *loop = loop_new(&options);
+    struct loop *loop = loop_new(NULL);
     struct test_timer test = {.timer.fn = on_stop_timer, .loop = loop};
     struct loop_stats stats;
     uint64_t cpu_ns;
@@ -608,7 +625,10 @@ test_idle_loop_sleeps(void **state)
 
 /* --- refusals --- */
 
-/* In a child process: io_uring_setup fails with `errnum`; checks that the error's text and hint say what they should. */
+/*
+ * In a child process: io_uring_setup fails with `errnum`; checks that the error's text and hint say
+ * what they should.
+ */
 static void
 child_check_refusal(int errnum, const char *text, const char *hint)
 {

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Links over loopback.  Frames of all sizes arrive whole, in order, once, through small and large buffers, however the bytes
- * are cut; every frame that was queued is given back exactly once, before on_down; no callback runs inside the call
- * that starts it; a link that is closed, or whose peer dies, at any moment leaves nothing behind; a paused link
- * takes nothing; bad bytes close the one link they came on, with a reason.
+ * Links over loopback.  Frames of all sizes arrive whole, in order, once, through small and large
+ * buffers, however the bytes are cut; every frame that was queued is given back exactly once,
+ * before on_down; no callback runs inside the call that starts it; a link that is closed, or whose
+ * peer dies, at any moment leaves nothing behind; a paused link takes nothing; bad bytes close the
+ * one link they came on, with a reason.
  *
- *     client side: link_connect()  -->  loopback  -->  server side: net_listen()     both in one loop
- *     raw side:    a plain blocking socket, for bytes that no link would send
+ *     client side: link_connect()  -->  loopback  -->  server side: net_listen()     both in one
+ *     loop raw side:    a plain blocking socket, for bytes that no link would send
  */
 #include "tests/unit/lib/unit.h"
 
@@ -475,7 +476,10 @@ test_frames_of_all_sizes(void **state)
     exchange(&tiny, 300);
 }
 
-/* A stream of large frames: only the first payload passes through the buffer, the others go to their place at once. */
+/*
+ * A stream of large frames: only the first payload passes through the buffer, the others go to
+ * their place at once.
+ */
 static void
 test_large_payloads_are_not_copied(void **state)
 {
@@ -570,7 +574,10 @@ test_dropped_payloads(void **state)
 
 /* --- back-pressure --- */
 
-/* Paused in the first frame although a whole batch is there: nothing more arrives, the sender gets stuck, then all goes on. */
+/*
+ * Paused in the first frame although a whole batch is there: nothing more arrives, the sender gets
+ * stuck, then all goes on.
+ */
 static void
 test_pause_stops_the_flow(void **state)
 {
@@ -597,7 +604,10 @@ test_pause_stops_the_flow(void **state)
     pair_fini(&pair);
 }
 
-/* A core without room for a payload pauses its link in on_payload, and is asked again when it goes on. */
+/*
+ * A core without room for a payload pauses its link in on_payload, and is asked again when it goes
+ * on.
+ */
 static void
 test_no_place_for_a_payload(void **state)
 {
@@ -623,7 +633,10 @@ test_no_place_for_a_payload(void **state)
 
 /* --- the end of links --- */
 
-/* Closed while a message is stuck in a full socket: every frame comes back, the rest of them with an error. */
+/*
+ * Closed while a message is stuck in a full socket: every frame comes back, the rest of them with
+ * an error.
+ */
 static void
 test_close_in_the_middle_of_a_send(void **state)
 {
@@ -688,7 +701,10 @@ test_sends_from_on_sent_of_a_closing_link(void **state)
     pair_fini(&pair);
 }
 
-/* Closed in the middle of a payload that is received straight into the core's memory: freed in on_down, not written after. */
+/*
+ * Closed in the middle of a payload that is received straight into the core's memory: freed in
+ * on_down, not written after.
+ */
 static void
 test_close_in_the_middle_of_a_payload(void **state)
 {
@@ -1006,7 +1022,9 @@ test_bytes_one_by_one(void **state)
         for (size_t k = 0; k < lengths[i]; k++) {
             raw_send(fd, bytes[i] + k, 1);
             assert_int_equal(end->arrived, i);
-            /* The head byte by byte, the payload in larger steps, and the last bytes singly again. */
+            /*
+             * The head byte by byte, the payload in larger steps, and the last bytes singly again.
+             */
             if (k < 200 || k % 97 == 0 || k + 3 > lengths[i])
                 assert_int_equal(loop_turn(loop, 0), 0);
         }
@@ -1042,7 +1060,10 @@ static const struct bad_frame bad_frames[] = {
      -DL_E_MESSAGE_MALFORMED},
 };
 
-/* Each costs the one link it came on, after the good frame before it; the reason is told; others don't notice. */
+/*
+ * Each costs the one link it came on, after the good frame before it; the reason is told; others
+ * don't notice.
+ */
 static void
 test_bad_frames(void **state)
 {
@@ -1083,7 +1104,10 @@ test_bad_frames(void **state)
     pair_fini(&pair);
 }
 
-/* The peer goes away after each number of bytes of a frame: an end without a frame, and without a leak. */
+/*
+ * The peer goes away after each number of bytes of a frame: an end without a frame, and without a
+ * leak.
+ */
 static void
 test_truncated_frames(void **state)
 {
@@ -1192,7 +1216,10 @@ soak(uint64_t seed, uint64_t *frames, unsigned *links)
     loop_destroy(loop);
 }
 
-/* Links come and go, with pauses, closes and sends at random, through buffers of random sizes; every callback checks. */
+/*
+ * Links come and go, with pauses, closes and sends at random, through buffers of random sizes;
+ * every callback checks.
+ */
 static void
 test_soak(void **state)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Worker threads: every job runs once, off the loop's thread, and is completed once, on it; jobs run at the same time up to
- * the limit of threads and not beyond; on_done may submit the job again.
+ * Worker threads: every job runs once, off the loop's thread, and is completed once, on it; jobs
+ * run at the same time up to the limit of threads and not beyond; on_done may submit the job again.
  */
 #include "tests/unit/lib/unit.h"
 

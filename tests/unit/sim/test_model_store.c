@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The model of the store keeps what the engine promises, and loses in a crash what the engine may lose: acknowledged
- * writes are always there, of the others a prefix of groups, each whole; fences hold at once and last when they were
- * answered.
+ * The model of the store keeps what the engine promises, and loses in a crash what the engine may
+ * lose: acknowledged writes are always there, of the others a prefix of groups, each whole; fences
+ * hold at once and last when they were answered.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -198,7 +198,9 @@ on_fenced(struct store_change *change, int err)
                                              fx->writes[i].write.version));
 }
 
-/* A fence holds at once, is answered after all that came before it, and then survives every crash. */
+/*
+ * A fence holds at once, is answered after all that came before it, and then survives every crash.
+ */
 static void
 test_fence(void **state)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The simulated network keeps what env.h says of links: frames arrive whole, once, in order, or the link goes down; every
- * frame is given back before on_down; a paused link delivers nothing and loses nothing; the same seed is the same
- * history.  Shown with two processes that send each other numbered frames while links break.
+ * The simulated network keeps what env.h says of links: frames arrive whole, once, in order, or the
+ * link goes down; every frame is given back before on_down; a paused link delivers nothing and
+ * loses nothing; the same seed is the same history.  Shown with two processes that send each other
+ * numbered frames while links break.
  */
 #include "tests/unit/lib/unit.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The oracle lets right histories pass and stops wrong ones.  Each history is a function that is run in a child process; the
- * oracle ends the child with status 1 and a text that names the violation.
+ * The oracle lets right histories pass and stops wrong ones.  Each history is a function that is
+ * run in a child process; the oracle ends the child with status 1 and a text that names the
+ * violation.
  *
  *     W(e, v)  a write of value v under lease epoch e        R(e) = v  a read that returns v
  */
