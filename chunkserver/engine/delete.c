@@ -99,18 +99,20 @@ delete_cleared(struct engine *engine, struct engine_chunk *chunk)
 void
 delete_step(struct engine *engine)
 {
-    struct engine_chunk *chunk;
+    struct engine_chunk *chunk, *next;
 
     if (engine->stopped != 0 || engine->stopping)
         return;
-    list_for_each_entry (chunk, &engine->deletions, deletion_node) {
-        if (!chunk->deletion_durable || chunk->cleared)
-            continue;
+    list_for_each_entry_safe (chunk, next, &engine->deletions, deletion_node) {
+        if (!chunk->deletion_durable)
+            return; /* nor are those behind it */
         while (chunk->clear_next < chunk->leaf_count && chunk->clears_pending < DELETE_WINDOW)
             delete_leaf(engine, chunk, chunk->clear_next++);
         if (chunk->clear_next < chunk->leaf_count || chunk->clears_pending > 0)
             return; /* one chunk after the other */
         chunk->cleared = true;
+        list_remove(&chunk->deletion_node);
+        list_push_back(&engine->cleared, &chunk->deletion_node);
     }
 }
 

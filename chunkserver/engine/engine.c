@@ -195,8 +195,8 @@ engine_is_quiet(const struct engine *engine)
 {
     return !engine_has_request(engine) && list_is_empty(&engine->reads) &&
            list_is_empty(&engine->done_reads) && list_is_empty(&engine->dirty) &&
-           list_is_empty(&engine->deletions) && alloc_awaiting(&engine->alloc) == 0 &&
-           engine->records_lsn <= engine->composed_mark &&
+           list_is_empty(&engine->deletions) && list_is_empty(&engine->cleared) &&
+           alloc_awaiting(&engine->alloc) == 0 && engine->records_lsn <= engine->composed_mark &&
            engine->writeback.state == WRITEBACK_IDLE && engine->loads_pending == 0;
 }
 
@@ -434,6 +434,7 @@ engine_init_lists(struct engine *engine)
     list_init(&engine->loads);
     list_init(&engine->reads);
     list_init(&engine->deletions);
+    list_init(&engine->cleared);
     list_init(&engine->done_writes);
     list_init(&engine->done_changes);
     list_init(&engine->done_reads);

@@ -126,7 +126,8 @@ struct engine_chunk {
     uint32_t epoch_durable; /* what of the chunk's config epoch would survive a crash */
     struct list writes;     /* struct op.chunk_node: started, not acknowledged */
     /* deletion */
-    struct list deletion_node; /* engine.deletions: from the start of the deletion on */
+    struct list
+        deletion_node; /* engine.deletions, from the start of the deletion on; engine.cleared */
     bool deletion_durable;
     uint32_t clear_next;     /* leaf to look at next */
     uint32_t clears_pending; /* leaves being read or cleared */
@@ -341,7 +342,8 @@ struct engine {
     struct list reads;
     uint64_t read_seq;
 
-    struct list deletions; /* struct engine_chunk */
+    struct list deletions; /* struct engine_chunk: its leaves are still to be cleared */
+    struct list cleared;   /* ... they are; it is forgotten when the tail has passed its records */
     struct writeback writeback;
 
     /* completions of requests that need no I/O, next turn */

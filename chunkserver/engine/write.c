@@ -425,17 +425,23 @@ write_check(const struct engine *engine, const struct store_write *write)
     return 0;
 }
 
-/* Was this very chunk deleted, so that the write is a late one?  Its successor has a higher config epoch. */
 static bool
-write_is_of_deleted(const struct engine *engine, const struct store_write *write)
+write_is_in_list(const struct list *deletions, const struct store_write *write)
 {
     const struct engine_chunk *chunk;
 
-    list_for_each_entry (chunk, &engine->deletions, deletion_node)
+    list_for_each_entry (chunk, deletions, deletion_node)
         if (memcmp(&chunk->chunk->key, &write->key, sizeof(write->key)) == 0 &&
             write->config_epoch <= chunk->chunk->config_epoch)
             return true;
     return false;
+}
+
+/* Was this very chunk deleted, so that the write is a late one?  Its successor has a higher config epoch. */
+static bool
+write_is_of_deleted(const struct engine *engine, const struct store_write *write)
+{
+    return write_is_in_list(&engine->deletions, write) || write_is_in_list(&engine->cleared, write);
 }
 
 struct engine_chunk *

@@ -26,6 +26,8 @@
 #include "chunkserver/engine/engine_private.h"
 #include "common/mutant.h"
 
+#define FORGOTTEN_KEYS_MAX 4096u /* deleted in one batch, but for the last chunk's */
+
 enum staged_kind { STAGED_PUT, STAGED_MERGE, STAGED_DELETE };
 
 /* --- staging: the batch's bytes, until it may enter the index --- */
@@ -306,16 +308,19 @@ collect(struct engine *engine)
     }
 }
 
+/* Those that were cleared first are free to go first: the tail passes their records in that order. */
 static void
 collect_forgotten(struct engine *engine)
 {
     struct engine_chunk *chunk;
+    uint64_t keys = 0;
 
-    list_for_each_entry (chunk, &engine->deletions, deletion_node) {
+    list_for_each_entry (chunk, &engine->cleared, deletion_node) {
         int err;
 
-        if (!delete_may_forget(engine, chunk))
-            continue;
+        if (keys >= FORGOTTEN_KEYS_MAX || !delete_may_forget(engine, chunk))
+            return;
+        keys += 1 + chunk->leaf_count;
         err = vec_push(&engine->writeback.forgotten, chunk);
         dl_assert(err == 0);
         if (list_is_linked(&chunk->dirty.node))
