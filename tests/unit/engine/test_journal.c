@@ -280,6 +280,61 @@ test_nonsense_is_refused(void **state)
     assert_true(refused > tried / 10);
 }
 
+/* How parsing ends, and after how many records. */
+static int
+last_result(const struct journal_header *header, const void *bytes, uint32_t *ret_count)
+{
+    struct journal_record record;
+    struct journal_iter iter;
+    int result;
+
+    *ret_count = 0;
+    journal_iter_init(&iter, bytes, header);
+    while ((result = journal_iter_next(&iter, &record)) > 0)
+        ++*ret_count;
+    return result;
+}
+
+static void
+test_wrong_number_of_records(void **state)
+{
+    struct journal_header header = header_make();
+    uint32_t count;
+
+    (void)state;
+    compose_all(&header);
+    assert_int_equal(last_result(&header, buffer, &count), 0);
+    header.record_count++;
+    assert_int_equal(last_result(&header, buffer, &count), -DL_E_DISK_DAMAGED);
+    header.record_count -= 2;
+    assert_int_equal(last_result(&header, buffer, &count), -DL_E_DISK_DAMAGED);
+}
+
+/* A record that says of itself, consistently, that it is longer than what is left of the body. */
+static void
+test_record_beyond_the_body(void **state)
+{
+    struct journal_header header = header_make();
+    struct journal_compose compose;
+    struct record_extents_disk disk;
+    uint8_t *at = buffer + sizeof(struct journal_header_disk);
+    uint32_t count;
+
+    (void)state;
+    journal_compose_init(&compose, buffer, UNIT_BYTES);
+    journal_put_runs_begin(&compose, RECORD_FREE);
+    assert_int_equal(journal_put_run(&compose, 5, 1), 1);
+    journal_put_runs_end(&compose);
+    journal_compose_seal(&compose, &header);
+    assert_int_equal(last_result(&header, buffer, &count), 0);
+    memcpy(&disk, at, sizeof(disk));
+    disk.extent_count = le32_of(2);
+    disk.header.bytes = le16_of(sizeof(disk) + 2 * sizeof(struct extent_disk));
+    memcpy(at, &disk, sizeof(disk));
+    assert_int_equal(last_result(&header, buffer, &count), -DL_E_DISK_DAMAGED);
+    assert_int_equal(count, 0);
+}
+
 UNIT_MAIN(cmocka_unit_test_setup_teardown(test_small_write_is_small, setup, teardown),
           cmocka_unit_test_setup_teardown(test_largest_record_fits, setup, teardown),
           cmocka_unit_test_setup_teardown(test_every_kind_comes_back, setup, teardown),
@@ -287,4 +342,6 @@ UNIT_MAIN(cmocka_unit_test_setup_teardown(test_small_write_is_small, setup, tear
           cmocka_unit_test_setup_teardown(test_flipped_bits_are_refused, setup, teardown),
           cmocka_unit_test_setup_teardown(test_foreign_blocks_are_refused, setup, teardown),
           cmocka_unit_test_setup_teardown(test_unknown_format, setup, teardown),
+          cmocka_unit_test_setup_teardown(test_wrong_number_of_records, setup, teardown),
+          cmocka_unit_test_setup_teardown(test_record_beyond_the_body, setup, teardown),
           cmocka_unit_test_setup_teardown(test_nonsense_is_refused, setup, teardown))

@@ -219,6 +219,29 @@ test_power_failure_while_storing(void **state)
     assert_true(new_found > 20);
 }
 
+/* The copy that is written first is not the only one that is good: that it could be torn must not matter. */
+static void
+test_the_good_copy_is_written_last(void **state)
+{
+    (void)state;
+    for (unsigned bad = 0; bad < SUPERBLOCK_COPIES; bad++) {
+        struct rig rig;
+        uint32_t idx = 0;
+
+        rig_init(&rig, bad);
+        fake_disk_flip_bit(&rig.disk, superblock_copy_offset(DISK_BYTES, bad) + 30, 1);
+        rig.disk.record = true;
+        assert_int_equal(superblock_store_now(&rig.disk.disk, &rig.superblock, NULL), 0);
+        while (rig.disk.log[idx].kind != DISK_WRITE)
+            idx++;
+        assert_int_equal(rig.disk.log[idx].offset_bytes, superblock_copy_offset(DISK_BYTES, bad));
+        assert_int_equal(rig.disk.log[idx + 1].kind, DISK_FLUSH);
+        assert_int_equal(rig.disk.log[idx + 2].offset_bytes,
+                         superblock_copy_offset(DISK_BYTES, 1 - bad));
+        rig_fini(&rig);
+    }
+}
+
 /* Power fails in the middle of formatting a disk that was in use: it is the old disk, untouched, or none. */
 static void
 test_power_failure_while_formatting(void **state)
@@ -283,5 +306,6 @@ UNIT_MAIN(cmocka_unit_test(test_bytes_come_back), cmocka_unit_test(test_flipped_
           cmocka_unit_test(test_without_copies_both_problems_are_named),
           cmocka_unit_test(test_smaller_disk_is_refused),
           cmocka_unit_test(test_power_failure_while_storing),
+          cmocka_unit_test(test_the_good_copy_is_written_last),
           cmocka_unit_test(test_power_failure_while_formatting),
           cmocka_unit_test(test_format_refuses_what_does_not_fit))
