@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/mutant.h"
 
 #define DELETE_WINDOW 16u
 
@@ -119,7 +120,8 @@ delete_step(struct engine *engine)
 bool
 delete_may_forget(const struct engine *engine, const struct engine_chunk *chunk)
 {
-    if (!chunk->cleared || chunk->refs > 0 || chunk->last_lsn >= engine->tail)
+    if (!chunk->cleared || chunk->refs > 0 ||
+        (chunk->last_lsn >= engine->tail && !DLBLK_MUTANT(forget_early)))
         return false;
     for (uint32_t i = 0; i < chunk->leaf_capacity; i++)
         if (chunk->leaves[i] != NULL && leaf_is_pinned(chunk->leaves[i]))
