@@ -5,15 +5,12 @@
  * Open:   ATTACH, then the rest of the map by MAP_GET, then the takeover begins if there is one;
  *         open->on_done.
  *
- * Close:  OPEN ---> DRAINING --- no request left ---> SETTLING --- all stable and confirmed, or 5 s
- *         ---> DETACHING ---> CLOSED
- *                       \------------------------ fenced: nothing to detach
- *                       ----------------------------------------------^
+ * Close:  OPEN --> DRAINING --> SETTLING --> DETACHING --> CLOSED
  *
  *   DRAINING   suspends: requests in flight (each has its deadline)
  *   SETTLING   suspends: the takeover, ranges that failed writes left undecided, STABLE's answers;
- *   what is not over when
- *              its time is, is given up: the next owner will do it
+ *              what is not over when its time is, is given up: the next owner will do it.  A volume
+ *              that somebody else has is not waited for, and not detached
  *   DETACHING  suspends: operations of our own to end, then the answer to DETACH
  *
  * client_close_step() runs in the volume's task only, so that the volume never vanishes under

@@ -80,8 +80,9 @@ typedef void (*client_meta_call_fn)(struct client_meta_call *call, int err);
 
 /*
  * One request.  Sent again after each loss of the connection until it is answered, or until
- *   patient == false: the metadata service has been unreachable for connect_timeout_ms
- *   (-DL_E_META_UNREACHABLE), timeout_ms != 0:  that much time has passed in all (-DL_E_TIMEOUT).
+ *   - the metadata service has been unreachable for connect_timeout_ms (-DL_E_META_UNREACHABLE),
+ *     unless the call is patient,
+ *   - timeout_ms have passed in all (-DL_E_TIMEOUT), unless that is 0.
  */
 struct client_meta_call {
     uint16_t opcode;

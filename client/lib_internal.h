@@ -3,8 +3,9 @@
  * lib_internal.h: what the files of libdlblk share: a client core on a loop of its own, in a thread
  * of its own.
  *
- *   lib.c         clients: thread, settings, events        lib_volume.c   volumes, requests,
- *   extents lib_admin.c   administration
+ *   lib.c         clients: thread, settings, events
+ *   lib_volume.c  volumes, requests, extents
+ *   lib_admin.c   administration
  *
  * Threads: a call (lib_call) is made on the caller's stack, handed to the loop by loop_post(), and
  * waited for on a semaphore.  Requests are handed over in the same way, and nobody waits.

@@ -2,20 +2,27 @@
 /*
  * read_op.c: one piece read.
  *
- *   START --- range granted ---> LOCKED --- segment ready ---> ASK --- reply ---> ANSWERED ---
- *   right ---> DONE
- *     ^                            |  |                         ^                    |
- *     +--- unsettled: let go, -----+  +--- not allocated:       +-- another slot ----+
- *          wait, once more                 zeroes ---> DONE
+ *   START --> LOCKED --> ASK --> ANSWERED --> DONE
+ *     ^        |  |       ^         |
+ *     +- (a) --+  |       +-- (c) --+
+ *                 +- (b) -> DONE
+ *
+ *   (a) unsettled: let the range go, wait, once more
+ *   (b) not allocated: zeroes
+ *   (c) it could not deliver: another slot
  *
  *   START     suspends: earlier writes of overlapping ranges; or, after an unsettled range was met,
- *   the retry list LOCKED    suspends: the segment is being taken over ASK       suspends: no slot
- *   can be asked just now (retry list) ANSWERED  suspends before it: the reply
+ *             the retry list
+ *   LOCKED    suspends: the segment is being taken over
+ *   ASK       suspends: no slot can be asked just now (retry list)
+ *   ANSWERED  suspends before it: the reply
  *
  * A read of our own (read_own) begins in ASK.  From every state that suspends an abort (deadline,
- * fence) leads to DONE. The memory that the reply goes to (the caller's, or a bounce buffer)
- * belongs to the link from on_payload until on_frame or on_down: so nobody but on_done of the call
- * ends the op while a call is active.
+ * fence) leads to DONE.
+ *
+ * The memory that the reply goes to (the caller's, or a bounce buffer) belongs to the link from
+ * on_payload until on_frame or on_down: so nobody but on_done of the call ends the op while a call
+ * is active.
  */
 #include "client/read_op.h"
 

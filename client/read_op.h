@@ -32,9 +32,7 @@ struct read_own {
     struct segment *segment;
     uint32_t first_sector;
     uint32_t sector_count;
-    uint32_t
-        /* READ_ANY_SLOT, or only this one: a checksum error or a lost sector is reported at once */
-        slot;
+    uint32_t slot;  /* READ_ANY_SLOT; or only this one, which reports what it can't deliver */
     void *buffer;   /* NULL: only the kinds matter */
     uint8_t *kinds; /* sector_count of them; NULL: they don't matter */
     uint64_t deadline_ns;

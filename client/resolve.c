@@ -11,9 +11,9 @@
  *                                 v
  *                               DONE
  *
- *   START  suspends: the range lock, or the volume's task (nothing happens inside
- *   client_resolve_start()) READ   suspends: a slot's answer, for as long as it is away WRITE
- *   suspends: all slots' acknowledgements
+ *   START  suspends: the range lock, or a task (nothing happens inside client_resolve_start())
+ *   READ   suspends: a slot's answer, for as long as it is away
+ *   WRITE  suspends: all slots' acknowledgements
  *
  * A run is a row of sectors that all have data, or all have none: the latter become a zero extent.
  */

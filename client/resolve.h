@@ -25,9 +25,7 @@ struct resolve_range {
      * highest; from a lower one only if those that list more can't deliver it.
      */
     uint64_t ranks[WIRE_SLOTS_MAX];
-    bool
-        /* ranks are versions: slots that all list the same are alike, even if none can be read */
-        listed;
+    bool listed;    /* ranks are versions: who lists the same is alike, readable or not */
     bool exclusive; /* take the range lock */
     resolve_fn on_done;
     void *context;

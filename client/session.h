@@ -7,9 +7,9 @@
  *        IDLE ------------> CONNECTING -------> HELLO -----------------> UP
  *                            ^    |  on_down      | on_down, refused      | on_down
  *                            |    v               v                       v
- *                            +-- WAIT <-----------+-----------------------+      10 ms .. 1 s, with
- *                            jitter
+ *                            +-- WAIT <-----------+-----------------------+
  *
+ *        WAIT: 10 ms .. 1 s, with jitter
  *        any --- stop ---> STOPPED, at once without a link, else with its on_down
  *
  * A request in flight is a session_call: embedded in what it serves, in the session's table from

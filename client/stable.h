@@ -5,9 +5,8 @@
  * A segment that has been written has a writer, until all it wrote is stable and every slot has
  * confirmed that:
  *
- *     sequence   1 2 3 4 5 6 7 8 9      given under this lease: version = lease epoch << 40 |
- *                sequence
- *     done       x x x . x x . . x      on all slots, or never sent
+ *     sequence   1 2 3 4 5 6 7 8 9    given under this lease; version = lease << 40 | sequence
+ *     done       x x x . x x . . x    on all slots, or never sent
  *                    ^ S = 3
  *     outstanding: sequence_last - S, at most STABLE_WINDOW; further writes wait for credit
  *
@@ -27,7 +26,9 @@
 #include "common/vec.h"
 
 #define STABLE_WINDOW 1024u
-/* Of the window, for settling: else writes that failed could take the room that mending them needs. */
+/*
+ * Of the window, for settling: else writes that failed could take the room that mending them needs.
+ */
 #define STABLE_RESERVE 64u
 #define STABLE_IDLE_NS (100 * CLIENT_NS_PER_MS)
 static_assert((STABLE_WINDOW & (STABLE_WINDOW - 1)) == 0 && STABLE_WINDOW % 64 == 0, "bitmap");

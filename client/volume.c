@@ -2,8 +2,8 @@
 /*
  * volume.c: requests of a volume: from the queue to pieces, and from the last piece to on_done.
  *
- *   submit --> queue --- room for it ---> pieces: one operation each --- all have ended ---> done
- *   --- task ---> on_done
+ *   submit --> queue -- room for it --> pieces, one operation each -- all ended --> done
+ *                                                             done -- task --> on_done
  *
  * Pieces are made strictly in the order of submission, and each takes its place in the range lock
  * at once: so requests that overlap take effect in that order.  volume->order holds writes and

@@ -2,12 +2,12 @@
 /*
  * volume_internal.h: a volume, as the files of the client's core share it.
  *
- *   volume.c     requests: queue, pieces, flush, completion          attach.c   open, close, meta's
- *   news
- *   read_op.c    one piece read            write_op.c  one piece written, or zeroed
- *   map.c        segments and slots        allocate.c  segments asked for
- *   stable.c     versions, S               unsettled.c ranges that a failed write left undecided
- *   resolve.c    rewriting a range alike   takeover.c  which ranges, after an unclean owner
+ *   volume.c     requests: queue, pieces, flush, completion
+ *   io_op.c      what all operations do          attach.c     open, close, meta's news
+ *   read_op.c    one piece read                  write_op.c   one piece written, or zeroed
+ *   map.c        segments and slots              allocate.c   segments asked for
+ *   stable.c     versions, S                     unsettled.c  ranges left undecided
+ *   resolve.c    making a range alike            takeover.c   which, after an unclean owner
  *   extents.c    where data is
  */
 #ifndef DLBLK_CLIENT_VOLUME_INTERNAL_H
@@ -42,8 +42,7 @@ struct request_state {
     uint64_t deadline_ns;
     uint32_t pieces_pending; /* 1 more until all have been made */
     int err;
-    uint32_t
-        iov_idx; /* READ, WRITE: where progress_bytes is; zeroes: the member of the stripe set */
+    uint32_t iov_idx; /* where progress_bytes is; of zeroes: the member of the stripe set */
     uint32_t iov_skip_bytes;
 };
 static_assert(sizeof(struct request_state) <= sizeof(((struct dlblk_request *)0)->dlblk_private),

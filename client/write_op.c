@@ -2,27 +2,22 @@
 /*
  * write_op.c: one piece written to all slots.
  *
- *   START --- range granted ---> LOCKED --- segment ready ---> FILL --- old sectors here ---> BUILT
- *     ^                            |  |                                                         |
- *     version taken
- *     +--- unsettled: let go, -----+  +--- zeroes, and not allocated ---> DONE                  v
- *          wait, once more                                                 ^                  SLOTS
- *          <---------+
- *                                                                          |                    |
- *                                                                          all slots   | new map:
- *                                       all acknowledged, or given up      |                    v
- *                                       are final  | again
- *                                                                          +----------------
- *                                                                          ANSWERED --------+
- *                                                                               |
- *                                            the caller changed its buffer: copy, new version --->
- *                                            BUILT
+ *   START --> LOCKED --> FILL --> BUILT --> SLOTS --> ANSWERED --> DONE
+ *     ^        |  |                ^         ^          |  |
+ *     +- (a) --+  +- (b) -> DONE   |         +--- (c) --+  |
+ *                                  +--------- (d) ---------+
  *
- *   START   suspends: earlier requests of overlapping ranges; or, after an unsettled range was met,
- *   the retry list LOCKED  suspends: allocation, or the takeover of the segment FILL    suspends:
- *   reads of sectors that the request covers in part BUILT   suspends: credit, when STABLE_WINDOW
- *   versions are above S SLOTS   suspends: answers; servers that are away (parked there); the retry
- *   list
+ *   (a) unsettled: let the range go, wait, once more
+ *   (b) zeroes, and the segment is not allocated
+ *   (c) the map has changed: again, to all its slots
+ *   (d) the caller has changed its buffer: a copy becomes another version
+ *
+ *   START   suspends: earlier requests of overlapping ranges; or, after an unsettled range was
+ *           met, the retry list
+ *   LOCKED  suspends: allocation, or the takeover of the segment
+ *   FILL    suspends: reads of sectors that the request covers in part
+ *   BUILT   suspends: credit, when too many versions are above S
+ *   SLOTS   suspends: answers; servers that are away (parked there); the retry list
  *
  * ANSWERED is where a slot that failed for good is judged.  Ejecting it belongs here: config epoch
  * + 1, then SLOTS again under the new map.  As long as slots are not ejected the request fails, and

@@ -168,7 +168,10 @@ test_zeroes_stay_undecided_too(void **state)
     close_clean(f, volume);
 }
 
-/* While it is being settled nobody else writes there: else what was read before would be written over what came after. */
+/*
+ * While it is being settled nobody else writes there: else what was read before would be written
+ * over what came after.
+ */
 static void
 test_settling_keeps_others_out(void **state)
 {
