@@ -107,7 +107,10 @@ struct env_ops {
      * On a link that is not up on_sent gets -DL_E_CONNECTION_LOST.  Order of frames is kept.
      */
     void (*link_send)(struct env *env, struct link *link, struct frame_out *frame);
-    /* on_down follows, with err; no on_frame after this call. */
+    /*
+     * on_down follows, with err; no on_frame after this call.  Frames queued before it are still
+     * handed over if that needs no waiting; all others are given back with an error.
+     */
     void (*link_close)(struct env *env, struct link *link);
     /*
      * Flow control for servers: a paused link receives nothing more (the kernel's socket buffers

@@ -104,14 +104,10 @@ link_take_body(struct net_link *link)
     return true;
 }
 
-/* A core that has no room for the payload pauses the link, and is asked again when it goes on. */
 static bool
 link_take_place(struct net_link *link)
 {
-    link->frame.body = link->buffer + link->begin + FRAME_HEADER_BYTES;
     link->frame.payload = link->link.events->on_payload(link->link.core, &link->link, &link->frame);
-    if (link->state != LINK_UP || (link->frame.payload == NULL && link->paused))
-        return false;
     link->receive_state = RECEIVE_PAYLOAD;
     return true;
 }

@@ -533,8 +533,8 @@ loop_run_thread(void *argument)
 }
 
 /*
- * Two loops on two threads hand a message to and fro, both asleep in between: a lost wake-up would
- * hang here.  One of the loops was made by the other's thread.
+ * Two loops on two threads hand a message back and forth, both asleep in between: a lost wake-up
+ * would hang here.  One of the loops was made by the other's thread.
  */
 static void
 test_wake_up_of_a_sleeping_loop(void **state)
@@ -600,10 +600,7 @@ on_stop_timer(struct env_timer *timer)
     loop_stop(test->loop);
 }
 
-/*
- * Nothing to do for half a second: a handful of turns, and hardly any processor time, also with
- * spin_us set.
- */
+/* Nothing to do for half a second: a handful of turns, and hardly any processor time. */
 static void
 test_idle_loop_sleeps(void **state)
 {

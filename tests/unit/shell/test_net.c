@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Links over loopback.  Frames of all sizes arrive whole, in order, once, through small and large
- * buffers, however the bytes are cut; every frame that was queued is given back exactly once,
- * before on_down; no callback runs inside the call that starts it; a link that is closed, or whose
- * peer dies, at any moment leaves nothing behind; a paused link takes nothing; bad bytes close the
- * one link they came on, with a reason.
+ * Links over loopback.  Frames of all sizes arrive whole, in order, once, through small and large buffers, however the bytes
+ * are cut; every frame that was queued is given back exactly once, before on_down; no callback runs inside the call
+ * that starts it; a link that is closed, or whose peer dies, at any moment leaves nothing behind; a paused link
+ * takes nothing; bad bytes close the one link they came on, with a reason.
  *
- *     client side: link_connect()  -->  loopback  -->  server side: net_listen()     both in one
- *     loop raw side:    a plain blocking socket, for bytes that no link would send
+ *     client side: link_connect()  -->  loopback  -->  server side: net_listen()     both in one loop
+ *     raw side:    a plain blocking socket, for bytes that no link would send
  */
 #include "tests/unit/lib/unit.h"
 
@@ -48,8 +47,7 @@ struct end {
     uint64_t next_id;   /* of the next frame to be queued */
     uint64_t next_sent; /* of the next frame to be given back */
     uint64_t next_arrival;
-    bool drop_payload, no_place, pause_in_frame;
-    unsigned places_asked;
+    bool drop_payload, pause_in_frame;
     uint8_t *payload; /* where the payload under way goes */
     size_t payload_bytes;
     uint64_t close_after; /* close the link in the on_frame of so many arrivals; 0: never */
@@ -61,7 +59,6 @@ struct side {
     struct net_listener *listener;
     struct list ends;
     unsigned end_count;
-    bool no_place;
     bool stopped;
     char event[512];
     unsigned events;
@@ -205,7 +202,6 @@ on_accept(void *core, struct link *link)
     end->side = side;
     end->link = link;
     end->up = true;
-    end->no_place = side->no_place;
     link->user = end;
     list_push_back(&side->ends, &end->node);
     side->end_count++;
@@ -233,11 +229,6 @@ on_payload(void *core, struct link *link, const struct frame *frame)
     assert_false(end->down);
     assert_int_equal(frame->request_id, end->next_arrival);
     assert_null(end->payload);
-    end->places_asked++;
-    if (end->no_place) {
-        link_pause(link, true);
-        return NULL;
-    }
     if (end->drop_payload)
         return NULL;
     end->payload_bytes = frame->payload_bytes;
@@ -601,33 +592,6 @@ test_pause_stops_the_flow(void **state)
     pair.server_end->pause_in_frame = false;
     link_pause(pair.server_end->link, false);
     TURN_UNTIL(pair.loop, pair.server_end->arrived == 200 && pair.client_end->sent_ok == 200);
-    pair_fini(&pair);
-}
-
-/*
- * A core without room for a payload pauses its link in on_payload, and is asked again when it goes
- * on.
- */
-static void
-test_no_place_for_a_payload(void **state)
-{
-    struct pair pair;
-
-    (void)state;
-    pair_init(&pair, NULL);
-    pair.server_end->no_place = true;
-    end_send(pair.client_end, 3);
-    end_send(pair.client_end, 200);
-    TURN_UNTIL(pair.loop, pair.server_end->places_asked == 1);
-    turn_some(pair.loop);
-    assert_int_equal(pair.server_end->arrived, 0);
-    link_pause(pair.server_end->link, false);
-    TURN_UNTIL(pair.loop, pair.server_end->places_asked == 2);
-    assert_int_equal(pair.server_end->arrived, 0);
-    pair.server_end->no_place = false;
-    link_pause(pair.server_end->link, false);
-    TURN_UNTIL(pair.loop, pair.server_end->arrived == 2);
-    assert_int_equal(pair.server_end->places_asked, 4);
     pair_fini(&pair);
 }
 
@@ -1239,7 +1203,6 @@ UNIT_MAIN(cmocka_unit_test(test_frames_of_all_sizes),
           cmocka_unit_test(test_frames_of_a_turn_are_gathered),
           cmocka_unit_test(test_body_larger_than_the_buffer),
           cmocka_unit_test(test_dropped_payloads), cmocka_unit_test(test_pause_stops_the_flow),
-          cmocka_unit_test(test_no_place_for_a_payload),
           cmocka_unit_test(test_close_in_the_middle_of_a_send),
           cmocka_unit_test(test_sends_from_on_sent_of_a_closing_link),
           cmocka_unit_test(test_close_in_the_middle_of_a_payload),
