@@ -130,7 +130,7 @@ fake_on_hello(struct fake_cluster *cluster, struct fake_session *session, const 
 
     fake_require(hello != NULL && frame->opcode == OP_HELLO);
     fake_require(hello->role == DL__ROLE__ROLE_CLIENT && hello->instance.len == FAKE_ID_BYTES);
-    if (server != NULL)
+    if (server != NULL && !server->faults.any_disk)
         right = hello->cluster_id.len == FAKE_ID_BYTES &&
                 memcmp(hello->cluster_id.data, cluster->cluster_id, FAKE_ID_BYTES) == 0 &&
                 hello->server_uuid.len == FAKE_ID_BYTES &&

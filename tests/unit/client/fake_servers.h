@@ -66,6 +66,7 @@ struct fake_faults {
     bool hold_writes;          /* done, but not answered before fake_server_release() */
     bool hold_reads;
     bool lost_writes; /* neither done nor ever answered */
+    bool any_disk;    /* HELLO is answered whichever disk is meant */
     uint32_t
         close_after_writes; /* the link is closed behind so many writes, unanswered; 0: never */
 };

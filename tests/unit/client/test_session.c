@@ -173,9 +173,14 @@ test_another_disk(void **state)
     memset(f->cluster.servers[1].uuid, 0x77, sizeof(uuid));
     fixture_server_up(f, 1);
     write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 2);
-    fixture_run(f, 5 * SIM_S);
+    fixture_run(f, 4 * SIM_S);
     assert_false(write->done);
     assert_non_null(strstr(fixture_stats(f).blocked, "another disk is meant"));
+    /* It does not mind: but the client does. */
+    f->cluster.servers[1].faults.any_disk = true;
+    fixture_run(f, 3 * SIM_S);
+    assert_false(write->done);
+    assert_non_null(strstr(fixture_stats(f).blocked, "no such server"));
     fixture_server_down(f, 1);
     memcpy(f->cluster.servers[1].uuid, uuid, sizeof(uuid));
     fixture_server_up(f, 1);

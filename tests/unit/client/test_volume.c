@@ -13,14 +13,21 @@
 
 /* Closed cleanly: all slots alike, nothing pending, and the metadata service knows. */
 static void
-close_and_check(struct fixture *f, const struct fake_volume *volume)
+close_and_check_by(struct fixture *f, const struct fake_volume *volume, uint64_t limit_ns)
 {
     assert_int_equal(fixture_close(f), 0);
+    assert_true(f->world.now_ns <= limit_ns);
     fixture_check_slots_alike(f, volume);
     assert_int_equal(fixture_pending_count(f, volume), 0);
     assert_true(volume->clean);
     assert_false(volume->owned);
     fixture_destroy(f);
+}
+
+static void
+close_and_check(struct fixture *f, const struct fake_volume *volume)
+{
+    close_and_check_by(f, volume, UINT64_MAX);
 }
 
 static uint64_t
@@ -48,6 +55,7 @@ test_write_and_read(void **state)
 {
     struct fixture *f = fixture_create(1, 3);
     struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 8 * MIB);
+    uint64_t start_ns;
 
     (void)state;
     assert_int_equal(fixture_open(f, "v", 0), 0);
@@ -58,7 +66,10 @@ test_write_and_read(void **state)
     fixture_check(f, 8192, 4096, 3);
     assert_int_equal(total_reads(f), 1);
     fixture_check(f, 0, 8192, 0);
-    close_and_check(f, volume);
+    /* A close does not wait for the time after which S would go by itself. */
+    start_ns = f->world.now_ns;
+    assert_int_equal(fixture_write(f, 8192, 4096, 3), 0);
+    close_and_check_by(f, volume, start_ns + 20 * NS_PER_MS);
 }
 
 /* A request over three segments, and one over many windows and segments. */
