@@ -5,12 +5,9 @@
  *
  *             alloc_take            alloc_commit           alloc_give_up      FREE composed
  *                                   alloc_free_durable
- *     free -------------> handed out ----------> in use -------------> queued ------------> named
- *     ---------.
- *      ^                      |  (record is acknowledged)
- *      v
- *      |<---------------------'  alloc_return (never journaled, or aborted)
- *      quarantine
+ *     free -------------> handed out ----------> in use -------------> queued ------------> named ---------.
+ *      ^                      |  (record is acknowledged)                                                   v
+ *      |<---------------------'  alloc_return (never journaled, or aborted)                             quarantine
  *      `------------------------------------------------------------------------------------------------'
  *                                        alloc_release (reads begun before have ended)
  *
@@ -39,8 +36,8 @@
 #define ALLOC_SLAB_WORDS  (SLAB_BLOCKS / 64)
 #define ALLOC_CLASSES     126u /* slabs by free blocks, 8 per class */
 #define ALLOC_EXTENTS_MAX 256u
-#define ALLOC_LARGE_BLOCKS \
-    16u /* from 64 KiB on a write prefers one run, in a slab of its own kind */
+/* From 64 KiB on a write prefers one run, in a slab of its own kind. */
+#define ALLOC_LARGE_BLOCKS 16u
 
 struct alloc_slab {
     uint32_t previous, next; /* in its class */

@@ -25,9 +25,7 @@ struct check {
     char *text;
     size_t text_bytes;
     uint32_t problems;
-    bool
-        /* a leaf or the index: what they own is unknown, and that is not the engine's mistake */
-        unreadable;
+    bool unreadable; /* a leaf, or the index: what it owns is unknown */
 };
 
 static void __attribute__((format(printf, 2, 3)))

@@ -2,13 +2,16 @@
 /*
  * delete.c: giving back the space of deleted chunks, in the background.
  *
- *     DELETE durable --> leaf after leaf: read, CLEAR record, written back (empty, with its LSN)
- *                    --> all cleared, the tail past the last CLEAR --> its record and its leaves' keys leave the index
+ *     DELETE durable
+ *       --> leaf after leaf: read, CLEAR record, written back (empty, with its LSN)
+ *       --> all cleared, the tail past the last CLEAR: its record and its leaves' keys go
  *
  * Invariants:
  * 1. No other record of the chunk follows its DELETE (write.c, change.c).
- * 2. At most DELETE_WINDOW leaves of one chunk at a time are read or cleared, so that foreground writes keep their share.
- * 3. A chunk's record outlives, in the index, all journal records that name it: replay never meets an unknown chunk.
+ * 2. At most DELETE_WINDOW leaves of one chunk at a time are read or cleared, so that foreground
+ *    writes keep their share.
+ * 3. A chunk's record outlives, in the index, all journal records that name it: replay never meets
+ *    an unknown chunk.
  */
 #include <stdlib.h>
 
@@ -32,7 +35,10 @@ delete_clear(struct engine *engine, struct leaf *leaf)
 {
     struct op *op;
 
-    /* Invariant 1: nothing but a CLEAR can change it any more.  Of an unreadable leaf the key at least can go. */
+    /*
+     * Invariant 1: nothing but a CLEAR can change it any more.  Of an unreadable leaf the key at
+     * least can go.
+     */
     if (leaf->state == LEAF_LOADED && leaf_is_empty(leaf->sectors))
         return;
     op = op_create(engine, RECORD_CLEAR, leaf->chunk);

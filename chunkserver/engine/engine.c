@@ -2,8 +2,8 @@
 /*
  * engine.c: the engine's life: open, turns, timers, stop.
  *
- * Everything that could allow something else to go on calls engine_kick(); at the end of the turn one pass looks at
- * deletions, write-back and groups.  Idle engines have no timer armed.
+ * Everything that could allow something else to go on calls engine_kick(); at the end of the turn
+ * one pass looks at deletions, write-back and groups.  Idle engines have no timer armed.
  */
 #include "chunkserver/engine/engine.h"
 
@@ -127,7 +127,9 @@ static void
 engine_turn(struct engine *engine)
 {
     delete_step(engine);
-    /* What write-back stages can want a block, and a block that finds no room can want write-back. */
+    /*
+     * What write-back stages can want a block, and a block that finds no room can want write-back.
+     */
     for (int i = 0; i < 2; i++) {
         writeback_step(engine);
         group_close_all(engine);
@@ -546,7 +548,10 @@ open_geometry(struct engine *engine)
         dirty_init(&engine->pages[i].dirty, DIRTY_BITMAP);
 }
 
-/* Is it this disk's index?  An index without a position is new: the journal must reach back to its beginning. */
+/*
+ * Is it this disk's index?  An index without a position is new: the journal must reach back to its
+ * beginning.
+ */
 static int
 open_check_index(struct engine *engine, const struct index_position *position, struct dl_error *err)
 {

@@ -5,7 +5,7 @@
  *     write.c, read.c, change.c     what the core starts: ops
  *     group.c, group_done.c         ops become journal blocks, are flushed, acknowledged in order
  *     ring.c                        how full the ring is
- *     apply.c                       what an acknowledged (or replayed) record does: chunk table, leaves, allocation map
+ *     apply.c                       what an acknowledged, or replayed, record does
  *     leaf_cache.c                  which leaves are in memory, loading them
  *     delete.c                      giving back the space of deleted chunks
  *     writeback.c                   memory to index, the ring's tail
@@ -16,15 +16,18 @@
  *
  * Life of a write:
  *
- *     write_start --> [large: data I/O first] --> ready --group_close--> in a group --group_ack--> applied, on_done
- *                                                  ^                          |
- *                                                  `---- its data failed -----'  (ABORT in the next group)
+ *     write_start --> [large: data I/O first] --> ready --close--> in a group --ack--> on_done
+ *                                                   ^                  |
+ *                                                   `- its data failed-'  (ABORT in the next group)
  *
  * Invariants that more than one file keeps:
- * 1. LSNs: tail <= acked_lsn <= next_lsn.  Below tail the index has everything.  [acked_lsn, next_lsn) are groups under way.
- * 2. The chunk table's durable part, the leaves, and the allocation map change at acknowledgement only, in journal
- *    order.  Earlier, and at once, change only what refuses requests (fences, config epochs, deletion) and the stable version.
- * 3. A thing that differs from the index is in `dirty`, which is ordered by recovery_lsn; the list's first bounds the tail.
+ * 1. LSNs: tail <= acked_lsn <= next_lsn.  Below tail the index has everything.  [acked_lsn,
+ *    next_lsn) are groups under way.
+ * 2. The chunk table's durable part, the leaves, and the allocation map change at acknowledgement
+ *    only, in journal order.  Earlier, and at once, change only what refuses requests (fences,
+ *    config epochs, deletion) and the stable version.
+ * 3. A thing that differs from the index is in `dirty`, which is ordered by recovery_lsn; the
+ *    list's first bounds the tail.
  */
 #ifndef DLBLK_ENGINE_ENGINE_PRIVATE_H
 #define DLBLK_ENGINE_ENGINE_PRIVATE_H
@@ -126,8 +129,7 @@ struct engine_chunk {
     uint32_t epoch_durable; /* what of the chunk's config epoch would survive a crash */
     struct list writes;     /* struct op.chunk_node: started, not acknowledged */
     /* deletion */
-    struct list
-        deletion_node; /* engine.deletions, from the start of the deletion on; engine.cleared */
+    struct list deletion_node; /* engine.deletions, later engine.cleared */
     bool deletion_durable;
     uint32_t clear_next;     /* leaf to look at next */
     uint32_t clears_pending; /* leaves being read or cleared */
@@ -317,8 +319,7 @@ struct engine {
     struct disk_io flush_io;
     struct list ready, urgent; /* struct op */
     struct list slow;
-    struct list
-        barriers_waiting; /* fences and epochs whose record is durable, waiting for slow ops */
+    struct list barriers_waiting; /* durable fences and epochs that wait for slow ops */
     uint64_t start_seq;
     uint64_t debt_sectors; /* of deltas and unacknowledged records: blocks that may be given up */
     struct ring_stretch *stretches; /* a queue */
@@ -333,8 +334,7 @@ struct engine {
     uint64_t leaf_count, loaded_count, delta_bytes;
     struct list loads;
     uint32_t loads_pending;
-    struct free_entry
-        *replay_frees; /* by block: the last FREE record of each in the replayed journal */
+    struct free_entry *replay_frees; /* by block: its last FREE record in the replayed journal */
     size_t replay_free_count;
     uint64_t replayed_deltas;
 
@@ -400,8 +400,9 @@ void op_mark_slow(struct engine *engine, struct op *op);
 /* Complete what the op was for, and destroy it. */
 void op_finish(struct engine *engine, struct op *op, int err);
 /*
- * The data of an op that stands in a journal block failed.  What it was for goes to a new op, or, when that is hopeless, to
- * the op that aborts it: its requester hears of it when the ABORT is durable, not before.
+ * The data of an op that stands in a journal block failed.  What it was for goes to a new op, or,
+ * when that is hopeless, to the op that aborts it: its requester hears of it when the ABORT is
+ * durable, not before.
  */
 void write_retry(struct engine *engine, struct op *op, struct op *abort_op);
 void write_start(struct chunk_store *store, struct store_write *write);
@@ -422,7 +423,10 @@ uint64_t read_seq_min(const struct engine *engine);
 /* --- ring.c --- */
 /* Ring in use by what cannot be overwritten yet, and by what is bound to follow; in units. */
 uint64_t ring_used_units(const struct engine *engine);
-/* The same as a share of the ring, of the record limit, or of the memory for dirty leaves, whichever is fuller. */
+/*
+ * The same as a share of the ring, of the record limit, or of the memory for dirty leaves,
+ * whichever is fuller.
+ */
 uint32_t engine_fill_permille(const struct engine *engine);
 /* May a group of requests be composed, of which the first may give up so many blocks? */
 bool ring_admits(const struct engine *engine, uint64_t debt);
@@ -480,8 +484,8 @@ void leaf_touch(struct engine *engine, struct leaf *leaf);
 struct leaf_range leaf_range(const struct engine_chunk *chunk, uint32_t offset_sectors,
                              uint32_t length_sectors);
 /*
- * One who waits for a leaf keeps all leaves of its range in memory: else, with a small cache, the first could be gone
- * again when the last is there, for ever.  Asks for those that are not.
+ * One who waits for a leaf keeps all leaves of its range in memory: else, with a small cache, the
+ * first could be gone again when the last is there, for ever.  Asks for those that are not.
  */
 void leaf_range_pin(struct engine *engine, struct engine_chunk *chunk, struct leaf_range range);
 /* Makes the range empty. */
@@ -524,7 +528,10 @@ void writeback_leaf_loaded(struct engine *engine);
 void writeback_fini(struct engine *engine);
 
 /* --- check.c --- */
-/* As engine_check(); *ret_unreadable: a leaf or the index could not be read, so that the map must differ. */
+/*
+ * As engine_check(); *ret_unreadable: a leaf or the index could not be read, so that the map must
+ * differ.
+ */
 char *engine_check_unreadable(struct engine *engine, bool *ret_unreadable);
 
 /* --- index_values.c --- */

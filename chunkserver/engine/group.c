@@ -3,11 +3,11 @@
  * group.c: operations become journal blocks; blocks are flushed and acknowledged in the order of
  * the journal.
  *
- *     ready, urgent --close--> WRITING --all I/O done--> WRITTEN --flush submitted--> FLUSHING
- *     --done--> DURABLE --> ack
- *                                 |
- *                                 | `- a data write failed: ABORT and BAD records for the next
- *                                 group -------'
+ *     ready, urgent --close--> WRITING --all I/O done--> WRITTEN --flush--> FLUSHING
+ *                                 |                                           | done
+ *       a data write failed:      |                                           v
+ *       ABORT and BAD records <---'                             ack <------ DURABLE
+ *       for the next group
  *
  * Invariants:
  * 1. At most JOURNAL_WINDOW groups are not acknowledged: replay takes more intact blocks behind a

@@ -50,9 +50,11 @@ struct journal_header {
 struct journal_record {
     enum record_kind kind;
     uint64_t local_id; /* all but FENCE, FREE, ABORT, BAD */
-    uint32_t
-        number; /* WRITE, ZERO, EPOCH: config epoch; CREATE: incarnation; FENCE: lease epoch; CLEAR: leaf;
-                             ABORT: index of the record */
+    /*
+     * WRITE, ZERO, EPOCH: config epoch.  CREATE: incarnation.  FENCE: lease epoch.  CLEAR: leaf.
+     * ABORT: index of the record.
+     */
+    uint32_t number;
     uint64_t lsn;            /* ABORT: of the block whose record never happened */
     struct chunk_key key;    /* CREATE; FENCE: only key.volume */
     uint64_t version;        /* WRITE, ZERO */

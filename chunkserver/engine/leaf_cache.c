@@ -4,8 +4,8 @@
  *
  *     ABSENT ---request---> LOADING ---get done---> LOADED ---evicted---> (not in memory)
  *        deltas wait in      |                        changes apply at once
- *        either state        `---unreadable---> CORRUPT (until the next start; changes are written
- *        back as deltas)
+ *        either state        `---unreadable---> CORRUPT until the next start
+ *                                                 changes are written back as deltas
  *
  * Invariants:
  * 1. A leaf is in memory while it is loaded or corrupt, or has deltas, or somebody waits for it;

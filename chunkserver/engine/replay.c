@@ -3,9 +3,8 @@
  * replay.c: what the journal says at open: which blocks count, the durable decision, and its
  * application.
  *
- *     ring: | ... chain from the position T ... | e: missing, or data that does not verify | what
- *     may lie behind |
- *                      ^ mark: below it all is trusted
+ *     ring: | ... chain from the position T ... | end: missing, or not verified | what lies behind
+ *                          ^ mark: below it all is trusted
  *
  * Rules, each of which closes a hole through which data is lost (checked with a random model; what
  * goes wrong without it is in brackets):

@@ -51,11 +51,10 @@ struct superblock {
     struct superblock_geometry geometry;
     uint64_t generation;  /* grows with each writing of the copies */
     uint64_t incarnation; /* grows with each start */
-    uint64_t
-        cut; /* LSN: what is below counts, whoever wrote it; above only the current incarnation */
-    uint64_t tail; /* LSN: the index reaches at least to here */
-    bool clean;    /* the last life ended with a stop */
-    bool damaged;  /* acknowledged records were lost, in this start or an earlier one */
+    uint64_t cut;         /* LSN: from here on only blocks of this incarnation count */
+    uint64_t tail;        /* LSN: the index reaches at least to here */
+    bool clean;           /* the last life ended with a stop */
+    bool damaged;         /* acknowledged records were lost, in this start or an earlier one */
     uint64_t created_ms;
     char meta_address[SUPERBLOCK_META_BYTES_MAX + 1];
 };

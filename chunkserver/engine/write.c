@@ -3,15 +3,17 @@
  * write.c: a write from its start until it is ready for a group, and its end.
  *
  *     start --> blocks handed out --> up to 64 KiB: ready
- *       |                        `--> larger: data I/O --> ready        (slow: what starts later may overtake it)
- *       |--> no room: an overwrite may take the reserve; the leaf must be read to know    (slow)
+ *       |                        `--> larger: data I/O --> ready                           (slow)
+ *       |--> no room: an overwrite may take the reserve; the leaf must be read to know     (slow)
  *       `--> durable already, or a duplicate of one in flight
  *
+ * What starts later may overtake a slow one.
+ *
  * Invariants:
- * 1. Everything that engine.slow holds was accepted, and is not acknowledged; fences and epochs that were started later
- *    wait for it.
- * 2. A chunk that is being deleted gets no new record but CLEARs: requests see an unknown chunk from the start of the
- *    deletion, and a slow write looks again before it becomes ready.
+ * 1. Everything that engine.slow holds was accepted, and is not acknowledged; fences and epochs
+ *    that were started later wait for it.
+ * 2. A chunk that is being deleted gets no new record but CLEARs: requests see an unknown chunk
+ *    from the start of the deletion, and a slow write looks again before it becomes ready.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -95,8 +97,8 @@ op_return_blocks(struct engine *engine, struct op *op)
 }
 
 /*
- * A write of a version that is durable already.  It may carry a config epoch that is not: its acknowledgement says that
- * both are, so the epoch gets a record of its own.
+ * A write of a version that is durable already.  It may carry a config epoch that is not: its
+ * acknowledgement says that both are, so the epoch gets a record of its own.
  */
 static void
 write_finish_duplicate(struct engine *engine, struct engine_chunk *chunk, struct store_write *write)
@@ -127,7 +129,10 @@ op_finish(struct engine *engine, struct op *op, int err)
 
     list_init(&duplicates);
     list_splice_back(&duplicates, &op->duplicates);
-    /* An acknowledged op's blocks are the leaf's; when the store has stopped nothing is handed out any more. */
+    /*
+     * An acknowledged op's blocks are the leaf's; when the store has stopped nothing is handed out
+     * any more.
+     */
     dl_assert(op->extent_count == 0 || engine->stopped != 0);
     op_return_blocks(engine, op);
     op_destroy(engine, op);
@@ -151,8 +156,8 @@ op_finish(struct engine *engine, struct op *op, int err)
 /* --- blocks --- */
 
 /*
- * What the write would give up makes up for what it takes.  1: it is an overwrite of data with the same birth; 0: not;
- * -1: a leaf must be read to know, and the op waits for it.
+ * What the write would give up makes up for what it takes.  1: it is an overwrite of data with the
+ * same birth; 0: not; -1: a leaf must be read to know, and the op waits for it.
  */
 static int
 write_is_overwrite(struct engine *engine, struct op *op)
@@ -330,7 +335,10 @@ write_retry(struct engine *engine, struct op *op, struct op *abort_op)
         write_submit(engine, again);
         return;
     }
-    /* Nothing is left to try.  The requester must not hear of it while a crash could still bring the record to life. */
+    /*
+     * Nothing is left to try.  The requester must not hear of it while a crash could still bring
+     * the record to life.
+     */
     abort_op->write = write;
     abort_op->err = again->err;
     list_splice_back(&abort_op->duplicates, &again->duplicates);
@@ -377,7 +385,10 @@ write_find_room(struct engine *engine, struct op *op)
     return true;
 }
 
-/* Accepted: what refuses lower epochs and drops old pending writes may change at once, it is true whatever happens. */
+/*
+ * Accepted: what refuses lower epochs and drops old pending writes may change at once, it is true
+ * whatever happens.
+ */
 static void
 write_accept(struct engine *engine, struct op *op)
 {
@@ -437,7 +448,10 @@ write_is_in_list(const struct list *deletions, const struct store_write *write)
     return false;
 }
 
-/* Was this very chunk deleted, so that the write is a late one?  Its successor has a higher config epoch. */
+/*
+ * Was this very chunk deleted, so that the write is a late one?  Its successor has a higher config
+ * epoch.
+ */
 static bool
 write_is_of_deleted(const struct engine *engine, const struct store_write *write)
 {
@@ -496,7 +510,10 @@ write_find_twin(const struct engine_chunk *chunk, uint64_t version)
     return NULL;
 }
 
-/* Returns whether the write has been dealt with: it is durable, or waits for the first of its version. */
+/*
+ * Returns whether the write has been dealt with: it is durable, or waits for the first of its
+ * version.
+ */
 static bool
 write_is_duplicate(struct engine *engine, struct engine_chunk *chunk, struct store_write *write)
 {

@@ -1,24 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * writeback.c: what differs from the index goes there, oldest first, so that the tail of the ring can move.
+ * writeback.c: what differs from the index goes there, oldest first, so that the tail of the ring
+ * can move.
  *
  *     IDLE --> LOADING --> WAITING --> BATCH --> IDLE, or FLUSH --> IDLE
  *       collect:  leaves     staged:     in the    tail = position
  *       oldest    are read   bytes are   index     of the batch
  *       first                fixed
  *
- * A thing is staged as it is at that moment, and leaves the dirty list; what changes it afterwards makes it dirty
- * again.  So a leaf that changes with every group can be written back as well as any other.
+ * A thing is staged as it is at that moment, and leaves the dirty list; what changes it afterwards
+ * makes it dirty again.  So a leaf that changes with every group can be written back as well as any
+ * other.
  *
  * Invariants:
- * 1. A batch enters the index only when every change in it lies below a mark in a durable journal block.  Replay trusts
- *    what is below a mark, and may drop what is above: the index must not know more than the journal.
- * 2. ... and when the FREE records of all blocks that its leaves gave up are durable: replay skips changes that
- *    a stored leaf has, so nobody would give these blocks up again, and they would be lost.
- * 3. A batch's position is the lowest recovery_lsn of what stays dirty, or the end of what is acknowledged: a crash that
- *    keeps the batch replays all that it does not have.  Leaves and position share the batch.
- * 4. The tail moves only when a flush that was started after the batch has completed: a crash may take the index back to
- *    that flush, and then needs the journal from there.
+ * 1. A batch enters the index only when every change in it lies below a mark in a durable journal
+ *    block.  Replay trusts what is below a mark, and may drop what is above: the index must not
+ *    know more than the journal.
+ * 2. ... and when the FREE records of all blocks that its leaves gave up are durable: replay skips
+ *    changes that a stored leaf has, so nobody would give these blocks up again, and they would be
+ *    lost.
+ * 3. A batch's position is the lowest recovery_lsn of what stays dirty, or the end of what is
+ *    acknowledged: a crash that keeps the batch replays all that it does not have.  Leaves and
+ *    position share the batch.
+ * 4. The tail moves only when a flush that was started after the batch has completed: a crash may
+ *    take the index back to that flush, and then needs the journal from there.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -59,8 +64,8 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
     uint8_t value[LEAF_FRAGMENT_BYTES_MAX];
 
     /*
-     * The stored part cannot be read.  What was written since is kept beside it; which blocks that gave up nobody
-     * knows, they stay in use.
+     * The stored part cannot be read.  What was written since is kept beside it; which blocks that
+     * gave up nobody knows, they stay in use.
      */
     for (const struct leaf_delta *delta = leaf->deltas; delta != NULL; delta = delta->next) {
         enum staged_kind kind = delta->kind == SECTOR_HOLE ? STAGED_PUT : STAGED_MERGE;
@@ -173,9 +178,10 @@ stage_item(struct engine *engine, struct dirty *dirty)
 }
 
 /*
- * The keys of its empty leaves.  Not as soon as a leaf is empty: its LSN must be known for as long as the journal has changes of
- * it.  An empty leaf without one would take them all again, and a change that once lost at once against what was stored would
- * now give its block up at the CLEAR, after the FREE record of that block: a block that others may use by then.
+ * The keys of its empty leaves.  Not as soon as a leaf is empty: its LSN must be known for as long
+ * as the journal has changes of it.  An empty leaf without one would take them all again, and a
+ * change that once lost at once against what was stored would now give its block up at the CLEAR,
+ * after the FREE record of that block: a block that others may use by then.
  */
 static void
 stage_forgotten_leaves(struct engine *engine, const struct engine_chunk *chunk)
@@ -286,8 +292,8 @@ collect_item(struct engine *engine, struct dirty *dirty)
 }
 
 /*
- * The oldest things, up to the limits of a batch; when requests wait for room, at least all that holds a quarter of
- * the ring, so that each round makes more room than it takes.
+ * The oldest things, up to the limits of a batch; when requests wait for room, at least all that
+ * holds a quarter of the ring, so that each round makes more room than it takes.
  */
 static void
 collect(struct engine *engine)
@@ -308,7 +314,9 @@ collect(struct engine *engine)
     }
 }
 
-/* Those that were cleared first are free to go first: the tail passes their records in that order. */
+/*
+ * Those that were cleared first are free to go first: the tail passes their records in that order.
+ */
 static void
 collect_forgotten(struct engine *engine)
 {
@@ -488,8 +496,8 @@ writeback_on_flush(void *context, int err)
 }
 
 /*
- * Each eighth of the ring or of the record limit; when requests wait for room; and when all that was asked for is in the
- * index.
+ * Each eighth of the ring or of the record limit; when requests wait for room; and when all that
+ * was asked for is in the index.
  */
 static bool
 writeback_flush_is_due(const struct engine *engine)
