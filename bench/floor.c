@@ -296,9 +296,9 @@ main(int argc, char **argv)
         return 2;
     }
     writing = argv[1][0] == 'w';
-    qd = atoi(argv[2]);
-    secs = atoi(argv[3]);
-    nsrv = atoi(argv[4]);
+    qd = (int)strtol(argv[2], NULL, 10);
+    secs = (int)strtol(argv[3], NULL, 10);
+    nsrv = (int)strtol(argv[4], NULL, 10);
     dir = argv[5];
     for (int i = 6; i < argc; i++) {
         if (!strcmp(argv[i], "sync"))
@@ -310,9 +310,9 @@ main(int argc, char **argv)
         else if (!strcmp(argv[i], "json"))
             json = 1;
         else if (!strncmp(argv[i], "bs=", 3))
-            bs = atoi(argv[i] + 3);
+            bs = (int)strtol(argv[i] + 3, NULL, 10);
         else if (!strncmp(argv[i], "size=", 5))
-            DATA = (off_t)atoi(argv[i] + 5) << 20;
+            DATA = (off_t)(int)strtol(argv[i] + 5, NULL, 10) << 20;
         else {
             fprintf(stderr, "floor: %s?\n", argv[i]);
             return 2;
@@ -348,9 +348,9 @@ main(int argc, char **argv)
     if (setup(&r))
         die("uring");
     char *pay = abuf(bs);
-    srand(1);
+    srandom(1);
     for (size_t i = 0; i < bs; i++)
-        pay[i] = rand();
+        pay[i] = random();
     size_t rf = HDR + (writing ? 0 : bs);
     char *in[MAXSRV];
     size_t have[MAXSRV] = {0};
@@ -402,7 +402,7 @@ main(int argc, char **argv)
                 .magic = 1,
                 .len = bs,
                 .id = id,
-                .off = (uint64_t)((seq ? next++ : (uint64_t)rand()) % (DATA / bs)) * bs};
+                .off = (uint64_t)((seq ? next++ : (uint64_t)random()) % (DATA / bs)) * bs};
             if (writing) {
                 oh[id].crc = crc32_iscsi((unsigned char *)pay, bs, ~0u);
                 left[id] = nsrv;

@@ -204,7 +204,7 @@ take_option(int key, const char *value, struct disk_tool_options *options, struc
     case OPTION_INDEX:
         if (strlen(value) >= sizeof(options->index_path))
             return dl_error_set(err, -DL_E_USAGE, "--index: the path is too long");
-        strcpy(options->index_path, value);
+        (void)snprintf(options->index_path, sizeof(options->index_path), "%s", value);
         return 0;
     case OPTION_FORCE:
         options->force = true;

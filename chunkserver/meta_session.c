@@ -2,8 +2,7 @@
 /*
  * meta_session.c: the chunkserver's connection to the metadata service.  See core_internal.h.
  *
- *     WAITING --timer--> CONNECTING --on_up--> GREETING --HELLO--> REGISTERING --taken-->
- *     REGISTERED
+ *  WAITING --timer--> CONNECTING --on_up--> GREETING --HELLO--> REGISTERING --taken--> REGISTERED
  *        ^                   |                    |                     |                     |
  *        |                   +--- time-out, refusal, violation, silence: link_close() --------+
  *        |                                           v

@@ -190,11 +190,11 @@ serve_warn_of_address(const struct dl_address *address)
 {
     if (dl_address_is_loopback(address))
         return;
-    log_warning(
-        "chunkserver", NULL,
-        "LISTENING ON %s, AND THERE IS NO AUTHENTICATION YET: everybody who can reach this address can read "
-        "and change all data",
-        dl_address_format(address).text);
+    log_warning("chunkserver", NULL,
+                "LISTENING ON %s, AND THERE IS NO AUTHENTICATION YET: everybody who can reach this "
+                "address can read "
+                "and change all data",
+                dl_address_format(address).text);
     log_warning("chunkserver", NULL,
                 "let only the cluster's own machines reach it: a firewall, a separate network");
 }

@@ -8,9 +8,9 @@ const struct cli_command cli_commands[] = {
         .name = "create",
         .arguments = "NAME --size SIZE [OPTION...]",
         .summary = "create a volume",
-        .text =
-            "\nNo space is taken before something is written.  A name is 1 to 128 of A-Z a-z 0-9 . _ -\n"
-            "and begins with a letter or a digit.  Sizes: 512, 4K, 10G, 2T (powers of 1024).\n",
+        .text = "\nNo space is taken before something is written.\n"
+                "A name is 1 to 128 of A-Z a-z 0-9 . _ - and begins with a letter or a digit.\n"
+                "Sizes: 512, 4K, 10G, 2T (powers of 1024).\n",
         .examples =
             "  dlblk volume create db1 --size 100G\n"
             "  dlblk volume create scratch --size 10G --replicas 2 --failure-domain server\n"
@@ -40,9 +40,8 @@ const struct cli_command cli_commands[] = {
         .name = "resize",
         .arguments = "NAME --size SIZE [OPTION...]",
         .summary = "make a volume larger",
-        .text =
-            "\nA volume only grows.  Whoever has it attached sees the new size: libdlblk at once, an NBD client\n"
-            "when it connects again.\n",
+        .text = "\nA volume only grows.  Whoever has it attached sees the new size: libdlblk\n"
+                "at once, an NBD client when it connects again.\n",
         .examples = "  dlblk volume resize db1 --size 200G\n",
         .run = cli_volume_resize,
     },
@@ -59,9 +58,9 @@ const struct cli_command cli_commands[] = {
         .name = "delete",
         .arguments = "NAME [OPTION...]",
         .summary = "delete a volume and its data",
-        .text =
-            "\nRefused while the volume is attached.  The name is free at once; the space on the servers follows.\n"
-            "There is no way back.\n",
+        .text = "\nRefused while the volume is attached.  The name is free at once;\n"
+                "the space on the servers follows.\n"
+                "There is no way back.\n",
         .examples = "  dlblk volume delete scratch\n",
         .run = cli_volume_delete,
     },
@@ -86,10 +85,10 @@ const struct cli_command cli_commands[] = {
         .name = "bench",
         .arguments = "VOLUME [OPTION...]",
         .summary = "measure a volume's speed",
-        .text =
-            "\nKeeps a number of requests in flight and measures each.  A mode that writes destroys the\n"
-            "volume's content: it wants --destroy-data, or --size to make a volume for this run.\n"
-            "With --json the figures have the names that fio gives them.\n",
+        .text = "\nKeeps a number of requests in flight and measures each.\n"
+                "A mode that writes destroys the volume's content: it wants --destroy-data, or\n"
+                "--size to make a volume for this run.\n"
+                "With --json the figures have the names that fio gives them.\n",
         .examples = "  dlblk bench test1 --size 1G --prefill --rw randread\n"
                     "  dlblk bench db1 --rw randread --bs 4K --depth 1 --seconds 5\n"
                     "  dlblk bench scratch --rw randrw --mix 70 --depth 16 --destroy-data --json\n",

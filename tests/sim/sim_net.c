@@ -2,8 +2,7 @@
 /*
  * sim_net.c: links of the simulated world.  See sim.h.
  *
- *     link_send -> tx list --hand over--> the peer's rx list (bytes) --arrives--> on_payload,
- *     on_frame
+ *   link_send -> tx list --hand over--> peer's rx list (bytes) --arrives--> on_payload, on_frame
  *
  * A frame is copied when it is handed over, not when it is sent: memory that its owner gave up too
  * early shows.  What was handed over arrives, in order, unless the link breaks: then a prefix of it

@@ -3,10 +3,8 @@
  * workload.c: what clients do: sessions on volumes, requests with contents that the oracle knows.
  * See cluster.h.
  *
- *     IDLE --open--> OPENING --opened--> RUNNING --enough, fenced or told to--> CLOSING --closed-->
- *     IDLE
- *                       +--refused--> IDLE                                    IDLE --told to-->
- *                       RETIRED
+ *   IDLE --open--> OPENING --opened--> RUNNING --enough, fenced or told--> CLOSING --closed--> IDLE
+ *                     +--refused--> IDLE                               IDLE --told to--> RETIRED
  *
  * A client that is killed starts again as IDLE.  A block is filled with its value, 8 bytes for 8
  * bytes.

@@ -45,7 +45,7 @@ rig_setup(void **state)
 
     assert_non_null(rig);
     /* On the filesystem of the tree, which is more like a server's than a tmpfs is. */
-    strcpy(rig->directory, "dlblk-disk-file-XXXXXX");
+    (void)snprintf(rig->directory, sizeof(rig->directory), "dlblk-disk-file-XXXXXX");
     assert_non_null(mkdtemp(rig->directory));
     (void)snprintf(rig->path, sizeof(rig->path), "%s/disk", rig->directory);
     if (disk_file_create(rig->path, 9 * MIB + 512, rig_progress, rig, &err) != 0)

@@ -33,7 +33,7 @@ rig_setup(void **state)
     struct rig *rig = calloc(1, sizeof(*rig));
 
     assert_non_null(rig);
-    strcpy(rig->directory, "dlblk-disk-tool-XXXXXX");
+    (void)snprintf(rig->directory, sizeof(rig->directory), "dlblk-disk-tool-XXXXXX");
     assert_non_null(mkdtemp(rig->directory));
     (void)snprintf(rig->path, sizeof(rig->path), "%s/disk", rig->directory);
     rig->options = (struct disk_tool_options){.path = rig->path,

@@ -68,7 +68,7 @@ rig_setup(void **state)
     struct dl_error err;
 
     assert_non_null(rig);
-    strcpy(rig->directory, "/tmp/dlblk-index-XXXXXX");
+    (void)snprintf(rig->directory, sizeof(rig->directory), "/tmp/dlblk-index-XXXXXX");
     assert_non_null(mkdtemp(rig->directory));
     (void)snprintf(rig->path, sizeof(rig->path), "%s/index", rig->directory);
     if (index_rocksdb_format(rig->path, &err) != 0)
@@ -226,9 +226,9 @@ scan_collect(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_
     char *text = context;
 
     strncat(text, (const char *)key, key_bytes);
-    strcat(text, "=");
+    strncat(text, "=", 2);
     strncat(text, (const char *)value, value_bytes);
-    strcat(text, " ");
+    strncat(text, " ", 2);
     return strstr(text, "stop") != NULL ? 42 : 0;
 }
 
@@ -544,7 +544,7 @@ main(int argc, char **argv)
     };
 
     if (argc == 4 && strcmp(argv[1], "--child") == 0)
-        return crash_child(argv[2], atoi(argv[3]));
+        return crash_child(argv[2], (int)strtol(argv[3], NULL, 10));
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

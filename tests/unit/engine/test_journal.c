@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Journal blocks: every kind of record comes back as it was put, a record of a 4 KiB write is small, the largest record fits into
- * the smallest block, and no damaged byte of a block passes for a good one.
+ * Journal blocks: every kind of record comes back as it was put, a record of a 4 KiB write is
+ * small, the largest record fits into the smallest block, and no damaged byte of a block passes for
+ * a good one.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -246,8 +247,9 @@ test_unknown_format(void **state)
 }
 
 /*
- * Records that make no sense: one byte of the body is changed after the CRC was checked.  Parsing must end in an error or
- * in as many records as the header says, and never look beyond the body (the address sanitizer sees that).
+ * Records that make no sense: one byte of the body is changed after the CRC was checked.  Parsing
+ * must end in an error or in as many records as the header says, and never look beyond the body
+ * (the address sanitizer sees that).
  */
 static void
 test_nonsense_is_refused(void **state)
@@ -276,7 +278,10 @@ test_nonsense_is_refused(void **state)
         tried++;
         free(body);
     }
-    /* Many bytes are plain numbers, for which any value makes sense; kinds, lengths and counts are not. */
+    /*
+     * Many bytes are plain numbers, for which any value makes sense; kinds, lengths and counts are
+     * not.
+     */
     assert_true(refused > tried / 10);
 }
 

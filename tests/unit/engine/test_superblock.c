@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A superblock comes back as it was; one valid copy is enough, the newer counts; a disk without any is refused with what is
- * wrong at each place; and at no step of writing the copies, or of formatting, can a crash leave a disk that looks like another.
+ * A superblock comes back as it was; one valid copy is enough, the newer counts; a disk without any
+ * is refused with what is wrong at each place; and at no step of writing the copies, or of
+ * formatting, can a crash leave a disk that looks like another.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -184,7 +185,10 @@ test_smaller_disk_is_refused(void **state)
     rig_fini(&rig);
 }
 
-/* Power fails in or after any of the steps of storing: a valid copy is there, the old one or the new one. */
+/*
+ * Power fails in or after any of the steps of storing: a valid copy is there, the old one or the
+ * new one.
+ */
 static void
 test_power_failure_while_storing(void **state)
 {
@@ -219,7 +223,10 @@ test_power_failure_while_storing(void **state)
     assert_true(new_found > 20);
 }
 
-/* The copy that is written first is not the only one that is good: that it could be torn must not matter. */
+/*
+ * The copy that is written first is not the only one that is good: that it could be torn must not
+ * matter.
+ */
 static void
 test_the_good_copy_is_written_last(void **state)
 {
@@ -242,7 +249,10 @@ test_the_good_copy_is_written_last(void **state)
     }
 }
 
-/* Power fails in the middle of formatting a disk that was in use: it is the old disk, untouched, or none. */
+/*
+ * Power fails in the middle of formatting a disk that was in use: it is the old disk, untouched, or
+ * none.
+ */
 static void
 test_power_failure_while_formatting(void **state)
 {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Links over loopback.  Frames of all sizes arrive whole, in order, once, through small and large buffers, however the bytes
- * are cut; every frame that was queued is given back exactly once, before on_down; no callback runs inside the call
- * that starts it; a link that is closed, or whose peer dies, at any moment leaves nothing behind; a paused link
- * takes nothing; bad bytes close the one link they came on, with a reason.
+ * Links over loopback.  Frames of all sizes arrive whole, in order, once, through small and large
+ * buffers, however the bytes are cut; every frame that was queued is given back exactly once,
+ * before on_down; no callback runs inside the call that starts it; a link that is closed, or whose
+ * peer dies, at any moment leaves nothing behind; a paused link takes nothing; bad bytes close the
+ * one link they came on, with a reason.
  *
- *     client side: link_connect()  -->  loopback  -->  server side: net_listen()     both in one loop
+ *     client side: link_connect()  -->  loopback  -->  server side: net_listen()     in one loop
  *     raw side:    a plain blocking socket, for bytes that no link would send
  */
 #include "tests/unit/lib/unit.h"
