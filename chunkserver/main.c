@@ -50,7 +50,7 @@ static const char help_text[] = PROGRAM
     "Examples:\n"
     "  dlblk-disk format /dev/sdb --meta meta1\n"
     "  dlblk-chunkserver /dev/sdb --meta meta1,meta2 --listen 10.0.0.11 --rack r7\n"
-    "  dlblk-chunkserver /srv/disk1 --listen 127.0.0.1:9472 --host test1\n";
+    "  dlblk-chunkserver /srv/disk1 --listen 127.0.0.1:7711 --host test1\n";
 
 enum option_id {
     OPTION_INDEX = 256,
