@@ -105,6 +105,10 @@ group_release(struct engine *engine, struct group *group)
     list_push_back(&engine->groups_free, &group->node);
 }
 
+/*
+ * Only now, not when the replacing record was acknowledged: replay of a journal without the FREE
+ * records would find both the old owner (in a leaf that is not written back) and the new one.
+ */
 void
 group_apply_freed(struct engine *engine, struct group *group)
 {

@@ -22,8 +22,8 @@ sector_apply(struct leaf_sector *sector, const struct leaf_sector *new, uint64_t
     if (clear && sector->version == 0)
         return false;
     /*
-     * Not "newer record wins": retries and the rewrites of a takeover can bring an older version
-     * later, and after a crash the order of two records is all that replay has.
+     * Not "the later record wins": two records of one window may overlap, and retries and the
+     * rewrites of a takeover can bring an older version later.
      */
     loser = clear || new->version > sector->version ? sector : new;
     if (leaf_sector_kind(loser) == SECTOR_DATA) {
