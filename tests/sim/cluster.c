@@ -11,6 +11,7 @@
 
 #define SETUP_NS   (60 * SIM_S)
 #define CALM_NS    (150 * SIM_S) /* in which everything that is under way must end */
+#define SILENCE_NS (15 * SIM_S)
 #define VERDICT_NS (90 * SIM_S)
 #define EVENTS_MAX 30000000u /* more than any good run takes */
 
@@ -284,6 +285,8 @@ calm_is_reached(const struct cluster *cluster)
 static void
 cluster_calm(struct cluster *cluster)
 {
+    uint64_t silence_end_ns;
+
     sim_trace(&cluster->world, NULL, "calm begins");
     faults_stop(cluster);
     for (uint32_t i = 0; i < cluster->profile.client_count; i++) {
@@ -293,6 +296,10 @@ cluster_calm(struct cluster *cluster)
             cluster->clients[i].stop_wanted = true;
     }
     cluster_wait(cluster, calm_is_reached, CALM_NS, "calm");
+    /* Until links that broke without a word are noticed: some requests give up earlier. */
+    silence_end_ns = cluster->world.now_ns + SILENCE_NS;
+    while (cluster->world.now_ns < silence_end_ns)
+        cluster_step(cluster, silence_end_ns);
 }
 
 static void
