@@ -197,7 +197,11 @@ read_on_leaf(struct leaf_waiter *waiter, int err)
 
     (void)err; /* an unreadable leaf is LEAF_CORRUPT now */
     leaf_range_unpin(op->engine, op->chunk, &op->pinned);
-    read_step(op);
+    /* Its leaves are being cleared: that would look like holes, to one who only has an old map. */
+    if (op->chunk->chunk->state == CHUNK_DELETING)
+        op->read->err = -DL_E_CHUNK_UNKNOWN;
+    else
+        read_step(op);
     if (op->read->ios_pending == 0 && !list_is_linked(&op->waiter.node))
         read_finish(op);
 }

@@ -282,7 +282,7 @@ read_on_done(struct store_read *store_read, int err)
 }
 
 static struct test_read *
-read_now(struct rig *rig, uint32_t offset, uint32_t length)
+read_make(struct rig *rig, uint32_t offset, uint32_t length)
 {
     struct test_read *read = calloc(1, sizeof(*read));
 
@@ -295,6 +295,14 @@ read_now(struct rig *rig, uint32_t offset, uint32_t length)
                                      .on_done = read_on_done};
     rig->store->ops->read_start(rig->store, &read->read);
     assert_false(read->done);
+    return read;
+}
+
+static struct test_read *
+read_now(struct rig *rig, uint32_t offset, uint32_t length)
+{
+    struct test_read *read = read_make(rig, offset, length);
+
     assert_true(fake_env_run(&rig->env, &read->done, TURNS_MAX));
     return read;
 }
@@ -719,6 +727,40 @@ test_deletion_frees_space(void **state)
     rig_fini(&rig);
 }
 
+/*
+ * A read that waits for its leaf while the chunk is deleted must not see the holes that the deletion
+ * makes: they would be taken for data.
+ */
+static void
+test_read_of_a_chunk_that_is_deleted(void **state)
+{
+    uint32_t refused = 0;
+
+    (void)state;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        struct store_change deletion = {.kind = STORE_DELETE, .key = key, .incarnation = 1};
+        struct test_change change;
+        struct test_read *read;
+        struct rig rig;
+
+        rig_init(&rig, seed);
+        assert_int_equal(write_now(&rig, VERSION(1), 0, 256), 0);
+        rig_restart(&rig);
+        read = read_make(&rig, 0, 256);
+        change_start(&rig, &change, deletion);
+        assert_true(fake_env_run(&rig.env, &change.done, TURNS_MAX));
+        assert_true(fake_env_run(&rig.env, &read->done, TURNS_MAX));
+        if (read->err == 0)
+            assert_int_equal(read->read.data_sectors, 256);
+        else
+            assert_int_equal(read->err, -DL_E_CHUNK_UNKNOWN);
+        refused += read->err != 0;
+        read_free(read);
+        rig_fini(&rig);
+    }
+    assert_true(refused > 0);
+}
+
 static void
 test_full_disk(void **state)
 {
@@ -927,15 +969,18 @@ test_journal_is_small(void **state)
     rig_fini(&rig);
 }
 
-UNIT_MAIN(
-    cmocka_unit_test(test_what_is_written_is_read), cmocka_unit_test(test_holes_cost_no_disk_read),
-    cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
-    cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
-    cmocka_unit_test(test_version_in_flight), cmocka_unit_test(test_version_that_waits_for_a_leaf),
-    cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
-    cmocka_unit_test(test_idle_engine_sleeps), cmocka_unit_test(test_fence_waits_for_large_writes),
-    cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
-    cmocka_unit_test(test_full_disk), cmocka_unit_test(test_requests_out_of_range),
-    cmocka_unit_test(test_failed_data_write), cmocka_unit_test(test_data_write_that_always_fails),
-    cmocka_unit_test(test_failed_flush_stops_the_store), cmocka_unit_test(test_unreadable_data),
-    cmocka_unit_test(test_journal_is_small))
+UNIT_MAIN(cmocka_unit_test(test_what_is_written_is_read),
+          cmocka_unit_test(test_holes_cost_no_disk_read),
+          cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
+          cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
+          cmocka_unit_test(test_version_in_flight),
+          cmocka_unit_test(test_version_that_waits_for_a_leaf),
+          cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
+          cmocka_unit_test(test_idle_engine_sleeps),
+          cmocka_unit_test(test_fence_waits_for_large_writes),
+          cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
+          cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
+          cmocka_unit_test(test_requests_out_of_range), cmocka_unit_test(test_failed_data_write),
+          cmocka_unit_test(test_data_write_that_always_fails),
+          cmocka_unit_test(test_failed_flush_stops_the_store),
+          cmocka_unit_test(test_unreadable_data), cmocka_unit_test(test_journal_is_small))
