@@ -373,6 +373,24 @@ disk_file_sector_bytes(const struct disk_file *file)
     return file->sector_bytes;
 }
 
+int
+disk_index_path(const char *path, char *ret_path, size_t path_bytes)
+{
+    bool device = strncmp(path, "/dev/", strlen("/dev/")) == 0;
+    int length;
+
+    if (device)
+        length = snprintf(ret_path, path_bytes, DISK_INDEX_DIRECTORY "/%s.index", path + 1);
+    else
+        length = snprintf(ret_path, path_bytes, "%s.index", path);
+    if (length < 0 || (size_t)length >= path_bytes)
+        return -ENAMETOOLONG;
+    for (char *at = ret_path + strlen(DISK_INDEX_DIRECTORY "/"); device && *at != '\0'; at++)
+        if (*at == '/')
+            *at = '-';
+    return 0;
+}
+
 /* --- create --- */
 
 static int

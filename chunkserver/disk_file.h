@@ -56,6 +56,15 @@ uint32_t disk_file_sector_bytes(const struct disk_file *file);
 /* Do what was submitted, and run its callbacks.  Returns how many. */
 uint32_t disk_file_poll(struct disk_file *file);
 
+/* Where the index of a device is by default: /dev does not survive a restart of the machine. */
+#define DISK_INDEX_DIRECTORY "/var/lib/dlblk"
+
+/*
+ * Where the index of a disk is unless the administrator says otherwise: beside a file, DISK.index; of a device /dev/x/y
+ * in DISK_INDEX_DIRECTORY/dev-x-y.index.  -ENAMETOOLONG if it does not fit.
+ */
+int disk_index_path(const char *path, char *ret_path, size_t path_bytes);
+
 /*
  * Create a file of size_bytes and write it full of zeroes: never a sparse or merely allocated one,
  * whose extents could come back as zeroes after a power cut although data was written.  progress

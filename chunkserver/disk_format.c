@@ -306,11 +306,27 @@ check_size(const struct disk_tool_options *options, struct disk_file *file, stru
 
 /* --- the index --- */
 
+/* The default place of a device's index, on a machine that has no dlblk disk yet. */
+static int
+make_index_directory(const struct disk_tool_options *options, struct dl_error *err)
+{
+    if (strncmp(options->index_path, DISK_INDEX_DIRECTORY "/", strlen(DISK_INDEX_DIRECTORY "/")) !=
+        0)
+        return 0;
+    if (mkdir(DISK_INDEX_DIRECTORY, 0700) == 0 || errno == EEXIST)
+        return 0;
+    return dl_error_set(err, -errno, "cannot make the directory " DISK_INDEX_DIRECTORY ": %s",
+                        dl_err_str(errno));
+}
+
 static int
 format_index(const struct disk_tool_options *options, struct dl_error *err)
 {
     struct stat index_stat;
-    int result;
+    int result = make_index_directory(options, err);
+
+    if (result != 0)
+        return result;
 
     if (stat(options->index_path, &index_stat) == 0 && options->force) {
         result = index_rocksdb_remove(options->index_path, err);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chunkserver/disk_file.h"
 #include "chunkserver/disk_tool.h"
 #include "common/text.h"
 #include "common/version.h"
@@ -51,7 +52,8 @@ static const char help_format[] =
     "                        the superblock\n"
     "  --cluster-id UUID     do not ask: this is the cluster (\"dlblk cluster status\" shows it)\n"
     "  --size SIZE           PATH does not exist: make a file of this size\n"
-    "  --index DIR           where the index is to be; PATH.index\n"
+    "  --index DIR           where the index is to be; PATH.index, or, of a device /dev/sdb,\n"
+    "                        " DISK_INDEX_DIRECTORY "/dev-sdb.index\n"
     "  --journal-size SIZE   of the journal ring; by the size of the disk\n"
     "  --metadata-size SIZE  of the metadata region; by the size of the disk\n"
     "  --force               destroy what is on the disk, and replace the index\n"
@@ -258,8 +260,7 @@ take_path(const struct command *command, int argc, char **argv, struct disk_tool
     options->path = argv[optind];
     if (options->index_path[0] != '\0')
         return -1;
-    if (snprintf(options->index_path, sizeof(options->index_path), "%s.index", options->path) >=
-        (int)sizeof(options->index_path))
+    if (disk_index_path(options->path, options->index_path, sizeof(options->index_path)) != 0)
         return fail_usage(command->name, "the path is too long", NULL);
     return -1;
 }

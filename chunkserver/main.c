@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chunkserver/disk_file.h"
 #include "chunkserver/serve.h"
 #include "common/conf.h"
 #include "common/daemon.h"
@@ -20,7 +21,6 @@
 
 #define CONFIG_PATH    "/etc/dlblk/dlblk.conf"
 #define PROGRAM        "dlblk-chunkserver"
-#define INDEX_SUFFIX   ".index"
 #define PATH_BYTES_MAX 4096u
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
@@ -32,7 +32,8 @@ static const char help_text[] = PROGRAM
     "\n"
     "DISK is a block device or a file that `dlblk-disk format` has prepared.\n"
     "\n"
-    "  --index DIR         the disk's index (DISK" INDEX_SUFFIX "; key index in [chunkserver])\n"
+    "  --index DIR         the disk's index (DISK.index, of a device /dev/sdb\n"
+    "                      " DISK_INDEX_DIRECTORY "/dev-sdb.index; key index in [chunkserver])\n"
     "  --meta ADDRESS,...  the metadata service (127.0.0.1:%u; $DLBLK_META; meta in [cluster])\n"
     "  --listen ADDRESS    HOST, HOST:PORT, [V6]:PORT (127.0.0.1:%u; key listen in [chunkserver])\n"
     "  --advertise ADDRESS where clients reach it, if that is not what is listened on\n"
@@ -238,9 +239,7 @@ run(const struct arguments *arguments, const struct conf *conf)
     if (options.disk_path == NULL)
         return usage_error("the disk is missing", NULL);
     if (options.index_path == NULL) {
-        int length = snprintf(index_path, sizeof(index_path), "%s" INDEX_SUFFIX, options.disk_path);
-
-        if (length < 0 || (size_t)length >= sizeof(index_path))
+        if (disk_index_path(options.disk_path, index_path, sizeof(index_path)) != 0)
             return usage_error("the name of the disk is too long", NULL);
         options.index_path = index_path;
     }

@@ -171,6 +171,23 @@ test_what_is_no_disk_is_refused(void **state)
     assert_non_null(strstr(err.text, "/no/such/disk"));
 }
 
+static void
+test_index_is_not_put_where_it_would_vanish(void **state)
+{
+    char path[64];
+
+    (void)state;
+    assert_int_equal(disk_index_path("/srv/disk0", path, sizeof(path)), 0);
+    assert_string_equal(path, "/srv/disk0.index");
+    assert_int_equal(disk_index_path("disk0", path, sizeof(path)), 0);
+    assert_string_equal(path, "disk0.index");
+    assert_int_equal(disk_index_path("/dev/sdb", path, sizeof(path)), 0);
+    assert_string_equal(path, "/var/lib/dlblk/dev-sdb.index");
+    assert_int_equal(disk_index_path("/dev/disk/by-id/x", path, sizeof(path)), 0);
+    assert_string_equal(path, "/var/lib/dlblk/dev-disk-by-id-x.index");
+    assert_int_equal(disk_index_path("/srv/disk0", path, 16), -ENAMETOOLONG);
+}
+
 struct request {
     struct disk_io io;
     int result;
@@ -234,4 +251,5 @@ test_queue_writes_flushes_and_reads(void **state)
 
 UNIT_MAIN(RIG_TEST(test_created_file_is_written_whole), RIG_TEST(test_second_open_is_refused),
           RIG_TEST(test_open_waits_for_the_lock), RIG_TEST(test_what_is_no_disk_is_refused),
+          cmocka_unit_test(test_index_is_not_put_where_it_would_vanish),
           RIG_TEST(test_queue_writes_flushes_and_reads))
