@@ -336,6 +336,7 @@ reader_check_header(struct reader *reader, struct backup_report *report, struct 
 
     if (result < 0)
         return result;
+    dl_assert(reader->record != NULL);
     if (reader->record->record_case != DL__META__BACKUP_RECORD__RECORD_HEADER)
         return reader_damaged(reader, "the header is missing", err);
     header = reader->record->header;
@@ -387,6 +388,7 @@ reader_walk(struct reader *reader, struct backup_report *report,
         result = reader_next(reader, err);
         if (result < 0)
             break;
+        dl_assert(reader->record != NULL);
         if (reader->record->record_case == DL__META__BACKUP_RECORD__RECORD_END)
             return reader_check_end(reader, report->items, err);
         if (reader->record->record_case != DL__META__BACKUP_RECORD__RECORD_ITEM)

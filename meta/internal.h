@@ -447,7 +447,7 @@ void meta_record_put_volume(struct store_batch *batch, const struct volume_desc 
 void meta_record_put_server(struct store_batch *batch, const struct server_desc *desc);
 void meta_record_put_segment(struct store_batch *batch, uint64_t volume_id,
                              const struct segment *segment, uint32_t slot_count);
-void meta_record_put_counter(struct store_batch *batch, const char *key, uint64_t next);
+void meta_record_put_counter(struct store_batch *batch, const char *name, uint64_t next);
 /* 0 or -DL_E_STORE_DAMAGED with the reason. */
 int meta_record_get_volume(struct store_item item, struct volume_desc *ret_desc,
                            struct dl_error *err);
@@ -531,7 +531,7 @@ struct meta_id_text {
     char text[37];
 };
 struct meta_id_text meta_id_format(const uint8_t id[META_ID_BYTES]);
-uint64_t meta_core_random(void *core);
+uint64_t meta_core_random(void *context);
 /* Which program this is, for peers and records: "dlblk-meta 0.1.0 (commit 0123456789ab)". */
 const char *meta_software(void);
 

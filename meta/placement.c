@@ -246,6 +246,7 @@ placement_pick(struct placement *placement, uint64_t cost_bytes, placement_rando
     uint32_t count = placement->slot_count;
     uint32_t first;
 
+    dl_assert(count > 0);
     if (set == NULL) {
         for (uint32_t i = 0; i < count; i++) {
             chosen[i] = placement_draw_server(placement, chosen, i, random(context));
