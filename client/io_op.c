@@ -140,7 +140,8 @@ client_io_end(struct io_op *op)
     list_remove(&op->node);
     dl_assert(volume->op_count > 0);
     volume->op_count--;
-    if (range_lock_has_ready(&volume->lock) || volume->queue.first != NULL || volume->close != NULL)
+    if (range_lock_has_ready(&volume->lock) || volume->close != NULL ||
+        (volume->queue.first != NULL && !volume->pumping))
         client_volume_defer(volume);
 }
 

@@ -522,7 +522,7 @@ client_read_start(struct client_volume *volume, struct dlblk_request *request,
     op->io.sector_count = piece->sector_count;
     op->io.skip_bytes = piece->skip_bytes;
     op->io.length_bytes = piece->length_bytes;
-    op->io.deadline_ns = request_state_of(request)->deadline_ns;
+    op->io.deadline_ns = client_volume_piece_deadline(volume);
     if (only != 0)
         op->slot_only = only - 1;
     client_io_begin(&op->io);

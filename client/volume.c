@@ -94,7 +94,8 @@ volume_request_done(struct client_volume *volume, struct dlblk_request *request)
     if (request_is_ordered(request))
         list_remove(&state->order_node);
     request_queue_push(&volume->done, request);
-    client_volume_defer(volume);
+    if (!volume->running_done)
+        client_volume_defer(volume);
 }
 
 /* Flushes that have nothing in front of them any more. */
@@ -131,13 +132,20 @@ client_volume_piece_done(struct client_volume *volume, struct dlblk_request *req
         volume_check_flushes(volume);
 }
 
-/* The callback may submit again, and free the request. */
+/*
+ * The callback may submit again, and free the request.  What it submits can be over at once (a read
+ * of what is not allocated): that is for the next turn, or a caller who never has enough would keep
+ * the thread for itself.
+ */
 static void
 volume_run_done(struct client_volume *volume)
 {
+    struct request_queue round = volume->done;
     struct dlblk_request *request;
 
-    while ((request = request_queue_pop(&volume->done)) != NULL) {
+    volume->done = (struct request_queue){NULL, NULL};
+    volume->running_done = true;
+    while ((request = request_queue_pop(&round)) != NULL) {
         int err = request_state_of(request)->err;
 
         if (err == 0)
@@ -146,6 +154,15 @@ volume_run_done(struct client_volume *volume)
         volume->requests_in_flight--;
         request->on_done(request, err);
     }
+    volume->running_done = false;
+    if (volume->done.first != NULL)
+        env_timer_start(volume->core->env, &volume->done_timer, 0);
+}
+
+static void
+volume_on_done_timer(struct env_timer *timer)
+{
+    client_volume_defer(list_entry(timer, struct client_volume, done_timer));
 }
 
 /* --- pieces --- */
@@ -300,10 +317,11 @@ static void
 volume_pump(struct client_volume *volume)
 {
     struct dlblk_request *request;
+    bool all;
 
+    volume->pumping = true;
     while ((request = volume->queue.first) != NULL) {
         struct request_state *state = request_state_of(request);
-        bool all;
 
         if (volume->fenced && state->err == 0)
             state->err = volume->fence_err;
@@ -314,10 +332,11 @@ volume_pump(struct client_volume *volume)
         else
             all = volume_start_zeroes(volume, request);
         if (!all)
-            return;
+            break;
         (void)request_queue_pop(&volume->queue);
         client_volume_piece_done(volume, request, 0);
     }
+    volume->pumping = false;
 }
 
 /* --- submission --- */
@@ -521,7 +540,9 @@ volume_run_retry(struct client_volume *volume, uint64_t now_ns)
     }
 }
 
-/* Requests that found no room in all their time. */
+/*
+ * Requests that found no room in all their time.  (Once begun, each piece has a time of its own.)
+ */
 static void
 volume_check_queue(struct client_volume *volume, uint64_t now_ns)
 {
@@ -531,7 +552,7 @@ volume_check_queue(struct client_volume *volume, uint64_t now_ns)
 
         if (now_ns < state->deadline_ns)
             break;
-        if (state->err == 0)
+        if (state->err == 0 && state->progress_bytes == 0)
             state->err = -DL_E_TIMEOUT;
     }
     if (volume->queue.first != NULL)
@@ -729,6 +750,7 @@ client_volume_init(struct client_volume *volume)
     list_init(&volume->writers);
     list_init(&volume->idle);
     volume->task.fn = volume_on_task;
+    volume->done_timer.fn = volume_on_done_timer;
     range_lock_init(&volume->lock);
     list_init(&volume->resolves);
     list_init(&volume->extents);
@@ -763,6 +785,7 @@ void
 client_volume_free(struct client_volume *volume)
 {
     dl_assert(client_volume_is_quiet(volume));
+    env_timer_stop(volume->core->env, &volume->done_timer);
     list_remove(&volume->node);
     if (list_is_linked(&volume->admission_node))
         list_remove(&volume->admission_node);

@@ -111,8 +111,11 @@ struct client_volume {
     struct list retry; /* io_op.wait_node: stepped again by the tick, or when a server comes up */
     uint32_t op_count;
 
-    struct request_queue queue; /* requests of which pieces have still to be made */
-    struct request_queue done;  /* on_done to be called from the task */
+    struct request_queue queue;  /* requests of which pieces have still to be made */
+    struct request_queue done;   /* on_done to be called from the task */
+    struct env_timer done_timer; /* ... in the next turn, for those that ended meanwhile */
+    bool running_done;
+    bool pumping; /* pieces are being made: room that comes is seen at once */
     struct list order;
     struct list admission_node; /* core->admission */
     uint64_t requests_in_flight;
@@ -169,6 +172,17 @@ struct client_volume {
 /* The volume's fields that attach knows are set; the rest comes into being.  -DL_E_NO_MEMORY. */
 int client_volume_init(struct client_volume *volume);
 void client_volume_defer(struct client_volume *volume);
+/*
+ * A large request takes its time: as long as pieces of it are begun, each has all of a request's
+ * time.
+ */
+static inline uint64_t
+client_volume_piece_deadline(const struct client_volume *volume)
+{
+    return env_now_ns(volume->core->env) +
+           volume->core->options.request_timeout_ms * CLIENT_NS_PER_MS;
+}
+
 /* Of a piece: it has ended. */
 void client_volume_piece_done(struct client_volume *volume, struct dlblk_request *request, int err);
 /* All requests fail from now on: somebody else has the volume, or it is gone. */

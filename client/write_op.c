@@ -1013,7 +1013,7 @@ client_write_start(struct client_volume *volume, struct dlblk_request *request,
     op->io.sector_count = piece->sector_count;
     op->io.skip_bytes = piece->skip_bytes;
     op->io.length_bytes = piece->length_bytes;
-    op->io.deadline_ns = request_state_of(request)->deadline_ns;
+    op->io.deadline_ns = client_volume_piece_deadline(volume);
     client_io_begin(&op->io);
     client_io_readmit(&op->io);
     write_op_step(&op->io);

@@ -328,6 +328,59 @@ test_flush(void **state)
     close_and_check(f, volume);
 }
 
+struct chain {
+    struct fixture *f;
+    struct dlblk_request request;
+    uint8_t buffer[4096];
+    unsigned left;
+    bool done;
+};
+
+static void
+chain_on_done(struct dlblk_request *request, int err)
+{
+    struct chain *chain = request->context;
+
+    assert_int_equal(err, 0);
+    if (--chain->left == 0)
+        chain->done = true;
+    else
+        client_volume_submit(chain->f->volume, request);
+}
+
+/*
+ * A callback that submits what is over at once does not keep the thread: others get their turns in
+ * between.
+ */
+static void
+test_a_chain_of_instant_requests(void **state)
+{
+    struct fixture *f = fixture_create(16, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+    struct chain chain = {.f = f, .left = 1000};
+    struct sim_process *before;
+    uint64_t events;
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    chain.request = (struct dlblk_request){
+        .op = DLBLK_READ,
+        .length_bytes = sizeof(chain.buffer),
+        .iov_count = 1,
+        .iov_one = {.iov_base = chain.buffer, .iov_len = sizeof(chain.buffer)},
+        .on_done = chain_on_done,
+        .context = &chain,
+    };
+    chain.request.iov = &chain.request.iov_one;
+    events = f->world.event_count;
+    before = sim_enter(&f->client_process);
+    client_volume_submit(f->volume, &chain.request);
+    sim_leave(&f->client_process, before);
+    assert_true(fixture_run_until(f, &chain.done, SIM_S));
+    assert_true(f->world.event_count - events >= 900);
+    close_and_check(f, volume);
+}
+
 static int
 submit_raw(struct fixture *f, struct dlblk_request raw)
 {
@@ -538,8 +591,8 @@ UNIT_MAIN(cmocka_unit_test(test_write_and_read), cmocka_unit_test(test_large_req
           cmocka_unit_test(test_scattered_buffers), cmocka_unit_test(test_zeroes),
           cmocka_unit_test(test_zeroes_beyond_the_request_limit),
           cmocka_unit_test(test_overlapping_requests_keep_their_order),
-          cmocka_unit_test(test_flush), cmocka_unit_test(test_wrong_requests),
-          cmocka_unit_test(test_bytes_in_flight_are_bounded),
+          cmocka_unit_test(test_flush), cmocka_unit_test(test_a_chain_of_instant_requests),
+          cmocka_unit_test(test_wrong_requests), cmocka_unit_test(test_bytes_in_flight_are_bounded),
           cmocka_unit_test(test_reads_choose_a_slot),
           cmocka_unit_test(test_reads_prefer_the_same_host), cmocka_unit_test(test_read_only),
           cmocka_unit_test(test_open_errors), cmocka_unit_test(test_resize))
