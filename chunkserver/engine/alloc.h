@@ -6,7 +6,7 @@
  *           alloc_take         alloc_commit      alloc_give_up   FREE composed   alloc_free_durable
  *     free -----------> handed out -----------> in use -----------> queued ---------> named -----.
  *      ^                    |  (record is acknowledged)                                          v
- *      |<-------------------'  alloc_return (never journaled, or aborted)                 quarantine
+ *      |<-------------------'  alloc_return (never journaled, or aborted)                quarantine
  *      `-----------------------------------------------------------------------------------------'
  *                              alloc_release (reads begun before have ended)
  *
