@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends a daemon what no honest peer sends, and wants each refused in the way docs/protocol.md says.
 
-    bad_frames.py PORT CLUSTER_ID
+    bad_frames.py PORT CLUSTER_ID [DISK_UUID]
 
-CLUSTER_ID is text (hexadecimal digits, with or without dashes).  Prints one TAP line per case, without
-numbers, and ends with status 1 if one has failed.
+The ids are text: hexadecimal digits, with or without dashes; DISK_UUID is for a chunkserver.  Prints one
+TAP line per case, without numbers, and ends with status 1 if one has failed.
 """
 import os
 import random
@@ -21,6 +21,7 @@ CLUSTER_MISMATCH, VERSION_UNSUPPORTED, OPCODE_UNKNOWN = 27, 26, 24
 
 port = int(sys.argv[1])
 cluster_id = bytes.fromhex(sys.argv[2].replace("-", ""))
+disk_uuid = bytes.fromhex(sys.argv[3].replace("-", "")) if len(sys.argv) > 3 else b""
 failures = 0
 
 
@@ -80,7 +81,8 @@ def hello(version_min=1, version_max=1, cluster=None, role=1):
     """Body of a HELLO, of a client."""
     return (field_number(1, version_min) + field_number(2, version_max) +
             field_bytes(3, cluster_id if cluster is None else cluster) + field_number(4, role) +
-            field_bytes(7, b"bad_frames") + field_bytes(9, os.urandom(16)))
+            field_bytes(7, b"bad_frames") + (field_bytes(8, disk_uuid) if disk_uuid else b"") +
+            field_bytes(9, os.urandom(16)))
 
 
 def connect():
@@ -157,7 +159,7 @@ def before_hello():
     """What comes instead of a HELLO."""
     good = frame(HELLO, 1, hello())
     case("random bytes: closed", sends(random.Random(1).randbytes(64)))
-    case("a web browser: closed", sends(b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: a browser\r\n\r\n"))
+    case("a web browser: closed", sends(b"GET / HTTP/1.1\r\n" + b"Accept: all\r\n" * 9 + b"\r\n"))
     case("another magic: closed", sends(frame(HELLO, 1, hello(), magic=0x12345678)))
     bad_crc = bytearray(good)
     bad_crc[20] ^= 1
@@ -214,7 +216,10 @@ def after_hello():
     case("a reply that nobody asked for: dropped", lives(connection))
     case("random bytes in the middle: closed", sends(os.urandom(256), greeted))
     case("a body that is too large in the middle: closed", sends(header(PING, 1, 1 << 30, 0), greeted))
-    case("a second HELLO: refused", sends(frame(HELLO, 2, hello()), greeted))
+    connection = greeted()
+    connection.sendall(frame(HELLO, 2, hello()))
+    answer = reply(connection)
+    case("a second HELLO: refused", answer is None or answer[0] != 0)
 
 
 def fuzz():

@@ -19,18 +19,18 @@ create_volume v --size 48M --segment 4M
 # server1 behind the proxy: it tells clients the proxy's address.
 proxy_port=$((base_port + 9))
 echo "none 1" >"$scratch/flips"
-python3 "$source_dir/tests/functional/flip_proxy.py" $proxy_port $((base_port + 1)) "$scratch/flips" \
-    >"$scratch/proxy.out" 2>"$scratch/proxy.log" &
+python3 "$source_dir/tests/functional/flip_proxy.py" $proxy_port $((base_port + 1)) \
+    "$scratch/flips" >"$scratch/proxy.out" 2>"$scratch/proxy.log" &
 cleanup_fn kill $!
 until grep -q listening "$scratch/proxy.out"; do sleep 0.02; done
 
 # start_server1 [OPTION...]
 start_server1() {
-    dlblk-chunkserver "$cluster/server1.disk" --meta "$DLBLK_META" --listen 127.0.0.1:$((base_port + 1)) \
-        "$@" >>"$cluster/server1.log" 2>&1 &
+    dlblk-chunkserver "$cluster/server1.disk" --meta "$DLBLK_META" \
+        --listen 127.0.0.1:$((base_port + 1)) "$@" >>"$cluster/server1.log" 2>&1 &
     server1_pid=$!
     cleanup_fn kill -9 $server1_pid
-    until [ "$(dlblk server list --json | jq '[.servers[] | select(.state == "up")] | length')" = 3 ]; do
+    until [ "$(dlblk cluster status --json | jq .servers_up)" = 3 ]; do
         kill -0 $server1_pid || exit 1
         sleep 0.05
     done
@@ -39,6 +39,11 @@ start_server1() {
 stop_server1() {
     kill $server1_pid
     wait $server1_pid || true
+}
+
+# What the client said about checksums, in nbdkit's log.
+reports() {
+    grep -ci 'checksum\|crc\|damaged' "$nbdkit_log" || true
 }
 
 flips() {
@@ -56,7 +61,7 @@ check "copied in while bits flip on the way" nbdcopy "$scratch/image" "$uri"
 stop_serving
 echo "none 1" >"$scratch/flips"
 at_least 5 "$(flips write)" "bits flipped on the way in"
-at_least 1 "$(grep -c -i 'checksum\|crc\|damaged' "$nbdkit_log" || true)" "reports of it by the client"
+at_least 1 "$(reports)" "reports of it by the client"
 serve v -r
 nbdcopy "$uri" "$scratch/out"
 stop_serving
@@ -77,7 +82,7 @@ stop_serving
 echo "none 1" >"$scratch/flips"
 at_least 3 "$(flips read)" "bits flipped on the way out"
 check "nobody got a wrong byte" cmp "$scratch/image" "$scratch/out"
-at_least 1 "$(grep -c -i 'checksum\|crc\|damaged' "$nbdkit_log" || true)" "reports of it by the client"
+at_least 1 "$(reports)" "reports of it by the client"
 
 # 2. On the disk: find blocks of the image on it, and flip a bit in each.
 stop_server1

@@ -3,7 +3,7 @@
 # filesystem.sh: the story of filesystem-ext4.sh and filesystem-xfs.sh: populate, unmount, check,
 # compare, kill all, compare.
 #
-#     filesystem_story TYPE SIZE CHECK...    CHECK: the checker and its arguments, without the device
+#     filesystem_story TYPE SIZE CHECK...    CHECK: the checker, without the device
 
 filesystem_story() {
     local type=$1 size=$2

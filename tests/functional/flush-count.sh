@@ -37,10 +37,14 @@ flushes() {
     grep -c ' Flush ' "$scratch/requests" || true
 }
 
+bench() {
+    dlblk bench v --destroy-data --json "$@" >"$scratch/bench.json"
+}
+
 create_volume v --size 32M --replicas 1 --min-write 1
 sleep 2 # what an idle server still had to write
 before=$(flushes)
-dlblk bench v --rw randwrite --bs 4K --depth 1 --requests 500 --destroy-data --json >"$scratch/bench.json"
+bench --rw randwrite --bs 4K --depth 1 --requests 500
 acknowledged=$(jq '.write.total_ios' "$scratch/bench.json")
 seen=$(($(flushes) - before))
 at_least 500 "$acknowledged" "writes acknowledged one after the other"
@@ -48,13 +52,13 @@ at_least "$acknowledged" $seen "flushes of the file meanwhile"
 
 # Larger than what enters the journal at once, and zeroes: likewise.
 before=$(flushes)
-dlblk bench v --rw write --bs 256K --depth 1 --requests 100 --destroy-data --json >"$scratch/bench.json"
+bench --rw write --bs 256K --depth 1 --requests 100
 seen=$(($(flushes) - before))
 at_least 100 $seen "flushes for 100 writes of 256 KiB"
 
 # Many in flight share a flush, but there is one at least for each round trip.
 before=$(flushes)
-dlblk bench v --rw randwrite --bs 4K --depth 32 --requests 3200 --destroy-data --json >"$scratch/bench.json"
+bench --rw randwrite --bs 4K --depth 32 --requests 3200
 seen=$(($(flushes) - before))
 at_least 100 $seen "flushes for 3200 writes at depth 32"
 check "they are shared" test $seen -lt 3200

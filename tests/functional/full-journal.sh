@@ -23,7 +23,7 @@ replay_bytes() {
     local name bytes most=0
     for name in server1 server2 server3; do
         bytes=$(dlblk-disk inspect --json "$cluster/$name.disk" |
-            jq '(.journal.chain_end - .index.position) * 4096')
+            jq '(.journal.chain_end - (.index.position // .superblocks[0].superblock.tail)) * 4096')
         [ "$bytes" -gt $most ] && most=$bytes
     done
     echo $most

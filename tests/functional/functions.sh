@@ -44,23 +44,25 @@ not_ok() {
 
 # check DESCRIPTION COMMAND...
 check() {
-    local description=$1
+    local description=$1 status=0
     shift
-    if "$@" >"$scratch/check.out" 2>&1; then
+    "$@" >"$scratch/check.out" 2>&1 || status=$?
+    if [ $status -eq 0 ]; then
         ok "$description"
     else
         not_ok "$description"
-        echo "# $*: status $?"
+        echo "# $*: status $status"
         tail -n 40 "$scratch/check.out" | sed 's/^/#   /'
     fi
 }
 
-# check_fails STATUS TEXT DESCRIPTION COMMAND...: it must end with STATUS and say TEXT.
+# check_fails STATUS TEXT DESCRIPTION COMMAND...: it must end with STATUS (a pattern) and say TEXT.
 check_fails() {
     local status=$1 text=$2 description=$3 seen=0
     shift 3
     "$@" >"$scratch/check.out" 2>&1 || seen=$?
-    if [ $seen -eq "$status" ] && grep -qF -- "$text" "$scratch/check.out"; then
+    # shellcheck disable=SC2053
+    if [[ $seen == $status ]] && grep -qF -- "$text" "$scratch/check.out"; then
         ok "$description"
     else
         not_ok "$description"
