@@ -10,6 +10,19 @@
  * payload are missing they are received straight into its place.  After a payload of 64 KiB and
  * more the next receive is a short one, for a header and a body: so payloads of a stream of large
  * frames don't pass through the buffer at all.
+ *
+ * Plain recv() and sendmsg(), announced by one poll that stays armed, against io_uring's own forms:
+ * bench/perf_net with 3 servers on 2 processors, medians of 7 runs in turn, processor time of all
+ * processes per operation in us (Linux 6.18):
+ *
+ *                              write 4K  read 4K  write 4K  read 4K  write 1M  read 1M
+ *     depth                          32       32         1        1         8        8
+ *     recv and sendmsg              9.6      4.6        76       41      1383      483
+ *     uring recv, sendmsg          10.0      4.7        77       42      1374      519
+ *     uring recv and sendmsg        9.2      5.4        82       44      1344      508
+ *
+ * So none is better by more than the noise, but this one leaves no memory with the kernel: a link
+ * that is closed has nothing to wait for, unless its peer does not take what is sent.
  */
 #include <errno.h>
 #include <liburing.h>
