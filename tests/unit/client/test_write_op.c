@@ -217,6 +217,9 @@ test_settling_of_data_and_holes(void **state)
     fixture_check(f, 4096, 8192, 0);
     fixture_check(f, 12288, 4096, 1);
     fixture_check(f, 16384, 49152, 0);
+    /* Zeroes take no space. */
+    assert_int_equal(fake_server_chunk(&f->cluster.servers[1], 1, 0)->sectors[1].kind,
+                     WIRE_SECTOR_ZERO);
     close_clean(f, volume);
 }
 
