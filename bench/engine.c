@@ -321,6 +321,8 @@ start_write(struct bench *bench, struct request *request, uint64_t sector, uint3
 {
     uint64_t chunk = sector / CHUNK_SECTORS;
 
+    dl_assert(bench->sequence != NULL);
+    dl_assert(bench->store != NULL);
     request->write = (struct store_write){
         .key = {.volume = 1, .segment = (uint32_t)chunk},
         .config_epoch = 1,
@@ -341,6 +343,7 @@ start_write(struct bench *bench, struct request *request, uint64_t sector, uint3
 static void
 start_read(struct bench *bench, struct request *request, uint64_t sector)
 {
+    dl_assert(bench->store != NULL);
     request->read.key = (struct chunk_key){.volume = 1,
                                            .segment = (uint32_t)(sector / CHUNK_SECTORS)};
     request->read.snapshot_seq = 0;
@@ -374,6 +377,7 @@ run_turn(struct bench *bench, bool start)
 {
     uint32_t events;
 
+    dl_assert(bench->store != NULL);
     bench_run_timers(&bench->env);
     for (uint32_t i = 0; start && i < bench->options.depth; i++)
         if (!bench->requests[i].busy)
@@ -426,6 +430,7 @@ run_measured(struct bench *bench, struct result *result)
     uint64_t from_ns, until_ns;
     double thread_us = process_cpu_us(RUSAGE_THREAD), process_us = process_cpu_us(RUSAGE_SELF);
 
+    dl_assert(bench->store != NULL);
     bench->store->ops->get_stats(bench->store, &result->before);
     from_ns = clock_ns(CLOCK_MONOTONIC);
     until_ns = from_ns + bench->options.seconds * 1000000000u;

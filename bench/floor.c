@@ -93,7 +93,7 @@ struct group {
 };
 
 static void
-server(int i, int lfd)
+server(int i, int lfd) /* NOLINT(readability-function-size): one loop */
 {
     char path[256];
     snprintf(path, sizeof path, "%s/floor%d", dir, i);
@@ -288,7 +288,7 @@ server(int i, int lfd)
 }
 
 int
-main(int argc, char **argv)
+main(int argc, char **argv) /* NOLINT(readability-function-size) */
 {
     if (argc < 6) {
         fprintf(stderr, "floor w|r QD SECONDS SERVERS DIR [sync] [inline] [seq] [json] [bs=BYTES] "

@@ -355,6 +355,7 @@ client_op_start(struct client_op *op)
         .target = {.volume = 1, .config_epoch = 1, .lease_epoch = 1, .length_sectors = sectors}};
     uint32_t offset_sectors;
 
+    dl_assert(sectors > 0);
     client.random_state = client.random_state * 6364136223846793005ull + 1442695040888963407ull;
     offset_sectors = (uint32_t)(client.random_state >> 33) %
                      (uint32_t)(DATA_BYTES / 4096 / sectors) * sectors;

@@ -60,8 +60,8 @@ uint32_t disk_file_poll(struct disk_file *file);
 #define DISK_INDEX_DIRECTORY "/var/lib/dlblk"
 
 /*
- * Where the index of a disk is unless the administrator says otherwise: beside a file, DISK.index; of a device /dev/x/y
- * in DISK_INDEX_DIRECTORY/dev-x-y.index.  -ENAMETOOLONG if it does not fit.
+ * Where the index of a disk is unless the administrator says otherwise: beside a file, DISK.index;
+ * of a device /dev/x/y in DISK_INDEX_DIRECTORY/dev-x-y.index.  -ENAMETOOLONG if it does not fit.
  */
 int disk_index_path(const char *path, char *ret_path, size_t path_bytes);
 

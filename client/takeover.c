@@ -188,6 +188,7 @@ takeover_resolved(struct takeover *takeover, struct segment *segment)
 {
     struct client_volume *volume = takeover->volume;
 
+    dl_assert(segment != NULL);
     dl_assert(segment->state == SEGMENT_UNRESOLVED);
     segment->state = SEGMENT_READY;
     dl_assert(volume->unresolved_count > 0);

@@ -15,7 +15,7 @@
 static int
 limit_raise(int resource, struct rlimit *ret_limit)
 {
-    struct rlimit limit;
+    struct rlimit limit = {0};
 
     if (getrlimit((__rlimit_resource_t)resource, &limit) < 0)
         return -errno;
@@ -32,7 +32,7 @@ limit_raise(int resource, struct rlimit *ret_limit)
 int
 limits_raise_nofile(uint64_t needed, struct dl_error *err)
 {
-    struct rlimit limit;
+    struct rlimit limit = {0};
     int result = limit_raise(RLIMIT_NOFILE, &limit);
 
     if (result < 0)
@@ -65,7 +65,7 @@ memlock_binds_us(void)
 int
 limits_check_memlock(uint64_t needed_bytes, struct dl_error *err)
 {
-    struct rlimit limit;
+    struct rlimit limit = {0};
     int result;
 
     if (!memlock_binds_us())

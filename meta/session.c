@@ -204,8 +204,10 @@ session_accept_hello(struct meta_session *session, const Dl__Hello *hello, uint6
 {
     struct meta_core *core = session->core;
     Dl__Hello reply = DL__HELLO__INIT;
-    uint32_t version = hello->version_max < WIRE_VERSION ? hello->version_max : WIRE_VERSION;
+    uint32_t version;
 
+    dl_assert(hello != NULL);
+    version = hello->version_max < WIRE_VERSION ? hello->version_max : WIRE_VERSION;
     session->hello = true;
     session->role = hello->role;
     memcpy(session->instance, hello->instance.data, META_ID_BYTES);

@@ -309,6 +309,7 @@ group_add_data(struct group *group, struct extent extent, const uint8_t *payload
     struct iovec *iov = &group->iovs[group->iov_count++];
 
     dl_assert(group->iov_count <= group->io_capacity);
+    dl_assert(group->ios != NULL);
     iov->iov_base = (void *)(uintptr_t)payload;
     iov->iov_len = (size_t)extent.count * BLOCK_BYTES;
     if (last != NULL && last->extent.block + last->extent.count == extent.block &&

@@ -328,7 +328,7 @@ verify_record(struct replay *replay, const struct journal_record *record, uint8_
 static int
 verify_block(struct replay *replay, uint64_t lsn, uint8_t *data, uint64_t *ret_needs)
 {
-    struct journal_header header;
+    struct journal_header header = {0};
     struct journal_record record;
     struct journal_iter iter;
     uint64_t needs = lsn;
@@ -514,7 +514,7 @@ static int
 apply_block(struct replay *replay, uint64_t lsn)
 {
     struct engine *engine = replay->engine;
-    struct journal_header header;
+    struct journal_header header = {0};
     struct journal_record record;
     struct journal_iter iter;
     int result = read_block(replay, lsn, &header);

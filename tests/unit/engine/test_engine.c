@@ -728,8 +728,8 @@ test_deletion_frees_space(void **state)
 }
 
 /*
- * A read that waits for its leaf while the chunk is deleted must not see the holes that the deletion
- * makes: they would be taken for data.
+ * A read that waits for its leaf while the chunk is deleted must not see the holes that the
+ * deletion makes: they would be taken for data.
  */
 static void
 test_read_of_a_chunk_that_is_deleted(void **state)
