@@ -92,7 +92,8 @@ on_payload(void *core, struct link *link, const struct frame *frame)
     struct side *side = core;
 
     assert_false(side->paused);
-    assert_ptr_equal(link, side->link);
+    if (link != side->link)
+        return NULL; /* of a connection that the peer has replaced, without our being told */
     assert_int_equal(frame->payload_bytes, sizeof(side->payload));
     return side->payload;
 }
@@ -103,7 +104,8 @@ on_frame(void *core, struct link *link, const struct frame *frame)
     struct side *side = core;
 
     assert_false(side->paused);
-    assert_ptr_equal(link, side->link);
+    if (link != side->link)
+        return;
     assert_int_equal(frame->request_id, side->next_received);
     side->next_received++;
     side->received++;
@@ -116,13 +118,14 @@ on_down(void *core, struct link *link, int err)
 {
     struct side *side = core;
 
-    (void)link;
     assert_true(err < 0);
+    side->downs++;
+    if (link != side->link && side->link != NULL)
+        return;
     assert_int_equal(side->sent, side->given_back);
     side->link = NULL;
     side->paused = false;
     side->connecting = false;
-    side->downs++;
 }
 
 static const struct link_events events = {
