@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * engine.c: the engine's life: open, turns, timers, stop.
+ * engine.c: the engine's turns: completions, timers, failure; its memory.
  *
  * Everything that could allow something else to go on calls engine_kick(); at the end of the turn
  * one pass looks at deletions, write-back and groups.  Idle engines have no timer armed.
  */
 #include "chunkserver/engine/engine.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -135,7 +133,7 @@ engine_turn(struct engine *engine)
         group_close_all(engine);
     }
     if (engine->stop_done != NULL)
-        engine_stop_step(engine);
+        stop_step(engine);
 }
 
 static void
@@ -165,7 +163,7 @@ engine_arm_idle(struct engine *engine)
         env_timer_start(engine->env, &engine->idle_timer, engine->idle_mark_ns);
 }
 
-static bool
+bool
 engine_has_request(const struct engine *engine)
 {
     return engine->requests > 0 || !list_is_empty(&engine->groups) ||
@@ -231,134 +229,6 @@ engine_fail(struct engine *engine, int err)
     engine_kick(engine);
 }
 
-/* --- stop --- */
-
-enum stop_step { STOP_DRAIN, STOP_WRITE_BACK, STOP_SUPERBLOCK, STOP_DONE = STOP_SUPERBLOCK + 4 };
-
-static void stop_submit(struct engine *engine);
-
-static void
-stop_finish(struct engine *engine, int err)
-{
-    void (*on_done)(void *context, int err) = engine->stop_done;
-
-    engine->stop_done = NULL;
-    env_timer_stop(engine->env, &engine->idle_timer);
-    env_timer_stop(engine->env, &engine->throttle_timer);
-    on_done(engine->stop_context, err);
-}
-
-static void
-stop_on_io(struct disk_io *io, int result)
-{
-    struct engine *engine = list_entry(io, struct engine, stop_io);
-
-    if (result < 0) {
-        stop_finish(engine, -DL_E_MEDIA_WRITE);
-        return;
-    }
-    if (++engine->stop_step < STOP_DONE)
-        stop_submit(engine);
-    else
-        stop_finish(engine, 0);
-}
-
-/* Write and flush one copy of the superblock, then the other. */
-static void
-stop_submit(struct engine *engine)
-{
-    uint32_t at = engine->stop_step - STOP_SUPERBLOCK;
-    struct disk_io *io = &engine->stop_io;
-
-    *io = (struct disk_io){.kind = at % 2 == 0 ? DISK_WRITE : DISK_FLUSH, .on_done = stop_on_io};
-    if (io->kind == DISK_WRITE) {
-        io->offset_bytes = superblock_copy_offset(engine->disk->size_bytes, at / 2);
-        io->iov_one = (struct iovec){.iov_base = engine->stop_buffer, .iov_len = SUPERBLOCK_BYTES};
-        io->iov = &io->iov_one;
-        io->iov_count = 1;
-    }
-    disk_submit(engine->disk, io);
-}
-
-/* Everything is written back: a good moment to find a mistake of ours. */
-static void
-stop_check(struct engine *engine)
-{
-    bool unreadable;
-    char *wrong = engine_check_unreadable(engine, &unreadable);
-
-    if (wrong != NULL && !unreadable)
-        (void)fputs(wrong, stderr);
-    dl_assert(wrong == NULL || unreadable);
-    free(wrong);
-}
-
-static void
-stop_superblock(struct engine *engine)
-{
-    struct superblock *superblock = &engine->superblock;
-
-    if (DLBLK_EXPENSIVE_CHECKS)
-        stop_check(engine);
-    dl_assert(engine->tail == engine->acked_lsn && engine->acked_lsn == engine->next_lsn);
-    superblock->generation++;
-    superblock->cut = engine->acked_lsn;
-    superblock->tail = engine->tail;
-    superblock->clean = true;
-    engine->stop_buffer = aligned_alloc(SUPERBLOCK_BYTES, SUPERBLOCK_BYTES);
-    dl_assert(engine->stop_buffer != NULL);
-    superblock_encode(superblock, engine->stop_buffer);
-    engine->stop_step = STOP_SUPERBLOCK;
-    stop_submit(engine);
-}
-
-static bool
-stop_io_is_over(const struct engine *engine)
-{
-    enum writeback_state state = engine->writeback.state;
-
-    return engine->requests == 0 && list_is_empty(&engine->reads) &&
-           list_is_empty(&engine->done_reads) && list_is_empty(&engine->groups) &&
-           !engine->flushing && engine->loads_pending == 0 && state != WRITEBACK_BATCH &&
-           state != WRITEBACK_FLUSH;
-}
-
-void
-engine_stop_step(struct engine *engine)
-{
-    struct writeback *wb = &engine->writeback;
-
-    if (engine->stopped != 0) {
-        if (stop_io_is_over(engine) && engine->stop_step < STOP_SUPERBLOCK)
-            stop_finish(engine, engine->stopped);
-        return;
-    }
-    if (engine->stop_step == STOP_DRAIN && !engine_has_request(engine) &&
-        list_is_empty(&engine->reads) && list_is_empty(&engine->done_reads)) {
-        engine->stop_step = STOP_WRITE_BACK;
-        wb->stopping = true;
-        engine_kick(engine);
-    }
-    if (engine->stop_step == STOP_WRITE_BACK && list_is_empty(&engine->dirty) &&
-        wb->state == WRITEBACK_IDLE && !engine_has_request(engine) && engine->loads_pending == 0 &&
-        engine->tail == engine->next_lsn)
-        stop_superblock(engine);
-}
-
-static void
-engine_stop(struct chunk_store *store, void (*on_done)(void *context, int err), void *context)
-{
-    struct engine *engine = engine_of_store(store);
-
-    dl_assert(!engine->stopping);
-    dl_assert(on_done != NULL);
-    engine->stopping = true;
-    engine->stop_done = on_done;
-    engine->stop_context = context;
-    engine->stop_step = STOP_DRAIN;
-    engine_kick(engine);
-}
-
 /* --- what there is to know --- */
 
 static void
@@ -410,7 +280,7 @@ engine_identity(const struct engine *engine, struct engine_identity *ret_identit
     ret_identity->damaged = engine->damaged;
 }
 
-/* --- open --- */
+/* --- create --- */
 
 static const struct chunk_store_ops engine_ops = {
     .write_start = write_start,
@@ -419,7 +289,7 @@ static const struct chunk_store_ops engine_ops = {
     .stable_hint = change_stable_hint,
     .turn_end = engine_turn_end,
     .get_stats = engine_get_stats,
-    .stop = engine_stop,
+    .stop = stop_start,
 };
 
 static void
@@ -464,7 +334,7 @@ engine_init_memory(struct engine *engine)
     freelist_init(&engine->bad_pool, sizeof(struct bad_block), 16);
 }
 
-static struct engine *
+struct engine *
 engine_create(struct env *env, struct disk *disk, struct index *index,
               const struct engine_options *options)
 {
@@ -495,145 +365,7 @@ engine_create(struct env *env, struct disk *disk, struct index *index,
     return engine;
 }
 
-static void
-text_of_uuid(const uint8_t *uuid, char *text, size_t text_bytes)
-{
-    size_t used = 0;
-
-    for (unsigned i = 0; i < SUPERBLOCK_UUID_BYTES && used + 3 < text_bytes; i++)
-        used += (size_t)snprintf(text + used, text_bytes - used, "%02x", uuid[i]);
-}
-
-static int
-open_superblock(struct engine *engine, const uint8_t *cluster_id, struct dl_error *err)
-{
-    struct superblock *superblock = &engine->superblock;
-    int result = superblock_load_now(engine->disk, superblock, err);
-    char has[40], wants[40];
-
-    if (result != 0)
-        return result;
-    if ((superblock->features_read_only & ~(uint64_t)SUPERBLOCK_FEATURES_READ_ONLY) != 0)
-        return dl_error_set(
-            err, -DL_E_DISK_FORMAT,
-            "the disk uses features that this version must not write with: 0x%" PRIx64,
-            superblock->features_read_only);
-    engine->was_clean = superblock->clean;
-    if (cluster_id == NULL ||
-        memcmp(cluster_id, superblock->cluster_id, SUPERBLOCK_UUID_BYTES) == 0)
-        return 0;
-    text_of_uuid(superblock->cluster_id, has, sizeof(has));
-    text_of_uuid(cluster_id, wants, sizeof(wants));
-    return dl_error_set(err, -DL_E_DISK_FOREIGN, "the disk belongs to cluster %s, not to %s", has,
-                        wants);
-}
-
-static void
-open_geometry(struct engine *engine)
-{
-    const struct superblock_geometry *g = &engine->superblock.geometry;
-
-    engine->ring_units = g->ring_bytes / UNIT_BYTES;
-    engine->group_units_max = engine->ring_units / 8 < JOURNAL_UNITS_MAX
-                                  ? (uint32_t)(engine->ring_units / 8)
-                                  : JOURNAL_UNITS_MAX;
-    engine->ring_reserve_units = engine->ring_units / 8 < 64 ? (uint32_t)(engine->ring_units / 8)
-                                                             : 64;
-    dl_assert(engine->group_units_max >= 1);
-    alloc_init(&engine->alloc, (uint32_t)(g->data_bytes / SLAB_BYTES),
-               g->reserve_bytes / BLOCK_BYTES);
-    engine->pages = calloc(alloc_page_count(&engine->alloc), sizeof(struct bitmap_page));
-    dl_assert(engine->pages != NULL);
-    for (uint32_t i = 0; i < alloc_page_count(&engine->alloc); i++)
-        dirty_init(&engine->pages[i].dirty, DIRTY_BITMAP);
-}
-
-/*
- * Is it this disk's index?  An index without a position is new: the journal must reach back to its
- * beginning.
- */
-static int
-open_check_index(struct engine *engine, const struct index_position *position, struct dl_error *err)
-{
-    const struct superblock *superblock = &engine->superblock;
-
-    if (memcmp(position->disk_uuid, superblock->disk_uuid, SUPERBLOCK_UUID_BYTES) != 0)
-        dl_error_set(err, -DL_E_INDEX_MISMATCH, "the index belongs to another disk");
-    else if (position->incarnation > superblock->incarnation)
-        dl_error_set(err, -DL_E_INDEX_MISMATCH,
-                     "the disk is older than the index: it was started %" PRIu64
-                     " times, the index saw start %" PRIu64,
-                     superblock->incarnation, position->incarnation);
-    else
-        return 0;
-    dl_error_hint(err, "give the disk its own index, or make a new one with dlblk-disk rebuild");
-    return -DL_E_INDEX_MISMATCH;
-}
-
-static int
-open_index(struct engine *engine, struct index_position *position, struct dl_error *err)
-{
-    bool found = false;
-    int result;
-
-    *position = (struct index_position){.local_id_next = 1, .position = engine->ring_units};
-    memcpy(position->disk_uuid, engine->superblock.disk_uuid, sizeof(position->disk_uuid));
-    result = index_load_now(engine, position, &found, err);
-    if (result != 0)
-        return result;
-    if (position->local_id_next > engine->local_id_next)
-        engine->local_id_next = position->local_id_next;
-    return found ? open_check_index(engine, position, err) : 0;
-}
-
-/* Replay is over: what it left is complete, and may change by requests from now on. */
-static void
-open_serve(struct engine *engine, const struct index_position *position)
-{
-    struct chunk *chunk, *next;
-
-    alloc_start(&engine->alloc);
-    engine->writeback.batch_position = position->position;
-    engine->writeback.lsn_max = position->lsn_highest;
-    HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next) {
-        engine_chunk_of(chunk)->version_max = chunk_version_max(chunk);
-        if (chunk->state == CHUNK_DELETING)
-            delete_begin(engine, engine_chunk_of(chunk));
-    }
-    engine->serving = true;
-    engine->active_ns = env_now_ns(engine->env);
-    if (!engine_is_quiet(engine))
-        engine_arm_idle(engine);
-    engine_kick(engine);
-}
-
-int
-engine_open(struct engine **ret_engine, struct env *env, struct disk *disk, struct index *index,
-            const struct engine_options *options, struct dl_error *err)
-{
-    static const struct engine_options defaults;
-    struct index_position position;
-    struct engine *engine;
-    int result;
-
-    if (options == NULL)
-        options = &defaults;
-    engine = engine_create(env, disk, index, options);
-    result = open_superblock(engine, options->cluster_id, err);
-    if (result == 0) {
-        open_geometry(engine);
-        result = open_index(engine, &position, err);
-    }
-    if (result == 0)
-        result = replay_now(engine, &position, err);
-    if (result != 0) {
-        engine_destroy(engine);
-        return result;
-    }
-    open_serve(engine, &position);
-    *ret_engine = engine;
-    return 0;
-}
+/* --- destroy --- */
 
 static void
 engine_fini_memory(struct engine *engine)

@@ -8,10 +8,10 @@
  *     apply.c                       what an acknowledged, or replayed, record does
  *     leaf_cache.c                  which leaves are in memory, loading them
  *     delete.c                      giving back the space of deleted chunks
- *     writeback.c                   memory to index, the ring's tail
+ *     writeback.c, stage.c          memory to index, the ring's tail
  *     index_values.c                keys and values of the index
  *     replay.c                      the ring at open
- *     engine.c                      open, destroy, stop, timers, counters
+ *     open.c, engine.c, stop.c      its life; turns, timers, counters
  *     check.c                       the map against the leaves
  *
  * Life of a write:
@@ -256,8 +256,11 @@ enum writeback_state {
     WRITEBACK_FLUSH,   /* the index is being flushed */
 };
 
+enum staged_kind { STAGED_PUT, STAGED_MERGE, STAGED_DELETE };
+
+/* Followed by key and value. */
 struct staged_op {
-    uint8_t kind; /* 0 put, 1 merge, 2 delete */
+    uint8_t kind; /* enum staged_kind */
     uint8_t key_bytes;
     uint32_t value_bytes;
 };
@@ -379,7 +382,11 @@ void engine_finish_change(struct engine *engine, struct store_change *change, in
 void engine_finish_read(struct engine *engine, struct store_read *read, int err);
 void engine_arm_idle(struct engine *engine);
 uint64_t engine_block_offset(const struct engine *engine, uint64_t block);
-void engine_stop_step(struct engine *engine);
+/* Everything but what the disk says. */
+struct engine *engine_create(struct env *env, struct disk *disk, struct index *index,
+                             const struct engine_options *options);
+/* Is a write or change under way? */
+bool engine_has_request(const struct engine *engine);
 
 static inline struct engine *
 engine_of_store(struct chunk_store *store)
@@ -389,6 +396,11 @@ engine_of_store(struct chunk_store *store)
     dl_assert_owner(&engine->owner);
     return engine;
 }
+
+/* --- stop.c --- */
+void stop_start(struct chunk_store *store, void (*on_done)(void *context, int err), void *context);
+/* Something changed: on with it. */
+void stop_step(struct engine *engine);
 
 /* --- ops: write.c, change.c --- */
 struct op *op_create(struct engine *engine, enum record_kind kind, struct engine_chunk *chunk);
@@ -526,6 +538,14 @@ bool writeback_wants_block(const struct engine *engine);
 void writeback_all(struct engine *engine);
 void writeback_leaf_loaded(struct engine *engine);
 void writeback_fini(struct engine *engine);
+
+/* --- stage.c --- */
+/* Encode it, and take it off the dirty list. */
+void stage_item(struct engine *engine, struct dirty *dirty);
+/* Deletes of what the chunks in writeback.forgotten have in the index. */
+void stage_forgotten(struct engine *engine);
+/* The position of the batch: last. */
+void stage_position(struct engine *engine);
 
 /* --- check.c --- */
 /*
