@@ -28,12 +28,11 @@ meta_log(const struct meta_core *core, enum meta_log_level level, const char *co
     char text[1024];
     va_list arguments;
 
-    if (core->options.on_log == NULL)
-        return;
     va_start(arguments, format);
     (void)vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
-    core->options.on_log(core->options.context, level, component, text);
+    if (core->options.on_log != NULL)
+        core->options.on_log(core->options.context, level, component, text);
 }
 
 void

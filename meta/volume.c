@@ -255,8 +255,7 @@ check_size(const struct volume_desc *desc, uint64_t size_bytes, struct dl_error 
                             "volume %s: %" PRIu64
                             " bytes are not a multiple of its logical block, %" PRIu32 " bytes",
                             desc->name, size_bytes, desc->logical_block_bytes);
-    if (size_bytes > sets_max * set_bytes ||
-        meta_volume_segment_count(&sized) > META_VOLUME_SEGMENTS_MAX) {
+    if (meta_volume_segment_count(&sized) > META_VOLUME_SEGMENTS_MAX) {
         (void)dl_error_set(err, -DL_E_SIZE_INVALID,
                            "volume %s: %" PRIu64
                            " bytes are more than %s, the most with its segments of %s",
