@@ -244,7 +244,7 @@ run_with_faults(uint64_t seed, uint64_t *ret_received, uint32_t *ret_downs)
 {
     struct fixture fx;
     struct fake_rng rng;
-    uint64_t number = 0;
+    uint64_t number = 0, hash;
 
     fixture_init(&fx, seed);
     fake_rng_init(&rng, seed);
@@ -280,8 +280,17 @@ run_with_faults(uint64_t seed, uint64_t *ret_received, uint32_t *ret_downs)
     }
     *ret_received = fx.server.received;
     *ret_downs = fx.client.downs;
+    hash = fx.world.history_hash;
+    /* What is still queued comes back. */
+    if (fx.client.link != NULL) {
+        struct sim_process *before = sim_enter(&fx.client.process);
+
+        link_close(fx.client.link);
+        sim_leave(&fx.client.process, before);
+        run_for(&fx, SIM_S);
+    }
     fixture_fini(&fx);
-    return fx.world.history_hash;
+    return hash;
 }
 
 static void
