@@ -149,7 +149,6 @@ session_close_soon(struct session *session)
     if (session->closing)
         return;
     session->closing = true;
-    session->core->stats.violations++;
     env_timer_start(session->core->env, &session->linger_timer, SESSION_LINGER_NS);
 }
 
@@ -160,14 +159,22 @@ session_refuse(struct session *session, const struct frame *frame, int err)
                  frame_out_create_error(frame->opcode, frame->request_id, err, NULL, NULL));
 }
 
+/* An error reply, a line in the log, and the link is closed. */
 static void
-session_violation(struct session *session, const struct frame *frame, int err, const char *what)
+session_turn_away(struct session *session, const struct frame *frame, int err, const char *what)
 {
     log_warning("chunkserver", session_name(session).text, "closed: %s: %s: %s",
                 opcode_name(frame->opcode), what, dl_err_str(err));
     session_send(session,
                  frame_out_create_error(frame->opcode, frame->request_id, err, what, NULL));
     session_close_soon(session);
+}
+
+static void
+session_violation(struct session *session, const struct frame *frame, int err, const char *what)
+{
+    session->core->stats.violations++;
+    session_turn_away(session, frame, err, what);
 }
 
 void
@@ -288,7 +295,8 @@ session_on_hello(struct session *session, const struct frame *frame)
         log_debug("chunkserver", session_name(session).text, "client %s",
                   text_quote(hello->software).text);
     } else {
-        session_violation(session, frame, err.code, err.text);
+        session->core->stats.greetings_refused++;
+        session_turn_away(session, frame, err.code, err.text);
     }
     protobuf_c_message_free_unpacked(message, NULL);
 }

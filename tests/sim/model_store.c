@@ -410,6 +410,7 @@ model_check_stopped(struct model_store *model)
         return;
     void (*on_stopped)(void *context, int err) = model->on_stopped;
     model->on_stopped = NULL;
+    model->disk->counters.stops++;
     on_stopped(model->stop_context, 0);
 }
 

@@ -39,7 +39,7 @@ struct model_profile {
 struct model_counters {
     uint64_t groups, groups_kept, groups_lost, records_kept, records_lost;
     uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
-    uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes;
+    uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes, stops;
 };
 
 struct model_sector {

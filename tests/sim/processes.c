@@ -163,6 +163,18 @@ server_start(struct sim_server *server)
     sim_leave(&server->process, before);
 }
 
+/* Nobody here speaks anything but the protocol. */
+static void
+server_check_peace(const struct sim_server *server)
+{
+    struct chunkserver_core_stats stats;
+
+    chunkserver_core_get_stats(server->core, &stats);
+    sim_require(&server->cluster->world, stats.violations == 0,
+                "%s closed %lu links because of what they sent", server->process.name,
+                stats.violations);
+}
+
 static void
 server_on_restart(struct sim_event *event)
 {
@@ -183,6 +195,7 @@ server_kill(struct sim_server *server, bool silent)
     sim_cancel(&server->cluster->world, &server->restart_event);
     sim_cancel(&server->cluster->world, &server->kill_event);
     server->kill_armed = false;
+    server_check_peace(server);
     model_store_crash(server->store);
     chunkserver_core_destroy(server->core);
     server->store = NULL;
@@ -272,6 +285,7 @@ processes_fini(struct cluster *cluster)
 
         if (server->process.up) {
             sim_process_kill(&server->process, true);
+            server_check_peace(server);
             model_store_crash(server->store);
             chunkserver_core_destroy(server->core);
         }

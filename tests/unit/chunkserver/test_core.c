@@ -668,6 +668,7 @@ test_first_frame_must_be_hello(void **state)
 {
     struct fixture *fx = *state;
     struct peer *client = &fx->clients[0];
+    Dl__Hello hello = good_hello();
 
     wait_registered(fx);
     peer_connect(fx, client);
@@ -677,6 +678,12 @@ test_first_frame_must_be_hello(void **state)
     assert_int_equal(fx->disk.counters.writes, 0);
     assert_int_equal(stats_of(fx).violations, 1);
     assert_int_equal(stats_of(fx).operations_in_use, 0);
+    /* Its body alone makes no HELLO. */
+    peer_connect(fx, client);
+    peer_send_message(client, OP_PING, 77, &hello.base);
+    assert_int_equal(wait_reply(fx, client, 77)->status, -DL_E_MESSAGE_MALFORMED);
+    run_for(fx, 2 * SIM_S);
+    assert_null(client->link);
 }
 
 static void
@@ -1088,6 +1095,30 @@ test_metadata_service_comes_and_goes(void **state)
     wait_registered(fx);
 }
 
+/* What was asked on one connection is not answered on the next: there its number means something else. */
+static void
+test_answers_stay_on_their_connection(void **state)
+{
+    struct fixture *fx = *state;
+    Dl__Fence message = DL__FENCE__INIT;
+
+    wait_registered(fx);
+    fx->disk.profile.group_ns_min = fx->disk.profile.group_ns_max = 2 * SIM_S;
+    message.volume = VOLUME;
+    message.lease_epoch = 2;
+    peer_send_message(&fx->meta, OP_FENCE, 1000, &message.base);
+    while (stats_of(fx).fences == 0)
+        assert_true(sim_world_step(&fx->world, UINT64_MAX));
+    peer_close(&fx->meta);
+    run_for(fx, SIM_S);
+    assert_int_equal(fx->meta.registrations, 2);
+    assert_true(stats_of(fx).registered);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(fx->disk.counters.fences, 1);
+    assert_int_equal(fx->meta.got_count, 0);
+    dl__fence_reply__free_unpacked(fence(fx, 2, 0), NULL);
+}
+
 static void
 on_stopped(void *context, int err)
 {
@@ -1116,6 +1147,7 @@ test_stop(void **state)
     run_for(fx, 5 * SIM_S);
     assert_true(fx->stopped);
     assert_int_equal(fx->stop_err, 0);
+    assert_int_equal(fx->disk.counters.stops, 1);
     for (uint32_t i = 0; i < 6; i++)
         assert_int_equal(wait_reply(fx, client, ids[i])->status, 0);
     assert_null(client->link);
@@ -1135,4 +1167,4 @@ UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_malformed_requests), TEST(test_back_pressure),
           TEST(test_client_that_takes_no_replies), TEST(test_links_go_away),
           TEST(test_silent_clients_are_closed), TEST(test_metadata_service_comes_and_goes),
-          TEST(test_stop))
+          TEST(test_answers_stay_on_their_connection), TEST(test_stop))
