@@ -3,7 +3,7 @@
  * admin.c: a client that is never killed: it makes the volumes of the run, and now and then a
  * scratch volume, which it writes to and deletes again.  See cluster.h.
  *
- *     IDLE --> CREATING --> OPENING --> WRITING --> CLOSING --> DELETING --> IDLE
+ *     IDLE --> CREATING --> OPENING --> WRITING --> CLOSING --> DELETING --> IDLE --> RESIZING --> IDLE
  *
  * Each step is tried again until it works; a volume that can't be opened or written is deleted all
  * the same.
@@ -16,11 +16,12 @@
 #include "proto/control.pb-c.h"
 #include "tests/sim/cluster.h"
 
-#define RETRY_NS_MAX   (500 * SIM_MS)
-#define SCRATCH_WRITES 8u
-#define SCRATCH_BYTES  (3u << 20)
-#define SCRATCH_PIECE  65536u
-#define OPEN_TRIES_MAX 4u
+#define RETRY_NS_MAX     (500 * SIM_MS)
+#define SCRATCH_WRITES   8u
+#define SCRATCH_BYTES    (3u << 20)
+#define SCRATCH_PIECE    65536u
+#define OPEN_TRIES_MAX   4u
+#define VOLUME_BYTES_MAX (6ull << 20)
 
 enum admin_state {
     ADMIN_IDLE,
@@ -28,7 +29,8 @@ enum admin_state {
     ADMIN_OPENING,
     ADMIN_WRITING,
     ADMIN_CLOSING,
-    ADMIN_DELETING
+    ADMIN_DELETING,
+    ADMIN_RESIZING,
 };
 
 struct sim_admin {
@@ -41,6 +43,8 @@ struct sim_admin {
     Dl__VolumeCreate create;
     Dl__VolumePolicy policy;
     Dl__VolumeDelete delete;
+    Dl__VolumeResize resize;
+    struct sim_volume *resized;
     char name[32];
     uint8_t change_id[16];
     struct sim_volume *made; /* a volume of the run; NULL: a scratch volume */
@@ -245,6 +249,60 @@ admin_start_delete(struct sim_admin *admin)
     client_meta_call_start(admin->core, &admin->call);
 }
 
+/* --- resize --- */
+
+static void
+admin_on_resized(struct client_meta_call *call, int err)
+{
+    struct sim_admin *admin = call->context;
+    struct sim_volume *volume = admin->resized;
+
+    sim_trace(&admin->cluster->world, &admin->process, "resized %s to %" PRIu64 ": %s",
+              volume->name, admin->resize.size_bytes, err == 0 ? "ok" : call->error.text);
+    if (err != 0) {
+        sim_require(&admin->cluster->world,
+                    err == -DL_E_META_UNREACHABLE || err == -DL_E_TIMEOUT ||
+                        err == -DL_E_SHUTTING_DOWN,
+                    "resize %s: %s: %s", volume->name, dl_err_name(err), call->error.text);
+        admin_next(admin, ADMIN_RESIZING, RETRY_NS_MAX);
+        return;
+    }
+    volume->size_bytes = admin->resize.size_bytes;
+    admin->cluster->counters.resizes++;
+    admin->state = ADMIN_IDLE;
+}
+
+static void
+admin_start_resize(struct sim_admin *admin)
+{
+    dl__volume_resize__init(&admin->resize);
+    admin->resize.name = admin->resized->name;
+    admin->resize.size_bytes = admin->resized->size_bytes_asked;
+    memset(&admin->call, 0, sizeof(admin->call));
+    admin->call.opcode = OP_VOLUME_RESIZE;
+    admin->call.request = &admin->resize.base;
+    admin->call.reply_type = &dl__volume_reply__descriptor;
+    admin->call.on_done = admin_on_resized;
+    admin->call.context = admin;
+    client_meta_call_start(admin->core, &admin->call);
+}
+
+void
+admin_resize(struct cluster *cluster)
+{
+    struct sim_admin *admin = cluster->admin;
+    struct sim_volume *volume =
+        &cluster->volumes[fake_rng_below(&cluster->rng, cluster->profile.volume_count)];
+    uint64_t size_bytes = volume->size_bytes + fake_rng_range(&cluster->rng, 1, 300) * 4096;
+
+    if (admin->state != ADMIN_IDLE || !admin_is_ready(cluster) || size_bytes > VOLUME_BYTES_MAX)
+        return;
+    volume->size_bytes_asked = size_bytes;
+    oracle_grow(&volume->oracle, size_bytes / volume->logical_block_bytes);
+    admin->resized = volume;
+    admin_next(admin, ADMIN_RESIZING, SIM_MS);
+}
+
 /* --- the steps --- */
 
 static void
@@ -274,6 +332,9 @@ admin_on_event(struct sim_event *event)
         break;
     case ADMIN_DELETING:
         admin_start_delete(admin);
+        break;
+    case ADMIN_RESIZING:
+        admin_start_resize(admin);
         break;
     case ADMIN_WRITING:
     case ADMIN_CLOSING:

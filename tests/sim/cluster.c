@@ -78,6 +78,7 @@ choose_volume(struct cluster *cluster, uint32_t idx, struct fake_rng *rng)
     volume->size_bytes = pick(rng, 1, 4) << 20;
     if (fake_rng_percent(rng, 50))
         volume->size_bytes += pick(rng, 1, 255) * 4096;
+    volume->size_bytes_asked = volume->size_bytes;
     oracle_init(&volume->oracle, &cluster->world, volume->name,
                 volume->size_bytes / volume->logical_block_bytes);
 }
@@ -112,8 +113,10 @@ cluster_fini(struct cluster *cluster)
         client_fini(&cluster->clients[i]);
     admin_destroy(cluster);
     processes_fini(cluster);
-    for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
+    for (uint32_t i = 0; i < cluster->profile.volume_count; i++) {
         oracle_fini(&cluster->volumes[i].oracle);
+        free(cluster->volumes[i].last_values);
+    }
     sim_world_fini(&cluster->world);
 }
 

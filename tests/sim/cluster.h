@@ -85,7 +85,9 @@ struct sim_server {
 struct sim_volume {
     char name[32];
     uint64_t id; /* as the metadata service gave it */
-    uint64_t size_bytes;
+    uint64_t size_bytes;         /* as the last answer of the metadata service said */
+    uint64_t size_bytes_asked;   /* it may be so large already */
+    uint64_t *last_values;       /* by block, as a sweep has read them */
     uint32_t segment_bytes, logical_block_bytes, stripe_width, stripe_unit_bytes;
     struct oracle oracle;
     uint32_t lease_epoch_max; /* of those who have opened it */
@@ -125,12 +127,16 @@ struct sim_client {
     struct client_volume *volume;
     struct client_volume_open open;
     uint32_t lease_epoch;
+    uint64_t size_bytes; /* of the volume, as this session knows it */
     uint64_t session_ops_left;
     uint64_t state_since_ns;
     uint32_t active_ops;
     bool stop_wanted; /* calm: finish and go */
     bool sweep;       /* the verdict: read the whole volume in order */
     uint64_t sweep_next_block;
+    struct client_extents extents;
+    uint64_t extents_next_bytes; /* what was told so far */
+    bool extents_asked, extents_told;
     bool closing_wanted;
     uint32_t open_flags; /* of a sweep */
     uint64_t submissions;
@@ -150,7 +156,7 @@ struct cluster_counters {
     uint64_t errors_by_code[128];
     uint64_t meta_kills, server_kills, client_kills, power_cuts, pauses, partitions, cuts,
         disk_faults;
-    uint64_t server_stops, scratch_created, scratch_deleted;
+    uint64_t server_stops, scratch_created, scratch_deleted, resizes, extents_told, holes_told;
     uint64_t chunks_compared, sectors_compared;
 };
 
@@ -209,6 +215,9 @@ struct cluster {
     X(frames, 1000000, n->frames)                                   \
     X(frames_lost, 1000, n->frames_lost)                            \
     X(bits_flipped, 10, n->flips)                                   \
+    X(resizes, 10, c->resizes)                                          \
+    X(extents_told, 100, c->extents_told)                               \
+    X(holes_told, 100, c->holes_told)                                   \
     X(scratch_deleted, 10, c->scratch_deleted)                      \
     X(groups, 10000, DISK(groups))                                  \
     X(groups_kept, 50, DISK(groups_kept))                           \
@@ -281,6 +290,8 @@ void admin_destroy(struct cluster *cluster);
 bool admin_is_ready(const struct cluster *cluster);
 /* Now and then: a scratch volume is made, written and deleted. */
 void admin_scratch(struct cluster *cluster);
+/* A volume of the run grows. */
+void admin_resize(struct cluster *cluster);
 bool admin_is_idle(const struct cluster *cluster);
 
 /* faults.c */

@@ -190,7 +190,7 @@ fault_happens(struct sim_event *event)
         {22, fault_kill_server}, {10, fault_kill_meta},  {14, fault_kill_client},
         {2, fault_power_cut},    {12, fault_pause},      {12, fault_partition},
         {20, fault_cut_link},    {4, fault_stop_server}, {8, fault_disk},
-        {6, admin_scratch},
+        {6, admin_scratch},      {4, admin_resize},
     };
     uint64_t total = 0;
     uint64_t pick;

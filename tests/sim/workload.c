@@ -142,6 +142,8 @@ op_check_read(struct client_op *op)
         values[i] = block_value(op, op->buffer + i * volume->logical_block_bytes,
                                 volume->logical_block_bytes, op->first_block + i);
     oracle_read_end(&volume->oracle, &op->read, values);
+    for (uint64_t i = 0; op->client->sweep && i < op->block_count; i++)
+        volume->last_values[op->first_block + i] = values[i];
     op->client->cluster->counters.blocks_read += op->block_count;
 }
 
@@ -228,7 +230,7 @@ op_choose_range(struct client_op *op)
     struct sim_client *client = op->client;
     const struct cluster_profile *profile = &client->cluster->profile;
     const struct sim_volume *volume = client->target;
-    uint64_t total = volume->size_bytes / volume->logical_block_bytes;
+    uint64_t total = client->size_bytes / volume->logical_block_bytes;
     uint64_t blocks_max = 8 * (4096 / volume->logical_block_bytes);
     uint64_t range = total;
 
@@ -347,7 +349,7 @@ static bool
 sweep_next(struct client_op *op)
 {
     struct sim_client *client = op->client;
-    uint64_t total = client->target->size_bytes / client->target->logical_block_bytes;
+    uint64_t total = client->size_bytes / client->target->logical_block_bytes;
 
     if (client->sweep_next_block >= total)
         return false;
@@ -357,6 +359,20 @@ sweep_next(struct client_op *op)
                                                              : SWEEP_BLOCKS;
     client->sweep_next_block += op->block_count;
     return true;
+}
+
+/* It may have grown. */
+static void
+client_update_size(struct sim_client *client)
+{
+    struct dlblk_volume_geometry geometry;
+
+    client_volume_get_geometry(client->volume, &geometry);
+    sim_require(&client->cluster->world,
+                geometry.size_bytes >= client->size_bytes &&
+                    geometry.size_bytes <= client->target->size_bytes_asked,
+                "%s: %s has a size that it never had", client->process.name, client->target->name);
+    client->size_bytes = geometry.size_bytes;
 }
 
 static void
@@ -376,6 +392,7 @@ op_submit(struct client_op *op)
         if (client->session_ops_left == 0)
             return;
         client->session_ops_left--;
+        client_update_size(client);
         op->request.op = op_choose_kind(client);
         op_choose_range(op);
     }
@@ -387,6 +404,57 @@ op_submit(struct client_op *op)
               op->number, (int)op->request.op, client->target->name, op->first_block,
               op->block_count, op->first_value);
     client_volume_submit(client->volume, &op->request);
+}
+
+/* --- extents, at the end of a sweep --- */
+
+static int
+sweep_on_extent(void *context, uint64_t offset_bytes, uint64_t length_bytes, bool hole)
+{
+    struct sim_client *client = context;
+    const struct sim_volume *volume = client->target;
+    const struct sim_world *world = &client->cluster->world;
+    uint64_t block_bytes = volume->logical_block_bytes;
+
+    sim_require(world, offset_bytes == client->extents_next_bytes && length_bytes > 0,
+                "%s: an extent at %" PRIu64 ", where %" PRIu64 " was expected",
+                client->process.name, offset_bytes, client->extents_next_bytes);
+    client->extents_next_bytes += length_bytes;
+    client->cluster->counters.extents_told++;
+    client->cluster->counters.holes_told += hole;
+    for (uint64_t at = offset_bytes; hole && at < offset_bytes + length_bytes; at += block_bytes)
+        sim_require(world, volume->last_values[at / block_bytes] == 0,
+                    "%s: %s is said to have a hole at %" PRIu64 ", which reads as value %" PRIu64,
+                    client->process.name, volume->name, at, volume->last_values[at / block_bytes]);
+    return 0;
+}
+
+static void
+sweep_on_extents_done(struct client_extents *extents, int err)
+{
+    struct sim_client *client = extents->context;
+
+    sim_require(&client->cluster->world, err == 0, "%s: extents: %s", client->process.name,
+                dl_err_str(err));
+    sim_require(&client->cluster->world, client->extents_next_bytes == client->size_bytes,
+                "%s: extents end at %" PRIu64 " of %" PRIu64, client->process.name,
+                client->extents_next_bytes, client->size_bytes);
+    client->extents_told = true;
+    client_check_end(client);
+}
+
+static void
+sweep_ask_extents(struct sim_client *client)
+{
+    client->extents_asked = true;
+    client->extents_next_bytes = 0;
+    client->extents = (struct client_extents){
+        .length_bytes = client->size_bytes,
+        .fn = sweep_on_extent,
+        .on_done = sweep_on_extents_done,
+        .context = client,
+    };
+    client_volume_extents(client->volume, &client->extents);
 }
 
 /* --- sessions --- */
@@ -442,7 +510,12 @@ client_check_end(struct sim_client *client)
 
     if (client->sweep)
         over = client->sweep_next_block >=
-               client->target->size_bytes / client->target->logical_block_bytes;
+                   client->size_bytes / client->target->logical_block_bytes &&
+               client->extents_told;
+    if (client->state == CLIENT_RUNNING && client->sweep && !client->extents_asked &&
+        client->active_ops == 0 &&
+        client->sweep_next_block >= client->size_bytes / client->target->logical_block_bytes)
+        sweep_ask_extents(client);
     if (client->state != CLIENT_RUNNING || !over || client->state_event.heap_idx != 0)
         return;
     if (client->active_ops > 0 && (client->sweep || !client->closing_wanted))
@@ -460,6 +533,8 @@ client_run(struct sim_client *client)
     client->session_ops_left = 1 + work_random(client, 2 * client->cluster->profile.session_ops);
     client->closing_wanted = work_percent(client, 30);
     client->sweep_next_block = 0;
+    client->extents_asked = false;
+    client->extents_told = false;
     for (uint32_t i = 0; i < depth; i++)
         sim_schedule(&client->cluster->world, &client->ops[i].think_event, &client->process,
                      op_on_think, work_random(client, SIM_MS));
@@ -476,8 +551,10 @@ client_opened(struct sim_client *client)
     client_volume_get_geometry(client->volume, &geometry);
     sim_trace(&client->cluster->world, &client->process, "has %s, lease epoch %u, %u unresolved",
               volume->name, client->lease_epoch, client_volume_unresolved_count(client->volume));
+    client->size_bytes = geometry.size_bytes;
     sim_require(&client->cluster->world,
-                geometry.size_bytes == volume->size_bytes &&
+                geometry.size_bytes <= volume->size_bytes_asked &&
+                    (!client->sweep || geometry.size_bytes == volume->size_bytes) &&
                     geometry.logical_block_bytes == volume->logical_block_bytes,
                 "%s: %s has the wrong geometry", client->process.name, volume->name);
     if ((client->open.flags & DLBLK_OPEN_READ_ONLY) != 0) {
@@ -660,6 +737,9 @@ client_is_idle(const struct sim_client *client)
 void
 client_sweep(struct sim_client *client, struct sim_volume *volume, uint32_t open_flags)
 {
+    volume->last_values = realloc(volume->last_values,
+                                  volume->oracle.block_count * sizeof(volume->last_values[0]));
+    sim_require(&client->cluster->world, volume->last_values != NULL, "no memory");
     client->sweep = true;
     client->target = volume;
     client->open_flags = open_flags;
