@@ -113,10 +113,10 @@ refuse 5 "no-such-host" "a host name that isn't there" dlblk volume list \
 refuse 2 "" "an address that is none" dlblk volume list --meta 'a:b:c'
 refuse 5 "" "a chunkserver in place of the metadata service" dlblk volume list \
     --meta 127.0.0.1:$((base_port + 1)) --timeout 1s
-refuse 1 "127.0.0.1:1" "nbdkit: a metadata service that isn't there" nbdkit_with_plugin -f -U - \
-    "$plugin" volume=v meta=127.0.0.1:1 connect-timeout=1 --run true
-refuse 1 "nope" "nbdkit: a volume that isn't there" nbdkit_with_plugin -f -U - "$plugin" \
-    volume=nope --run true
+refuse 1 "127.0.0.1:1" "nbdkit: a metadata service that isn't there" nbdkit_with_plugin -f \
+    -U "$scratch/refused.sock" "$plugin" volume=v meta=127.0.0.1:1 connect-timeout=1 --run true
+refuse 1 "nope" "nbdkit: a volume that isn't there" nbdkit_with_plugin -f \
+    -U "$scratch/refused.sock" "$plugin" volume=nope --run true
 
 # --- disks ---
 

@@ -12,10 +12,10 @@
 requires jq
 
 start_cluster --size 768M
-create_volume acks --size 64M --segment 4M
-create_volume wide --size 64M --segment 4M --stripe-width 3 --stripe-unit 64K
+create_volume acks --size 24M --segment 4M
+create_volume wide --size 24M --segment 4M --stripe-width 3 --stripe-unit 64K
 
-rounds=$(sized 4 2)
+rounds=$(sized 3 1)
 declare -A acknowledged # of all runs so far, by volume
 unfinished=0
 kills=0
