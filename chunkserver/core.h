@@ -80,8 +80,8 @@ struct chunkserver_core_stats {
     uint64_t refused_lease, refused_epoch, refused_unknown;
     uint64_t fences, deletes, epochs; /* requests of the metadata service */
     uint64_t pauses;                  /* times that a pool was used up */
-    uint64_t violations;                     /* links closed because of what they sent */
-    uint64_t greetings_refused;              /* another cluster's, another disk's, or too early */
+    uint64_t violations;              /* links closed because of what they sent */
+    uint64_t greetings_refused;       /* another cluster's, another disk's, or too early */
     uint64_t replies_dropped;         /* to links that went away */
     uint64_t meta_connects;
     uint32_t operations_in_use;

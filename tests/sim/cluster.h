@@ -84,10 +84,10 @@ struct sim_server {
 
 struct sim_volume {
     char name[32];
-    uint64_t id; /* as the metadata service gave it */
-    uint64_t size_bytes;         /* as the last answer of the metadata service said */
-    uint64_t size_bytes_asked;   /* it may be so large already */
-    uint64_t *last_values;       /* by block, as a sweep has read them */
+    uint64_t id;               /* as the metadata service gave it */
+    uint64_t size_bytes;       /* as the last answer of the metadata service said */
+    uint64_t size_bytes_asked; /* it may be so large already */
+    uint64_t *last_values;     /* by block, as a sweep has read them */
     uint32_t segment_bytes, logical_block_bytes, stripe_width, stripe_unit_bytes;
     struct oracle oracle;
     uint32_t lease_epoch_max; /* of those who have opened it */
@@ -215,9 +215,9 @@ struct cluster {
     X(frames, 1000000, n->frames)                                   \
     X(frames_lost, 1000, n->frames_lost)                            \
     X(bits_flipped, 10, n->flips)                                   \
-    X(resizes, 10, c->resizes)                                          \
-    X(extents_told, 100, c->extents_told)                               \
-    X(holes_told, 100, c->holes_told)                                   \
+    X(resizes, 10, c->resizes)                                      \
+    X(extents_told, 100, c->extents_told)                           \
+    X(holes_told, 100, c->holes_told)                               \
     X(scratch_deleted, 10, c->scratch_deleted)                      \
     X(groups, 10000, DISK(groups))                                  \
     X(groups_kept, 50, DISK(groups_kept))                           \
