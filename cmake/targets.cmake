@@ -111,6 +111,7 @@ function(dlblk_fuzz_target name)
         RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fuzz)
     if(DLBLK_SANITIZE STREQUAL "fuzz")
         target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+        add_dependencies(fuzz_targets fuzz_${name})
     else()
         target_sources(fuzz_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay.c)
         add_test(NAME fuzz_${name}
