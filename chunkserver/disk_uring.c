@@ -4,47 +4,25 @@
 #include <errno.h>
 #include <liburing.h>
 #include <stdlib.h>
-#include <sys/resource.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "common/assert.h"
-#include "common/clock.h"
 #include "common/list.h"
 
 #define BLOCK_BYTES 4096u
-/* In place: one of so many I/Os is looked at, and all of the first ones. */
-#define SAMPLE_INTERVAL 16u
-#define SAMPLE_FIRST    8u
-#define SLEPT_PAUSE_NS  NS_PER_S
 
 struct disk_uring {
     struct disk disk; /* first */
     struct loop *loop;
     struct disk *base;
-    int fd;
     int file_index;
-    bool in_place;
-    uint64_t ring_until_ns[3]; /* by kind: not in place before */
-    uint64_t in_place_count[3];
-    /* done in place, on_done to be called by the task */
-    struct disk_io *done_first;
-    struct disk_io **done_last;
-    struct env_task done_task;
     struct disk_uring_stats stats;
 };
 
 /* What an I/O in flight needs, in its disk_private. */
 struct disk_uring_io {
-    union {
-        struct io_req req; /* in the ring */
-        int result;        /* done in place */
-    };
+    struct io_req req;
     struct disk_uring *disk;
-    union {
-        size_t length_bytes;  /* in the ring */
-        struct disk_io *next; /* done in place */
-    };
+    size_t length_bytes;
 };
 static_assert(sizeof(struct disk_uring_io) <= sizeof(((struct disk_io *)0)->disk_private),
               "room in disk_private");
@@ -63,8 +41,6 @@ disk_finish(struct disk_uring *disk, struct disk_io *io, int result)
     io->on_done(io, result);
 }
 
-/* --- in the ring --- */
-
 static void
 disk_on_cqe(struct io_req *req, int res)
 {
@@ -78,7 +54,7 @@ disk_on_cqe(struct io_req *req, int res)
 }
 
 static void
-disk_start_in_ring(struct disk_uring *disk, struct disk_io *io, size_t length_bytes)
+disk_start(struct disk_uring *disk, struct disk_io *io, size_t length_bytes)
 {
     struct disk_uring_io *private = private_of(io);
     struct io_uring_sqe *sqe;
@@ -101,69 +77,6 @@ disk_start_in_ring(struct disk_uring *disk, struct disk_io *io, size_t length_by
         io_uring_prep_readv(sqe, disk->file_index, io->iov, io->iov_count, io->offset_bytes);
     sqe->flags |= IOSQE_FIXED_FILE;
     io_uring_sqe_set_data(sqe, &private->req);
-}
-
-/* --- in place --- */
-
-static long
-thread_sleeps(void)
-{
-    struct rusage usage;
-
-    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nvcsw : 0;
-}
-
-static ssize_t
-disk_call(const struct disk_uring *disk, const struct disk_io *io)
-{
-    switch (io->kind) {
-    case DISK_READ:
-        return preadv(disk->fd, io->iov, (int)io->iov_count, (off_t)io->offset_bytes);
-    case DISK_WRITE:
-        return pwritev(disk->fd, io->iov, (int)io->iov_count, (off_t)io->offset_bytes);
-    case DISK_FLUSH:
-        return fdatasync(disk->fd);
-    }
-    dl_unreachable();
-}
-
-static void
-disk_do_in_place(struct disk_uring *disk, struct disk_io *io, size_t length_bytes)
-{
-    uint64_t count = disk->in_place_count[io->kind]++;
-    bool sample = count < SAMPLE_FIRST || count % SAMPLE_INTERVAL == 0;
-    long sleeps = sample ? thread_sleeps() : 0;
-    ssize_t done;
-
-    do
-        done = disk_call(disk, io);
-    while (done < 0 && errno == EINTR);
-    private_of(io)->result = done < 0 ? -errno : (size_t)done == length_bytes ? 0 : -EIO;
-    disk->stats.in_place++;
-    if (sample && thread_sleeps() != sleeps) {
-        disk->stats.slept++;
-        disk->ring_until_ns[io->kind] = loop_now_ns(disk->loop) + SLEPT_PAUSE_NS;
-    }
-    private_of(io)->next = NULL;
-    *disk->done_last = io;
-    disk->done_last = &private_of(io)->next;
-    loop_defer(disk->loop, &disk->done_task);
-}
-
-static void
-disk_on_done_task(struct env_task *task)
-{
-    struct disk_uring *disk = list_entry(task, struct disk_uring, done_task);
-    struct disk_io *io = disk->done_first;
-
-    disk->done_first = NULL;
-    disk->done_last = &disk->done_first;
-    while (io != NULL) {
-        struct disk_io *next = private_of(io)->next;
-
-        disk_finish(disk, io, private_of(io)->result);
-        io = next;
-    }
 }
 
 /* --- disk.h --- */
@@ -197,10 +110,7 @@ disk_uring_submit(struct disk *base, struct disk_io *io)
     disk->stats.in_flight++;
     disk->stats.ios[io->kind]++;
     disk->stats.bytes[io->kind] += length_bytes;
-    if (disk->in_place && loop_now_ns(disk->loop) >= disk->ring_until_ns[io->kind])
-        disk_do_in_place(disk, io, length_bytes);
-    else
-        disk_start_in_ring(disk, io, length_bytes);
+    disk_start(disk, io, length_bytes);
 }
 
 static int
@@ -237,26 +147,9 @@ static const struct disk_ops disk_uring_ops = {
 
 /* --- life --- */
 
-/* Would the kernel need a thread of its own for each I/O? */
-static bool
-file_refuses_nowait(int fd)
-{
-    void *block = aligned_alloc(BLOCK_BYTES, BLOCK_BYTES);
-    struct iovec piece = {.iov_base = block, .iov_len = BLOCK_BYTES};
-    ssize_t got;
-    int err;
-
-    if (block == NULL)
-        return false;
-    got = preadv2(fd, &piece, 1, 0, RWF_NOWAIT);
-    err = got < 0 ? errno : 0;
-    free(block);
-    return err == EOPNOTSUPP;
-}
-
 int
 disk_uring_create(struct disk_uring **ret_disk, struct loop *loop, struct disk *base, int fd,
-                  const struct disk_uring_options *options, struct dl_error *err)
+                  struct dl_error *err)
 {
     struct disk_uring *disk = calloc(1, sizeof(*disk));
 
@@ -266,10 +159,6 @@ disk_uring_create(struct disk_uring **ret_disk, struct loop *loop, struct disk *
     disk->disk.ops = &disk_uring_ops;
     disk->loop = loop;
     disk->base = base;
-    disk->fd = fd;
-    disk->done_last = &disk->done_first;
-    disk->done_task.fn = disk_on_done_task;
-    disk->in_place = (options == NULL || !options->never_in_place) && file_refuses_nowait(fd);
     disk->file_index = loop_register_file(loop, fd);
     if (disk->file_index < 0) {
         int result = dl_error_set(err, disk->file_index,

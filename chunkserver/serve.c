@@ -160,7 +160,7 @@ serve_open_store(struct serve *serve, struct dl_error *err)
     result = disk_file_open(serve->options->disk_path, &file_options, &serve->file, err);
     if (result == 0)
         result = disk_uring_create(&serve->disk, serve->loop, disk_file_disk(serve->file),
-                                   disk_file_fd(serve->file), NULL, err);
+                                   disk_file_fd(serve->file), err);
     serve->index_message.fn = serve_on_index_message;
     if (result == 0)
         result = index_rocksdb_open(&index_options, &serve->index, err);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunkserver's disk on the reactor, once through the ring and once in place where the file
- * allows it: what was written is read back, in one piece and in several; completions never come
- * from inside the start call; errors and short I/Os arrive as errors; many I/Os at a time all
+ * The chunkserver's disk on the reactor: what was written is read back, in one piece and in several;
+ * completions never come from inside the start call, and none of the calls blocks: with all of them
+ * made, nothing has happened yet; errors and short I/Os arrive as errors; many I/Os at a time all
  * complete once.
  *
- * Runs on two filesystems: the one of $TMPDIR or /tmp, and /dev/shm, whose files can't do
- * asynchronous I/O.
+ * Runs on two filesystems: the one of $TMPDIR or /tmp, and /dev/shm, whose files the kernel can only
+ * serve with threads of its own.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -40,7 +40,7 @@ struct setup {
 };
 
 static void
-setup_init(struct setup *setup, const char *parent, const struct disk_uring_options *options)
+setup_init(struct setup *setup, const char *parent)
 {
     struct dl_error err;
 
@@ -51,7 +51,7 @@ setup_init(struct setup *setup, const char *parent, const struct disk_uring_opti
         disk_file_open(setup->path, NULL, &setup->file, &err) != 0 ||
         loop_create(&setup->loop, NULL, &err) != 0 ||
         disk_uring_create(&setup->uring, setup->loop, disk_file_disk(setup->file),
-                          disk_file_fd(setup->file), options, &err) != 0)
+                          disk_file_fd(setup->file), &err) != 0)
         fail_msg("%s", err.text);
     setup->disk = disk_uring_disk(setup->uring);
     assert_int_equal(setup->disk->size_bytes, FILE_BYTES);
@@ -132,7 +132,7 @@ wait_for(struct setup *setup, const uint64_t *done, uint64_t count)
 
 /* Random writes and reads that don't overlap, some dozens at a time, against a copy in memory. */
 static void
-random_io(const char *parent, const struct disk_uring_options *options, bool expect_in_place)
+random_io(const char *parent)
 {
     static uint8_t model[FILE_BYTES];
     struct test_io *ios = calloc(DEPTH, sizeof(*ios));
@@ -145,7 +145,7 @@ random_io(const char *parent, const struct disk_uring_options *options, bool exp
     assert_non_null(ios);
     memset(model, 0, sizeof(model));
     fake_rng_init(&rng, 11);
-    setup_init(&setup, parent, options);
+    setup_init(&setup, parent);
     for (unsigned i = 0; i < DEPTH; i++) {
         ios[i].memory = aligned_alloc(BLOCK, IO_BLOCKS_MAX * BLOCK);
         assert_non_null(ios[i].memory);
@@ -189,12 +189,6 @@ random_io(const char *parent, const struct disk_uring_options *options, bool exp
     assert_int_equal(stats.in_flight, 0);
     assert_int_equal(stats.ios[DISK_READ] + stats.ios[DISK_WRITE] + stats.ios[DISK_FLUSH], started);
     assert_true(stats.ios[DISK_FLUSH] > 50);
-    if (expect_in_place)
-        assert_true(stats.in_place > 0);
-    else if (options != NULL && options->never_in_place)
-        assert_int_equal(stats.in_place, 0);
-    print_message("%llu I/Os, %llu in place, %llu seen asleep\n", (unsigned long long)started,
-                  (unsigned long long)stats.in_place, (unsigned long long)stats.slept);
     for (unsigned i = 0; i < DEPTH; i++)
         free(ios[i].memory);
     free(ios);
@@ -218,21 +212,11 @@ tmp_dir(void)
 }
 
 static void
-test_random_io_through_the_ring(void **state)
-{
-    struct disk_uring_options ring = {.never_in_place = true};
-
-    (void)state;
-    random_io(tmp_dir(), &ring, false);
-    random_io("/dev/shm", &ring, false);
-}
-
-static void
-test_random_io_in_place_where_possible(void **state)
+test_random_io(void **state)
 {
     (void)state;
-    random_io(tmp_dir(), NULL, false);
-    random_io("/dev/shm", NULL, true);
+    random_io(tmp_dir());
+    random_io("/dev/shm");
 }
 
 /*
@@ -240,7 +224,7 @@ test_random_io_in_place_where_possible(void **state)
  * writing: its errno.
  */
 static void
-errors(const char *parent, const struct disk_uring_options *options)
+errors(const char *parent)
 {
     struct setup setup;
     uint64_t done = 0;
@@ -249,7 +233,7 @@ errors(const char *parent, const struct disk_uring_options *options)
     struct dl_error err;
     int fd;
 
-    setup_init(&setup, parent, options);
+    setup_init(&setup, parent);
     test.memory = aligned_alloc(BLOCK, 4 * BLOCK);
     assert_non_null(test.memory);
     memset(test.memory, 7, 4 * BLOCK);
@@ -268,8 +252,7 @@ errors(const char *parent, const struct disk_uring_options *options)
     fd = open(setup.path, O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
     assert_int_equal(
-        disk_uring_create(&read_only, setup.loop, disk_file_disk(setup.file), fd, options, &err),
-        0);
+        disk_uring_create(&read_only, setup.loop, disk_file_disk(setup.file), fd, &err), 0);
     io_set_range(&test, DISK_WRITE, 0, 1, false);
     test.busy = true;
     disk_submit(disk_uring_disk(read_only), &test.io);
@@ -284,70 +267,70 @@ errors(const char *parent, const struct disk_uring_options *options)
 static void
 test_errors(void **state)
 {
-    struct disk_uring_options ring = {.never_in_place = true};
-
     (void)state;
-    errors(tmp_dir(), &ring);
-    errors(tmp_dir(), NULL);
-    errors("/dev/shm", NULL);
+    errors(tmp_dir());
+    errors("/dev/shm");
 }
 
-/* --- I/O in place that sleeps --- */
+/* --- calls that could block --- */
 
-static bool slow_reads;
+static unsigned blocking_calls;
 
-/* The library's preadv() is this one (--wrap): a file that may make its readers wait. */
-ssize_t __real_preadv(int fd, const struct iovec *iov, int count, off_t offset);
-ssize_t __wrap_preadv(int fd, const struct iovec *iov, int count, off_t offset);
+/* The library's calls are these (--wrap): none of them may be made for a submitted I/O. */
+#define BLOCKING_CALL(type, name, parameters, arguments) \
+    type __real_##name parameters;                       \
+    type __wrap_##name parameters;                       \
+    type __wrap_##name parameters                        \
+    {                                                    \
+        blocking_calls++;                                \
+        return __real_##name arguments;                  \
+    }
+BLOCKING_CALL(ssize_t, pread, (int fd, void *buffer, size_t bytes, off_t offset),
+              (fd, buffer, bytes, offset))
+BLOCKING_CALL(ssize_t, pwrite, (int fd, const void *buffer, size_t bytes, off_t offset),
+              (fd, buffer, bytes, offset))
+BLOCKING_CALL(ssize_t, preadv, (int fd, const struct iovec *iov, int count, off_t offset),
+              (fd, iov, count, offset))
+BLOCKING_CALL(ssize_t, pwritev, (int fd, const struct iovec *iov, int count, off_t offset),
+              (fd, iov, count, offset))
+BLOCKING_CALL(ssize_t, preadv2,
+              (int fd, const struct iovec *iov, int count, off_t offset, int flags),
+              (fd, iov, count, offset, flags))
+BLOCKING_CALL(int, fdatasync, (int fd), (fd))
 
-ssize_t
-__wrap_preadv(int fd, const struct iovec *iov, int count, off_t offset)
-{
-    if (slow_reads)
-        usleep(500);
-    return __real_preadv(fd, iov, count, offset);
-}
-
-/*
- * One read in place that sleeps is seen, and the next ones go to the ring for a second; writes stay
- * where they are.
- */
+/* Creation and all kinds of I/O leave the reactor alone; the blocking forms show that calls count. */
 static void
-test_sleeping_io_leaves_the_reactor(void **state)
+test_no_call_blocks(void **state)
 {
-    struct disk_uring_stats stats;
+    static const enum disk_io_kind kinds[] = {DISK_WRITE, DISK_READ, DISK_FLUSH};
     struct setup setup;
     uint64_t done = 0;
     struct test_io test = {.done = &done};
+    unsigned before;
 
     (void)state;
-    setup_init(&setup, "/dev/shm", NULL);
+    setup_init(&setup, "/dev/shm");
+    disk_uring_destroy(setup.uring);
+    before = blocking_calls;
+    assert_int_equal(disk_uring_create(&setup.uring, setup.loop, disk_file_disk(setup.file),
+                                       disk_file_fd(setup.file), NULL),
+                     0);
+    setup.disk = disk_uring_disk(setup.uring);
     test.memory = aligned_alloc(BLOCK, BLOCK);
     assert_non_null(test.memory);
     memset(test.memory, 7, BLOCK);
-    slow_reads = true;
-    for (unsigned i = 0; i < 200; i++) {
-        io_set_range(&test, i % 2 == 0 ? DISK_READ : DISK_WRITE, i, 1, false);
+    for (unsigned i = 0; i < 30; i++) {
+        io_set_range(&test, kinds[i % 3], i, 1, false);
         io_start(&setup, &test);
         wait_for(&setup, &done, i + 1);
         assert_int_equal(test.result, 0);
     }
-    slow_reads = false;
-    disk_uring_get_stats(setup.uring, &stats);
-    assert_int_equal(stats.slept, 1);
-    assert_int_equal(stats.in_place, 100 + 1);
-    /* After the second it is tried again. */
-    usleep(1100000);
-    io_set_range(&test, DISK_READ, 0, 1, false);
-    io_start(&setup, &test);
-    wait_for(&setup, &done, 201);
-    disk_uring_get_stats(setup.uring, &stats);
-    assert_int_equal(stats.in_place, 100 + 2);
-    assert_int_equal(stats.slept, 1);
+    assert_int_equal(blocking_calls, before);
+    assert_int_equal(setup.disk->ops->read_now(setup.disk, test.memory, BLOCK, 0), 0);
+    assert_true(blocking_calls > before);
     free(test.memory);
     setup_fini(&setup);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_random_io_through_the_ring),
-          cmocka_unit_test(test_random_io_in_place_where_possible), cmocka_unit_test(test_errors),
-          cmocka_unit_test(test_sleeping_io_leaves_the_reactor))
+UNIT_MAIN(cmocka_unit_test(test_random_io), cmocka_unit_test(test_errors),
+          cmocka_unit_test(test_no_call_blocks))
