@@ -29,6 +29,7 @@ struct journal_summary {
     uint64_t torn;                      /* a header that is right, a body that is not */
     uint64_t below_cut, current, stale; /* of the whole ones: which count, and which do not */
     uint64_t lsn_first, lsn_end, mark;  /* of those that count */
+    uint64_t tail;                      /* the newest one: the ring is overwritten up to it */
     uint64_t chain_end;                 /* the chain from the tail on reaches so far */
     uint64_t *lsns;                     /* of those that count, for the chain: lsn, end, ... */
     size_t lsn_count, lsn_capacity;
@@ -59,6 +60,7 @@ struct inspection {
     const struct superblock *newest; /* NULL: no valid copy */
     struct journal_summary journal;
     struct index_summary index;
+    bool in_use; /* what is shown of the journal may have changed while it was read */
     bool damaged;
 };
 
@@ -100,6 +102,8 @@ journal_count_block(struct journal_summary *summary, const struct superblock *su
         summary->lsn_end = end;
     if (header->mark > summary->mark)
         summary->mark = header->mark;
+    if (header->tail > summary->tail)
+        summary->tail = header->tail;
     journal_remember(summary, header->lsn, end);
 }
 
@@ -131,14 +135,23 @@ compare_lsn_pairs(const void *a, const void *b)
 
 /* From the tail on, block after block: how far without a gap. */
 static void
-journal_walk_chain(struct journal_summary *summary, uint64_t tail)
+journal_walk_chain(struct journal_summary *summary)
 {
     if (summary->lsn_count > 0)
         qsort(summary->lsns, summary->lsn_count / 2, 2 * sizeof(uint64_t), compare_lsn_pairs);
-    summary->chain_end = tail;
+    summary->chain_end = summary->tail;
     for (size_t i = 0; i < summary->lsn_count; i += 2)
         if (summary->lsns[i] == summary->chain_end)
             summary->chain_end = summary->lsns[i + 1];
+}
+
+/* What must be there for a server to start is not. */
+static bool
+journal_has_gap(const struct journal_summary *summary, const struct superblock *superblock)
+{
+    uint64_t needed = summary->mark > superblock->cut ? summary->mark : superblock->cut;
+
+    return summary->chain_end < needed;
 }
 
 /* Read a piece of the ring; what the drive doesn't give counts as zeroes. */
@@ -168,6 +181,8 @@ inspect_journal(struct inspection *inspection)
     if (posix_memalign(&buffer, UNIT_BYTES, SCAN_STEP_BYTES + JOURNAL_BYTES_MAX) != 0)
         return;
     summary->readable = true;
+    /* As of the last start; the blocks written since then know better. */
+    summary->tail = superblock->tail;
     for (uint64_t at = 0; at < geometry->ring_bytes; at += SCAN_STEP_BYTES) {
         uint64_t left = geometry->ring_bytes - at;
         uint64_t bytes = left < SCAN_STEP_BYTES + JOURNAL_BYTES_MAX
@@ -181,8 +196,8 @@ inspect_journal(struct inspection *inspection)
                             (uint32_t)(bytes - unit * UNIT_BYTES), at / UNIT_BYTES + unit);
     }
     free(buffer);
-    journal_walk_chain(summary, superblock->tail);
-    if (summary->chain_end < superblock->cut || summary->read_errors > 0)
+    journal_walk_chain(summary);
+    if (summary->read_errors > 0 || (journal_has_gap(summary, superblock) && !inspection->in_use))
         inspection->damaged = true;
 }
 
@@ -363,11 +378,13 @@ print_journal(const struct inspection *inspection)
                  journal->torn);
     (void)printf("               tail %" PRIu64 ", cut %" PRIu64 ", mark %" PRIu64
                  ", chain from the tail to %" PRIu64 "\n",
-                 superblock->tail, superblock->cut, journal->mark, journal->chain_end);
+                 journal->tail, superblock->cut, journal->mark, journal->chain_end);
     if (journal->read_errors > 0)
         (void)printf("               %" PRIu64 " READ ERRORS\n", journal->read_errors);
-    if (journal->chain_end < superblock->cut)
-        (void)printf("               DAMAGED: the chain does not reach the cut\n");
+    if (inspection->in_use)
+        (void)printf("               in use: it changes while it is read\n");
+    else if (journal_has_gap(journal, superblock))
+        (void)printf("               DAMAGED: the chain does not reach the cut and the mark\n");
 }
 
 static void
@@ -460,12 +477,13 @@ json_of_copies(const struct inspection *inspection)
 static json_t *
 json_of_journal(const struct journal_summary *journal)
 {
-    return json_pack("{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "readable",
+    return json_pack("{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "readable",
                      (int)journal->readable, "blocks", (json_int_t)journal->blocks, "below_cut",
                      (json_int_t)journal->below_cut, "current", (json_int_t)journal->current,
                      "dropped", (json_int_t)journal->stale, "torn", (json_int_t)journal->torn,
                      "read_errors", (json_int_t)journal->read_errors, "mark",
-                     (json_int_t)journal->mark, "chain_end", (json_int_t)journal->chain_end);
+                     (json_int_t)journal->mark, "tail", (json_int_t)journal->tail, "chain_end",
+                     (json_int_t)journal->chain_end);
 }
 
 static json_t *
@@ -506,10 +524,10 @@ json_of_index(const struct inspection *inspection)
 static int
 print_json(const struct inspection *inspection, struct dl_error *err)
 {
-    json_t *root = json_pack("{s:s, s:b, s:I, s:b}", "path", inspection->options->path, "device",
-                             (int)disk_file_is_device(inspection->file), "size_bytes",
-                             (json_int_t)disk_file_disk(inspection->file)->size_bytes, "damaged",
-                             (int)inspection->damaged);
+    json_t *root = json_pack("{s:s, s:b, s:I, s:b, s:b}", "path", inspection->options->path,
+                             "device", (int)disk_file_is_device(inspection->file), "size_bytes",
+                             (json_int_t)disk_file_disk(inspection->file)->size_bytes, "in_use",
+                             (int)inspection->in_use, "damaged", (int)inspection->damaged);
     int result;
 
     (void)json_object_set_new(root, "superblocks", json_of_copies(inspection));
@@ -542,10 +560,16 @@ inspect_superblocks(struct inspection *inspection)
 int
 disk_tool_inspect(const struct disk_tool_options *options, bool *ret_damaged, struct dl_error *err)
 {
-    struct disk_file_options open_options = {.read_only = true, .no_lock = true};
+    struct disk_file_options open_options = {.read_only = true};
     struct inspection inspection = {.options = options};
     int result = disk_file_open(options->path, &open_options, &inspection.file, err);
 
+    /* With the lock the disk keeps still; a server that starts meanwhile waits for it. */
+    if (result == -DL_E_DISK_BUSY) {
+        inspection.in_use = true;
+        open_options.no_lock = true;
+        result = disk_file_open(options->path, &open_options, &inspection.file, err);
+    }
     if (result != 0)
         return result;
     inspect_superblocks(&inspection);

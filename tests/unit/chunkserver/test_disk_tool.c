@@ -13,8 +13,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "chunkserver/disk_file.h"
 #include "chunkserver/disk_tool.h"
 #include "chunkserver/engine/index_rocksdb.h"
+#include "chunkserver/engine/journal.h"
 
 #define CLUSTER       "6f2c1e1a-8d0b-4a0e-9a53-0f2f0a4f6c11"
 #define OTHER_CLUSTER "00000000-0000-4000-8000-000000000001"
@@ -309,6 +311,107 @@ test_uuid_text(void **state)
     assert_non_null(strstr(err.text, "--it"));
 }
 
+/* --- a disk whose server was killed --- */
+
+static void
+write_journal_block(struct disk *disk, const struct superblock *superblock, uint64_t lsn,
+                    uint64_t tail)
+{
+    static _Alignas(UNIT_BYTES) uint8_t buffer[UNIT_BYTES];
+    uint64_t place = lsn % (superblock->geometry.ring_bytes / UNIT_BYTES);
+    struct journal_header header = {
+        .incarnation = superblock->incarnation, .lsn = lsn, .mark = lsn, .tail = tail};
+    struct journal_compose compose;
+
+    memcpy(header.disk_uuid, superblock->disk_uuid, sizeof(header.disk_uuid));
+    journal_compose_init(&compose, buffer, sizeof(buffer));
+    assert_int_equal(journal_compose_seal(&compose, &header), 1);
+    assert_int_equal(disk->ops->write_now(disk, buffer, sizeof(buffer),
+                                          superblock->geometry.ring_offset + place * UNIT_BYTES),
+                     0);
+}
+
+/*
+ * A second life that wrote more than the ring holds, killed at `end`; without the block at
+ * `missing`.  The tail of its start, in the superblock, is overwritten.
+ */
+static void
+make_killed_disk(struct rig *rig, uint64_t missing, struct superblock *ret_superblock)
+{
+    struct superblock *superblock = ret_superblock;
+    struct disk_file *file;
+    struct disk *disk;
+    struct dl_error err;
+    uint64_t units;
+
+    format_good(rig);
+    assert_int_equal(disk_file_open(rig->path, NULL, &file, &err), 0);
+    disk = disk_file_disk(file);
+    assert_int_equal(superblock_load_now(disk, superblock, &err), 0);
+    units = superblock->geometry.ring_bytes / UNIT_BYTES;
+    superblock->incarnation = 2;
+    superblock->tail = units;
+    superblock->cut = units + 8;
+    superblock->clean = false;
+    assert_int_equal(superblock_store_now(disk, superblock, &err), 0);
+    for (uint64_t lsn = superblock->cut; lsn < 2 * units + 50; lsn++)
+        if (lsn != 2 * units + missing)
+            write_journal_block(disk, superblock, lsn, lsn - 40);
+    disk_file_close(file);
+}
+
+static json_int_t
+journal_number(struct rig *rig, const char *name)
+{
+    json_t *root = json_loads(rig->output, 0, NULL);
+    json_t *number;
+    json_int_t result;
+
+    assert_non_null(root);
+    number = json_object_get(json_object_get(root, "journal"), name);
+    assert_true(json_is_integer(number));
+    result = json_integer_value(number);
+    json_decref(root);
+    return result;
+}
+
+/*
+ * A ring that has gone around since the start is whole, though the place where that start began to
+ * replay is overwritten; a block that is missing behind the newest tail is damage, unless a server
+ * is writing at the same time.
+ */
+static void
+test_inspect_after_a_kill(void **state)
+{
+    struct rig *rig = *state;
+    struct superblock superblock;
+    struct disk_file *file;
+    struct dl_error err;
+    bool damaged = true;
+    uint64_t units;
+
+    rig->options.json = true;
+    make_killed_disk(rig, UINT64_MAX / 2, &superblock);
+    units = superblock.geometry.ring_bytes / UNIT_BYTES;
+    assert_int_equal(run(rig, disk_tool_inspect, &damaged, &err), 0);
+    assert_false(damaged);
+    assert_int_equal(journal_number(rig, "tail"), 2 * units + 9);
+    assert_int_equal(journal_number(rig, "mark"), 2 * units + 49);
+    assert_int_equal(journal_number(rig, "chain_end"), 2 * units + 50);
+
+    rig->options.force = true;
+    make_killed_disk(rig, 20, &superblock);
+    assert_int_equal(run(rig, disk_tool_inspect, &damaged, &err), 0);
+    assert_true(damaged);
+    assert_int_equal(journal_number(rig, "chain_end"), 2 * units + 20);
+
+    assert_int_equal(disk_file_open(rig->path, NULL, &file, &err), 0);
+    damaged = false;
+    assert_int_equal(run(rig, disk_tool_inspect, &damaged, &err), 0);
+    assert_false(damaged);
+    disk_file_close(file);
+}
+
 #define RIG_TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)
 
 UNIT_MAIN(RIG_TEST(test_a_formatted_file_is_whole), RIG_TEST(test_check_changes_nothing),
@@ -316,5 +419,5 @@ UNIT_MAIN(RIG_TEST(test_a_formatted_file_is_whole), RIG_TEST(test_check_changes_
           RIG_TEST(test_other_data_is_not_overwritten),
           RIG_TEST(test_a_partition_table_is_not_overwritten),
           RIG_TEST(test_a_damaged_dlblk_disk_is_not_overwritten),
-          RIG_TEST(test_a_disk_without_its_index), RIG_TEST(test_wrong_arguments),
-          cmocka_unit_test(test_uuid_text))
+          RIG_TEST(test_a_disk_without_its_index), RIG_TEST(test_inspect_after_a_kill),
+          RIG_TEST(test_wrong_arguments), cmocka_unit_test(test_uuid_text))
