@@ -51,9 +51,9 @@ replay_bytes() {
     local name bytes most=0
     for name in "${servers[@]}"; do
         bytes=$(journal_of "$name" '(.mark - .tail) * 4096')
-        [ "$bytes" -gt $most ] && most=$bytes
+        [ "$bytes" -gt "$most" ] && most=$bytes
     done
-    echo $most
+    echo "$most"
 }
 
 # Whatever the machine, write-back begins at a quarter of the ring and comes in steps: stop the
@@ -83,7 +83,7 @@ for round in 1 2 3; do
         check "round $round: the journal of $name is whole" \
             journal_of "$name" '.chain_end >= .mark and .mark > .tail'
     done
-    [ "$bytes" -gt $most ] && most=$bytes
+    [ "$bytes" -gt "$most" ] && most=$bytes
     begin=$(date +%s%N)
     check "round $round: start" local_cluster start
     took_ms=$((($(date +%s%N) - begin) / 1000000))
@@ -91,7 +91,7 @@ for round in 1 2 3; do
     echo "# $bytes bytes of journal to replay, all daemons up after $took_ms ms"
     check "round $round: everything is there" ack_writer check v "$scratch/acks" --slots 3
 done
-at_least $(($(numfmt --from=iec $journal) / 5)) $most "bytes of journal replayed at once"
+at_least $(($(numfmt --from=iec $journal) / 5)) "$most" "bytes of journal replayed at once"
 limit=$(sized 10 30)
 check "the longest start took less than $limit s" test $longest_ms -lt $((limit * 1000))
 
