@@ -134,7 +134,7 @@ struct chunkserver_core {
     struct env_timer tick_timer;
 
     struct meta_session meta;
-    uint32_t meta_requests; /* FENCE, CHUNK_DELETE, CHUNK_EPOCH with the store */
+    uint32_t meta_requests; /* FENCE, CHUNK_DELETE, SLOT_TELL with the store */
     bool admitted;          /* the metadata service has taken the disk once in this life */
 
     bool stopping, links_closed, store_stopping, stopped;

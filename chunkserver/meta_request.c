@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * meta_request.c: what the metadata service asks of a chunkserver: FENCE, CHUNK_DELETE,
- * CHUNK_EPOCH, PING.
+ * SLOT_TELL, PING.
  *
  * Each is answered when the store has it durably.  The metadata service sends again on its next
  * connection what was not answered, so an answer whose connection is gone is dropped, and every
@@ -350,7 +350,7 @@ delete_receive(struct chunkserver_core *core, const struct frame *frame,
     core_store_started(core);
 }
 
-/* --- CHUNK_EPOCH --- */
+/* --- SLOT_TELL --- */
 
 struct epoch_request {
     struct meta_request request;
@@ -361,7 +361,7 @@ static void
 epoch_on_done(struct store_change *change, int err)
 {
     struct epoch_request *epoch = list_entry(change, struct epoch_request, change);
-    Dl__ChunkEpochReply reply = DL__CHUNK_EPOCH_REPLY__INIT;
+    Dl__SlotTellReply reply = DL__SLOT_TELL_REPLY__INIT;
 
     meta_request_reply(&epoch->request, err, NULL, &reply.base);
     meta_request_end(&epoch->request);
@@ -369,8 +369,7 @@ epoch_on_done(struct store_change *change, int err)
 }
 
 static void
-epoch_receive(struct chunkserver_core *core, const struct frame *frame,
-              const Dl__ChunkEpoch *message)
+epoch_receive(struct chunkserver_core *core, const struct frame *frame, const Dl__SlotTell *message)
 {
     struct epoch_request *epoch;
 
@@ -392,7 +391,7 @@ epoch_receive(struct chunkserver_core *core, const struct frame *frame,
         .slot = message->slot,
     };
     epoch->change.config_epoch = message->config_epoch;
-    epoch->change.create = message->create;
+    epoch->change.create = message->incarnation != 0;
     epoch->change.on_done = epoch_on_done;
     core->store->ops->change_start(core->store, &epoch->change);
     core_store_started(core);
@@ -408,8 +407,8 @@ message_type_of(uint16_t opcode)
         return &dl__fence__descriptor;
     case OP_CHUNK_DELETE:
         return &dl__chunk_delete__descriptor;
-    case OP_CHUNK_EPOCH:
-        return &dl__chunk_epoch__descriptor;
+    case OP_SLOT_TELL:
+        return &dl__slot_tell__descriptor;
     default:
         return NULL;
     }
@@ -428,7 +427,7 @@ meta_request_dispatch(struct chunkserver_core *core, const struct frame *frame,
     case OP_CHUNK_DELETE:
         delete_receive(core, frame, body);
         break;
-    case OP_CHUNK_EPOCH:
+    case OP_SLOT_TELL:
         epoch_receive(core, frame, body);
         break;
     default:

@@ -94,7 +94,8 @@ map_check(const struct segment_map *map, const Dl__Segment *message)
     for (size_t i = 0; i < message->n_slots; i++) {
         const Dl__Slot *slot = message->slots[i];
 
-        if (slot->state == DL__SLOT_STATE__SLOT_NONE || slot->server_id > CLIENT_SERVER_ID_MAX)
+        if (slot->state == DL__SLOT_STATE__SLOT_NONE || slot->server_id > CLIENT_SERVER_ID_MAX ||
+            slot->number >= WIRE_SLOTS_MAX)
             return -DL_E_MESSAGE_MALFORMED;
         in_sync = in_sync || slot->state == DL__SLOT_STATE__SLOT_IN_SYNC;
     }
@@ -122,7 +123,8 @@ client_map_apply(struct segment_map *map, const Dl__Segment *message, struct seg
     for (size_t i = 0; i < message->n_slots; i++)
         segment->slots[i] = (struct segment_slot){
             .server_id = message->slots[i]->server_id & CLIENT_SERVER_ID_MAX,
-            .state = (uint32_t)message->slots[i]->state & 0xff,
+            .state = (uint32_t)message->slots[i]->state & 7,
+            .number = message->slots[i]->number & (WIRE_SLOTS_MAX - 1),
             .attempt = message->slots[i]->attempt,
         };
     return 0;

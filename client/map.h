@@ -36,7 +36,8 @@ enum segment_state {
 
 struct segment_slot {
     uint32_t server_id : 24;
-    uint32_t state : 8; /* Dl__SlotState */
+    uint32_t state : 3;  /* Dl__SlotState */
+    uint32_t number : 5; /* the slot that requests name */
     uint32_t attempt;
 };
 

@@ -211,7 +211,7 @@ read_op_send(struct read_op *op, uint32_t slot_idx)
     struct data_read read = {
         .target = {.volume = volume->id,
                    .segment = segment->index,
-                   .slot = slot_idx,
+                   .slot = op->io.segment->slots[slot_idx].number,
                    .config_epoch = segment->config_epoch,
                    .lease_epoch = volume->lease_epoch,
                    .offset_sectors = op->io.first_sector,

@@ -225,10 +225,11 @@ stable_send_slot(struct client_volume *volume, struct stable_slot *slot,
     struct data_stable stable = {
         .target = {.volume = volume->id,
                    .segment = segment->index,
-                   .slot = slot_idx,
+                   .slot = segment->slots[slot_idx].number,
                    .config_epoch = segment->config_epoch,
                    .lease_epoch = volume->lease_epoch},
         .stable_version = version,
+        .attempt = segment->slots[slot_idx].attempt,
     };
     uint64_t request_id;
 

@@ -385,7 +385,7 @@ write_slot_build_frame(struct write_slot *slot, uint64_t request_id)
     struct data_write write = {
         .target = {.volume = volume->id,
                    .segment = segment->index,
-                   .slot = idx,
+                   .slot = segment->slots[idx].number,
                    .flags = (zero ? WRITE_ZERO : 0u) | (slot->tried ? WRITE_RETRY : 0u) |
                             ((op->flags & WRITE_OP_RESOLVE) != 0 ? WRITE_RESOLVE : 0u),
                    .config_epoch = op->config_epoch,

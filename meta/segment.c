@@ -58,6 +58,7 @@ meta_map_add_segment(struct meta_map *map, const struct meta_core *core,
         entry->slots[i].server_id = segment->slots[i].server_id;
         entry->slots[i].state = (Dl__SlotState)segment->slots[i].state;
         entry->slots[i].attempt = segment->slots[i].attempt;
+        entry->slots[i].number = i;
         entry->pointers[i] = &entry->slots[i];
         meta_map_add_server(map, core, segment->slots[i].server_id);
     }

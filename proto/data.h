@@ -39,13 +39,18 @@
     X(16, READ)                                                                          \
     X(17, WRITE)                                                                         \
     X(18, STABLE)                                                                        \
+    X(19, PENDING)                                                                       \
+    X(20, REPAIR)                                                                        \
+    /* chunkserver -> chunkserver */                                                     \
+    X(24, PULL)                                                                          \
     /* metadata service -> chunkserver, on the connection that the chunkserver opened */ \
     X(32, FENCE)                                                                         \
     X(33, CHUNK_DELETE)                                                                  \
-    X(34, CHUNK_EPOCH)                                                                   \
+    X(34, SLOT_TELL)                                                                     \
     /* chunkserver -> metadata service */                                                \
     X(48, SERVER_REGISTER)                                                               \
     X(49, SERVER_HEARTBEAT)                                                              \
+    X(50, RECOVERY_REPORT)                                                               \
     /* client -> metadata service */                                                     \
     X(64, VOLUME_CREATE)                                                                 \
     X(65, VOLUME_LIST)                                                                   \
@@ -58,11 +63,13 @@
     X(74, FENCE_STATUS)                                                                  \
     X(75, MAP_GET)                                                                       \
     X(76, ALLOCATE)                                                                      \
+    X(77, EJECT)                                                                         \
     X(80, SERVER_LIST)                                                                   \
     X(81, CLUSTER_STATUS)                                                                \
     /* metadata service -> client, on the connection that the client opened */           \
     X(96, OWNER_PROBE)                                                                   \
-    X(97, VOLUME_CHANGED)
+    X(97, VOLUME_CHANGED)                                                                \
+    X(98, MAP_CHANGED)
 
 enum opcode {
 #define X(number, name) OP_##name = number,
@@ -157,7 +164,9 @@ static_assert(sizeof(struct read_reply_wire) == 8, "READ reply");
 struct stable_request_wire {
     struct chunk_target_wire target;
     le64 stable_version;
+    le32 attempt; /* to a recovering slot: the attempt's config epoch; else 0 */
+    le32 reserved;
 };
-static_assert(sizeof(struct stable_request_wire) == 40, "STABLE");
+static_assert(sizeof(struct stable_request_wire) == 48, "STABLE");
 
 #endif

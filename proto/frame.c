@@ -212,7 +212,9 @@ data_stable_decode(const struct frame *frame, struct data_stable *ret_stable)
     if (err != 0)
         return err;
     stable.stable_version = le64_get(wire->stable_version);
-    if (stable.target.offset_sectors != 0 || stable.target.length_sectors != 0)
+    stable.attempt = le32_get(wire->attempt);
+    if (stable.target.offset_sectors != 0 || stable.target.length_sectors != 0 ||
+        le32_get(wire->reserved) != 0)
         return -DL_E_MESSAGE_MALFORMED;
     if (stable.stable_version == 0 ||
         stable.stable_version >> WIRE_VERSION_SEQUENCE_BITS > stable.target.lease_epoch)
@@ -402,6 +404,8 @@ frame_out_stable(struct frame_out *frame, uint64_t request_id, const struct data
 
     target_encode(&wire->target, &stable->target);
     wire->stable_version = le64_of(stable->stable_version);
+    wire->attempt = le32_of(stable->attempt);
+    wire->reserved = le32_of(0);
     frame_out_no_payload(frame);
     frame_out_finish(frame, OP_STABLE, 0, request_id, 0, sizeof(*wire), NULL, 0);
 }

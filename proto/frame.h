@@ -119,6 +119,7 @@ struct data_read_reply {
 struct data_stable {
     struct data_target target;
     uint64_t stable_version;
+    uint32_t attempt;
 };
 
 int data_write_decode(const struct frame *frame, struct data_write *ret_write);

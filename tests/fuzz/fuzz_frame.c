@@ -118,7 +118,7 @@ static const ProtobufCMessageDescriptor *const types[] = {
     &dl__fence__descriptor,
     &dl__fence_reply__descriptor,
     &dl__chunk_delete__descriptor,
-    &dl__chunk_epoch__descriptor,
+    &dl__slot_tell__descriptor,
     &dl__volume_create__descriptor,
     &dl__volume_reply__descriptor,
     &dl__volume_list__descriptor,

@@ -856,14 +856,14 @@ test_config_epoch(void **state)
 {
     struct fixture *fx = *state;
     struct peer *client = client_up(fx, 0);
-    Dl__ChunkEpoch message = DL__CHUNK_EPOCH__INIT;
+    Dl__SlotTell message = DL__SLOT_TELL__INIT;
 
     assert_int_equal(
         wait_reply(fx, client, send_write(client, target_of(0, 0, 1, 1, 1), 1, 1))->status, 0);
     message.volume = VOLUME;
     message.slot = 1;
     message.config_epoch = 4;
-    peer_send_message(&fx->meta, OP_CHUNK_EPOCH, 1000, &message.base);
+    peer_send_message(&fx->meta, OP_SLOT_TELL, 1000, &message.base);
     assert_int_equal(wait_reply(fx, &fx->meta, 1000)->status, 0);
     assert_int_equal(
         wait_reply(fx, client, send_write(client, target_of(0, 0, 1, 3, 1), 2, 1))->status,
@@ -875,7 +875,7 @@ test_config_epoch(void **state)
     assert_int_equal(wait_reply(fx, client, send_read(client, target_of(0, 0, 1, 4, 1)))->status,
                      -DL_E_EPOCH_OLD);
     message.slot = 99;
-    peer_send_message(&fx->meta, OP_CHUNK_EPOCH, 1001, &message.base);
+    peer_send_message(&fx->meta, OP_SLOT_TELL, 1001, &message.base);
     assert_int_equal(wait_reply(fx, &fx->meta, 1001)->status, -DL_E_MESSAGE_MALFORMED);
 }
 

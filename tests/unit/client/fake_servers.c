@@ -622,6 +622,7 @@ fake_map_add_segment(struct fake_map *map, const struct fake_cluster *cluster,
         dl__slot__init(slot);
         slot->server_id = fake_volume_server_id(cluster, volume, index, i);
         slot->state = DL__SLOT_STATE__SLOT_IN_SYNC;
+        slot->number = i;
         map->slot_pointers[at][i] = slot;
     }
     map->segment_pointers[at] = segment;

@@ -520,6 +520,7 @@ test_stable_fields(void **state)
         {"length", TARGET_AT(length_sectors), 4, 1, BAD},
         {"stable version 0", STABLE_AT(stable_version), 8, 0, BAD},
         {"of a later lease", STABLE_AT(stable_version), 8, UINT64_MAX, BAD},
+        {"reserved", STABLE_AT(reserved), 4, 1, BAD},
         {"payload", HEADER_AT(payload_bytes), 4, 4096, BAD},
     };
     struct data_stable stable = {.target = target_sample, .stable_version = 5};
