@@ -57,6 +57,7 @@ struct store_write {
     uint32_t birth;          /* snapshot seq of the write */
     uint64_t version;        /* lease_epoch << 40 | sequence */
     uint64_t stable_version; /* every version up to it is on all slots */
+    uint32_t attempt;        /* of a recovering chunk, and the chunk's; else 0 */
     uint32_t offset_sectors;
     uint32_t length_sectors; /* 1 .. STORE_IO_SECTORS_MAX; with zero up to the whole chunk */
     bool zero;               /* a zero extent: no payload, no CRCs */
@@ -109,7 +110,26 @@ struct store_read {
  *   or a lower incarnation is gone; its space follows in the
  *                 background.  An unknown chunk is success.
  */
-enum store_change_kind { STORE_FENCE, STORE_EPOCH, STORE_STABLE, STORE_DELETE };
+/*
+ * Of a slot that recovers (docs/recovery.md; the rules are numbered there):
+ *   STORE_IN_SYNC  key, incarnation, config_epoch: the chunk comes into being if it is not there;
+ *   its config epoch rises; if it is recovering under a lower attempt it is promoted.
+ *   STORE_ATTEMPT  key, incarnation, config_epoch, attempt, lease_epoch, segment_sectors: rules 6 to
+ *   10.  The config epoch and the fence rise at once; on_done when every write of the chunk that was
+ *   accepted earlier is durable or aborted, what lies above the steps is void, and the attempt is
+ *   durable.  A chunk that has this attempt, or a higher one, already: success, nothing is voided.
+ *   STORE_REPORT   key, attempt, stable_version: reported_version.  -DL_E_EPOCH_OLD: the chunk has
+ *   another attempt.
+ */
+enum store_change_kind {
+    STORE_FENCE,
+    STORE_EPOCH,
+    STORE_STABLE,
+    STORE_DELETE,
+    STORE_IN_SYNC,
+    STORE_ATTEMPT,
+    STORE_REPORT,
+};
 
 struct store_change {
     enum store_change_kind kind;
@@ -117,11 +137,86 @@ struct store_change {
     uint32_t lease_epoch;
     uint32_t config_epoch;
     uint32_t incarnation;
+    uint32_t attempt; /* STORE_STABLE of a recovering chunk: the chunk's */
+    uint32_t segment_sectors;
     uint64_t stable_version;
     bool create;
     void (*on_done)(struct store_change *change, int err);
     struct list node; /* for the store, from here on */
     void *store_private[4];
+};
+
+/* One sector as a slot passes it to another. */
+struct store_sector {
+    uint32_t sector;
+    uint32_t birth;
+    uint64_t version; /* of a hole: 0 */
+    uint32_t crc;     /* of data */
+    enum sector_kind kind;
+};
+
+#define STORE_WINDOW_SECTORS_MAX 4096u
+#define STORE_WINDOW_WORDS       (STORE_WINDOW_SECTORS_MAX / 64)
+
+/*
+ * What of a window of a chunk is above a version, or is wanted: for a slot that recovers from this
+ * one.  Ascending; stops when STORE_IO_SECTORS_MAX sectors are found.  The data is as the disk gave
+ * it, but compared with its CRC here: -DL_E_CRC_DATA names a sector in `bad_sector`.
+ *   -DL_E_MEDIA_READ | -DL_E_INDEX_CORRUPT | -DL_E_CHUNK_UNKNOWN | -DL_E_RANGE
+ */
+struct store_scan {
+    struct chunk_key key;
+    uint32_t first_sector;
+    uint32_t window_sectors; /* 1 .. STORE_WINDOW_SECTORS_MAX */
+    uint64_t above_version;
+    const uint64_t *wanted; /* a bit for each sector of the window; NULL: none; borrowed */
+    bool without_data;
+    void *buffer; /* STORE_IO_SECTORS_MAX sectors, 4096-aligned, borrowed; data sectors, packed */
+    struct store_sector *sectors; /* room for STORE_IO_SECTORS_MAX, borrowed */
+    uint32_t sector_count;        /* results, from here on */
+    uint32_t data_sectors;
+    uint32_t next_sector;    /* all before it has been looked at */
+    uint64_t stable_version; /* the chunk's, at a moment before the look */
+    uint32_t bad_sector;
+    void (*on_done)(struct store_scan *scan, int err);
+    struct list node; /* for the store, from here on */
+    void *store_private[8];
+};
+
+/* Which sectors of a window are void.  Errors as for store_scan. */
+struct store_voids {
+    struct chunk_key key;
+    uint32_t first_sector;
+    uint32_t window_sectors;
+    uint64_t bits[STORE_WINDOW_WORDS]; /* result */
+    uint32_t count;                    /* result */
+    void (*on_done)(struct store_voids *voids, int err);
+    struct list node; /* for the store, from here on */
+    void *store_private[4];
+};
+
+/*
+ * What was pulled: each sector is taken if the chunk has it void or in a lower version (rule 14);
+ * in the same record the cursor rises.  Sectors above stable_version (the source's S, when it sent
+ * them) are listed as pending, as `pulled`.  With `repair` instead: each sector is taken if the
+ * chunk has it in exactly this version, whatever state its block is in, which is not used again
+ * (rule 23).  A corrupt leaf is made anew when a merge covers it whole.
+ *   -DL_E_EPOCH_OLD    the chunk has another attempt
+ *   -DL_E_CHUNK_UNKNOWN | -DL_E_NO_SPACE (the reserve is used) | -DL_E_MEDIA_WRITE
+ */
+struct store_merge {
+    struct chunk_key key;
+    uint32_t attempt; /* with repair: 0 */
+    bool repair;
+    const struct store_sector *sectors; /* ascending; borrowed until on_done */
+    uint32_t sector_count;              /* 0 .. STORE_IO_SECTORS_MAX */
+    const void *payload; /* of the data sectors, packed, 4096-aligned; borrowed until on_done */
+    uint32_t cursor_sectors;
+    uint64_t stable_version;
+    uint32_t taken_sectors; /* result */
+    void (*on_done)(struct store_merge *merge, int err);
+    struct list node; /* for the store, from here on */
+    void *store_private[8];
 };
 
 struct store_stats {
@@ -144,6 +239,9 @@ struct chunk_store_ops {
     void (*write_start)(struct chunk_store *store, struct store_write *write);
     void (*read_start)(struct chunk_store *store, struct store_read *read);
     void (*change_start)(struct chunk_store *store, struct store_change *change);
+    void (*scan_start)(struct chunk_store *store, struct store_scan *scan);
+    void (*voids_start)(struct chunk_store *store, struct store_voids *voids);
+    void (*merge_start)(struct chunk_store *store, struct store_merge *merge);
     /* Remember a stable version, durable some time later. */
     void (*stable_hint)(struct chunk_store *store, const struct chunk_key *key,
                         uint64_t stable_version);

@@ -8,8 +8,8 @@
  * Pending writes: one entry per durable write above the chunk's stable version S, kept until S
  * passes it.  The list is exact: a version above S is durable here if and only if it is listed (a
  * write that lost against a higher version of all its sectors is listed as well).  That answers
- * retries, and it is what a fence reports.  The client bounds it: at most CHUNK_PENDING_MAX
- * versions above S are ever sent.
+ * retries, and it is what a fence reports.  Writes beyond CHUNK_PENDING_MAX versions above S are
+ * refused with -DL_E_BUSY.
  *
  * Invariants:
  * 1. At most one chunk per key is CHUNK_PRESENT.  Chunks that are CHUNK_DELETING are found by local
@@ -34,6 +34,12 @@
 #include "common/list.h"
 
 #define CHUNK_PENDING_MAX 4096u
+/*
+ * The rewrites of a takeover come on top: it must not be held up by what the owner before it left.
+ * One rewrites each pending sector once, in runs; if new owners die again and again before S rises,
+ * the next ones' rewrites pile up, so even they have a bound: 1 MiB of memory.
+ */
+#define CHUNK_PENDING_TAKEOVER_MAX (16 * CHUNK_PENDING_MAX)
 
 enum chunk_state {
     CHUNK_PRESENT = 1,
@@ -43,7 +49,17 @@ enum chunk_state {
 struct pending_write {
     uint64_t version;
     uint32_t offset_sectors;
-    uint32_t length_sectors;
+    uint32_t length_sectors : 31;
+    /* Part of that write, from another slot: to be reported, but no answer to a retry. */
+    uint32_t pulled : 1;
+};
+
+#define CHUNK_STEPS_MAX 4u
+
+/* S of the sectors from first_sector on to the next step. */
+struct chunk_step {
+    uint32_t first_sector;
+    uint64_t stable_version;
 };
 
 struct chunk {
@@ -53,6 +69,13 @@ struct chunk {
     uint32_t config_epoch; /* requests below it are refused */
     uint64_t stable_version;
     enum chunk_state state;
+    /* Recovery: docs/recovery.md.  Without attempt all of it is 0. */
+    uint32_t attempt; /* config epoch of the attempt; 0: in-sync, as far as it knows */
+    uint32_t cursor_sectors;
+    uint64_t heard_version;
+    uint64_t reported_version;
+    struct chunk_step steps[CHUNK_STEPS_MAX]; /* ascending sectors, S never rises */
+    uint32_t step_count;
     struct pending_write *pending;            /* ascending versions */
     uint32_t pending_count, pending_capacity; /* of the room from `pending` on */
     struct chunk_volume *volume;
@@ -117,6 +140,18 @@ void chunk_pending_add(struct chunk *chunk, uint64_t version, uint32_t offset_se
                        uint32_t length_sectors);
 /* S rises (or stays); entries at or below it are dropped.  Returns whether it rose. */
 bool chunk_stable_raise(struct chunk *chunk, uint64_t stable_version);
+/*
+ * A new attempt (rules 8 and 9): the steps of the chunk's next life from what it remembers; the
+ * pending list is emptied.  What lies above its step must be void by then.
+ */
+void chunk_attempt_begin(struct chunk *chunk, uint32_t attempt);
+/* The steps that chunk_attempt_begin() would set; returns how many. */
+uint32_t chunk_attempt_steps(const struct chunk *chunk, struct chunk_step steps[CHUNK_STEPS_MAX]);
+/* S of a sector of a recovering chunk: its step. */
+uint64_t chunk_step_version(const struct chunk *chunk, uint32_t sector);
+/* In-sync again: S rises to reported_version, the rest of the recovery is forgotten. */
+void chunk_promote(struct chunk *chunk, uint32_t config_epoch);
+
 /* The highest version that is known to be durable here. */
 uint64_t chunk_version_max(const struct chunk *chunk);
 

@@ -172,6 +172,11 @@ change_start(struct chunk_store *store, struct store_change *change)
         case STORE_DELETE:
             change_start_delete(engine, change);
             break;
+        case STORE_IN_SYNC:
+        case STORE_ATTEMPT:
+        case STORE_REPORT:
+            err = -DL_E_OPCODE_UNKNOWN; /* nobody asks for it yet */
+            break;
         }
     }
     if (err != 0)

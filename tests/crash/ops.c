@@ -441,7 +441,12 @@ change_done(struct op *op)
         if (same)
             model_chunk_reset(chunk);
         return;
+    case STORE_IN_SYNC:
+    case STORE_ATTEMPT:
+    case STORE_REPORT:
+        break; /* not asked for here yet */
     }
+    dl_unreachable();
 }
 
 static void

@@ -75,7 +75,7 @@ test_chunk_table(void **state)
 {
     static const struct chunk_key first = {7, 0, 1}, deleted = {7, 1, 1}, last = {9, 0, 1};
     static const struct pending_write expected[] = {
-        {3, 10, 5}, {4, 130, 20}, {5, 2, 1}, {6, 131, 1}, {7, 12, 1}};
+        {3, 10, 5, 0}, {4, 130, 20, 0}, {5, 2, 1, 0}, {6, 131, 1, 0}, {7, 12, 1, 0}};
     struct rig *rig = *state;
     const struct chunk_table *table = rig->store->chunks;
     const struct chunk *chunk = chunk_table_find(table, &first);

@@ -265,6 +265,10 @@ apply_change(struct model_disk *disk, const struct store_change *change)
             disk->counters.deletes++;
         }
         return 0;
+    case STORE_IN_SYNC:
+    case STORE_ATTEMPT:
+    case STORE_REPORT:
+        break; /* nobody asks for it yet */
     }
     dl_unreachable();
 }
