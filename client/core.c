@@ -377,15 +377,21 @@ core_reply(struct client_core *core, const struct frame *request, int status, co
         link_send(core->meta.link, reply);
 }
 
-static struct client_volume *
-core_find_volume(struct client_core *core, uint64_t id)
+/*
+ * A volume can be open twice, the second time by taking it from ourselves: what counts is the
+ * lease.
+ */
+static bool
+core_owns_lease(const struct client_core *core, const Dl__OwnerProbe *probe)
 {
-    struct client_volume *volume;
+    const struct client_volume *volume;
 
     list_for_each_entry (volume, &core->volumes, node)
-        if (client_volume_id(volume) == id)
-            return volume;
-    return NULL;
+        if (client_volume_id(volume) == probe->volume &&
+            client_volume_lease_epoch(volume) == probe->lease_epoch &&
+            !client_volume_is_fenced(volume))
+            return true;
+    return false;
 }
 
 static void
@@ -393,15 +399,12 @@ core_on_owner_probe(struct client_core *core, const struct frame *frame)
 {
     Dl__OwnerProbe *probe = (void *)frame_unpack(frame, &dl__owner_probe__descriptor);
     Dl__OwnerProbeReply reply = DL__OWNER_PROBE_REPLY__INIT;
-    struct client_volume *volume;
 
     if (probe == NULL) {
         core_reply(core, frame, -DL_E_MESSAGE_MALFORMED, "OWNER_PROBE is malformed", NULL);
         return;
     }
-    volume = core_find_volume(core, probe->volume);
-    if (volume != NULL && !client_volume_is_fenced(volume) &&
-        client_volume_lease_epoch(volume) == probe->lease_epoch)
+    if (core_owns_lease(core, probe))
         core_reply(core, frame, 0, NULL, &reply.base);
     else
         core_reply(core, frame, -DL_E_LEASE_OLD, "this client does not own the volume", NULL);
@@ -417,9 +420,9 @@ core_on_volume_changed(struct client_core *core, const struct frame *frame)
     if (changed == NULL || changed->volume == NULL) {
         core_reply(core, frame, -DL_E_MESSAGE_MALFORMED, "VOLUME_CHANGED is malformed", NULL);
     } else {
-        volume = core_find_volume(core, changed->volume->id);
-        if (volume != NULL)
-            client_volume_on_changed(volume, changed);
+        list_for_each_entry (volume, &core->volumes, node)
+            if (client_volume_id(volume) == changed->volume->id)
+                client_volume_on_changed(volume, changed);
         core_reply(core, frame, 0, NULL, NULL);
     }
     if (changed != NULL)

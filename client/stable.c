@@ -160,6 +160,7 @@ struct stable_slot {
 struct stable_op {
     struct segment_writer *writer;
     uint64_t sequence;
+    uint32_t config_epoch; /* of the map whose slots were told */
     uint32_t pending;
     uint32_t slot_count;
     int err;
@@ -175,7 +176,9 @@ stable_op_end(struct stable_op *op)
     writer->stable_op = NULL;
     dl_assert(volume->stable_ops > 0);
     volume->stable_ops--;
-    if (op->err == 0 && op->sequence > writer->confirmed)
+    /* Under another map there may be a slot that was not told: all are told again. */
+    if (op->err == 0 && op->config_epoch == writer->segment->config_epoch &&
+        op->sequence > writer->confirmed)
         writer->confirmed = op->sequence;
     if (op->err == -DL_E_LEASE_OLD)
         client_volume_fence(volume, op->err, "a server has been told of a newer owner");
@@ -258,6 +261,7 @@ stable_send(struct segment_writer *writer)
         return;
     op->writer = writer;
     op->sequence = writer->stable;
+    op->config_epoch = segment->config_epoch;
     op->slot_count = segment->slot_count;
     op->pending = 1;
     writer->stable_op = op;

@@ -523,6 +523,20 @@ write_slot_on_wire_error(struct write_slot *slot)
     (void)write_op_give_up(op);
 }
 
+/* It says that it can't: the write fails. */
+static void
+write_slot_fail(struct write_slot *slot, int err)
+{
+    struct write_op *op = slot->op;
+
+    if (op->slot_err == 0) {
+        op->slot_err = err;
+        op->blamed = slot->io.server;
+    }
+    write_slot_end(slot, SLOT_FAILED);
+    (void)write_op_give_up_waiting(op); /* it fails anyhow */
+}
+
 static void
 write_slot_on_error(struct write_slot *slot, int err)
 {
@@ -552,15 +566,14 @@ write_slot_on_error(struct write_slot *slot, int err)
         write_slot_again(slot);
         return;
     case DL_E_CRC_WIRE:
-        write_slot_on_wire_error(slot);
+        /* Zeroes have no checksums: a server that finds fault with them is beyond help. */
+        if (write_op_is_zero(op))
+            write_slot_fail(slot, err);
+        else
+            write_slot_on_wire_error(slot);
         return;
     default:
-        if (op->slot_err == 0) {
-            op->slot_err = err;
-            op->blamed = slot->io.server;
-        }
-        write_slot_end(slot, SLOT_FAILED);
-        (void)write_op_give_up_waiting(op); /* it fails anyhow */
+        write_slot_fail(slot, err);
         return;
     }
 }

@@ -462,7 +462,8 @@ fake_server_on_stable(struct fake_server *server, struct fake_session *session,
         else
             fake_chunk_set_stable(chunk, stable.stable_version);
     }
-    fake_reply_send(session, &server->held, false, fake_reply_create(frame, err));
+    fake_reply_send(session, &server->held, server->faults.hold_stables,
+                    fake_reply_create(frame, err));
 }
 
 static void
@@ -539,6 +540,7 @@ fake_server_release(struct fake_server *server)
 
     server->faults.hold_writes = false;
     server->faults.hold_reads = false;
+    server->faults.hold_stables = false;
     while ((node = list_pop_front(&server->held)) != NULL) {
         struct fake_reply *reply = list_entry(node, struct fake_reply, held_node);
 
@@ -720,6 +722,8 @@ fake_meta_on_attach(struct fake_cluster *cluster, struct fake_session *session,
     volume = fake_volume_by_name(cluster, attach->name);
     if (volume == NULL) {
         fake_send_error(session, frame, -DL_E_VOLUME_UNKNOWN, "volume does not exist");
+    } else if (fake_take_fault(&cluster->attach_err_count)) {
+        fake_send_error(session, frame, cluster->attach_err, "not now");
     } else if (attach->read_only && volume->owned) {
         fake_send_error(session, frame, -DL_E_VOLUME_BUSY, "volume is attached by somebody");
     } else {

@@ -61,6 +61,7 @@ struct fake_faults {
     uint32_t read_err_count;
     int stable_err;
     uint32_t stable_err_count;
+    bool hold_stables;         /* as hold_writes */
     uint32_t read_flip_count;  /* a bit of the payload is flipped on the way to the client */
     uint32_t write_flip_count; /* ... and on the way from it */
     bool hold_writes;          /* done, but not answered before fake_server_release() */
@@ -114,6 +115,8 @@ struct fake_cluster {
     struct list meta_held; /* FENCE_STATUS and ALLOCATE that wait */
     /* faults */
     uint32_t unanswered; /* bit per server: has not answered the fence */
+    int attach_err;
+    uint32_t attach_err_count;
     int allocate_err;
     uint32_t allocate_err_count;
     uint32_t allocate_max; /* more segments at once get -DL_E_NO_SPACE; 0: any number */

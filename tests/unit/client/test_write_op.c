@@ -328,6 +328,23 @@ test_damaged_on_the_way(void **state)
     close_clean(f, volume);
 }
 
+/* A server that finds fault with the checksums of zeroes, which have none: an error like any. */
+static void
+test_zeroes_have_no_checksums(void **state)
+{
+    struct fixture *f = fixture_create(32, 3);
+    struct fake_volume *volume = open_small(f);
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, MIB, 1), 0);
+    f->cluster.servers[1].faults.write_err = -DL_E_CRC_WIRE;
+    f->cluster.servers[1].faults.write_err_count = 1;
+    assert_int_equal(fixture_op(f, DLBLK_DISCARD, 0, MIB), -DL_E_CRC_WIRE);
+    assert_int_equal(fixture_write(f, 0, MIB, 2), 0);
+    fixture_check(f, 0, MIB, 2);
+    close_clean(f, volume);
+}
+
 /*
  * Two slots have the old bytes, the third would get new ones: all get a copy, under another
  * version.
@@ -499,6 +516,36 @@ test_probe_of_the_owner(void **state)
 }
 
 /*
+ * One client has the volume open twice, the second time by taking it from itself: questions and
+ * news are for the one whose lease they are about.
+ */
+static void
+test_two_handles_of_one_volume(void **state)
+{
+    struct fixture *f = fixture_create(33, 3);
+    struct fake_volume *volume = open_small(f);
+    struct client_volume *first = f->volume;
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", DLBLK_OPEN_STEAL), 0);
+    fixture_push_changed(f, volume, false);
+    fixture_run(f, 10 * NS_PER_MS);
+    assert_true(client_volume_is_fenced(first));
+    assert_false(client_volume_is_fenced(f->volume));
+    fixture_probe(f, volume);
+    fixture_run(f, 10 * NS_PER_MS);
+    assert_int_equal(f->cluster.last_probe_status, 0);
+    volume->size_bytes *= 2;
+    fixture_push_changed(f, volume, false);
+    fixture_run(f, 10 * NS_PER_MS);
+    assert_int_equal(fixture_write(f, volume->size_bytes - 4096, 4096, 1), 0);
+    assert_int_equal(fixture_close(f), 0);
+    f->volume = first;
+    assert_int_equal(fixture_close(f), -DL_E_LEASE_OLD);
+    fixture_destroy(f);
+}
+
+/*
  * After a lost connection the owner says again who it is; if it was replaced meanwhile, it learns
  * so.
  */
@@ -592,6 +639,33 @@ test_stable_is_said_again(void **state)
     assert_int_equal(fixture_pending_count(f, volume), 0);
     assert_int_equal(fixture_write(f, 0, 4096, 2), 0);
     f->cluster.servers[1].faults.stable_err_count = 3;
+    close_clean(f, volume);
+}
+
+/* What slots confirm counts under the map that it was said under: slots may have changed. */
+static void
+test_stable_under_an_old_map(void **state)
+{
+    struct fixture *f = fixture_create(34, 3);
+    struct fake_volume *volume = open_small(f);
+    uint64_t before;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_stables = true;
+    fixture_run(f, 300 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[0].stables, 1);
+    /* The client learns of another map before the answers come. */
+    volume->config_epoch[0] = 5;
+    for (unsigned i = 0; i < 3; i++)
+        fake_server_chunk(&f->cluster.servers[i], 1, 0)->config_epoch = 5;
+    fixture_check(f, 0, 4096, 1);
+    before = f->cluster.servers[0].stables;
+    for (unsigned i = 0; i < 3; i++)
+        fixture_server_release(f, i);
+    fixture_run(f, SIM_S);
+    assert_true(f->cluster.servers[0].stables > before);
     close_clean(f, volume);
 }
 
@@ -747,7 +821,10 @@ UNIT_MAIN(
     cmocka_unit_test(test_settling_of_data_and_holes), cmocka_unit_test(test_one_slot_has_no_space),
     cmocka_unit_test(test_all_slots_have_no_space),
     cmocka_unit_test(test_busy_slots_are_asked_again), cmocka_unit_test(test_an_old_map),
-    cmocka_unit_test(test_damaged_on_the_way), cmocka_unit_test(test_the_caller_changes_its_buffer),
+    cmocka_unit_test(test_damaged_on_the_way), cmocka_unit_test(test_zeroes_have_no_checksums),
+    cmocka_unit_test(test_two_handles_of_one_volume),
+    cmocka_unit_test(test_stable_under_an_old_map),
+    cmocka_unit_test(test_the_caller_changes_its_buffer),
     cmocka_unit_test(test_a_server_that_never_answers),
     cmocka_unit_test(test_frames_come_back_before_on_done), cmocka_unit_test(test_taken_over),
     cmocka_unit_test(test_taken_over_while_requests_wait),
