@@ -294,17 +294,29 @@ client_volume_open(struct client_core *core, struct client_volume_open *open)
 
 /* --- the lease after a lost connection --- */
 
+/*
+ * A reader that is not counted any more: somebody writes the volume, or has, or nothing would keep
+ * him from it.
+ */
+static bool
+again_is_too_late(int err)
+{
+    return err == -DL_E_VOLUME_BUSY || err == -DL_E_FENCE_PENDING || err == -DL_E_LIMIT;
+}
+
 static void
 again_on_done(struct client_meta_call *call, int err)
 {
     struct client_volume *volume = call->context;
     const Dl__AttachReply *reply = (const Dl__AttachReply *)call->reply;
 
-    if (client_is_fence_error(err) || err == -DL_E_VOLUME_BUSY)
-        client_volume_fence(volume, err == -DL_E_VOLUME_BUSY ? -DL_E_LEASE_OLD : err,
-                            call->error.text);
+    if (client_is_fence_error(err))
+        client_volume_fence(volume, err, call->error.text);
+    else if (again_is_too_late(err))
+        client_volume_fence(volume, -DL_E_LEASE_OLD, call->error.text);
     else if (err == 0 && call->reply_type == &dl__attach_reply__descriptor &&
-             reply->lease_epoch != volume->lease_epoch)
+             (reply->lease_epoch != volume->lease_epoch || reply->volume == NULL ||
+              reply->volume->id != volume->id))
         client_volume_fence(volume, -DL_E_LEASE_OLD, "somebody has written it meanwhile");
 }
 

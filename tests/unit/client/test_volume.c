@@ -545,6 +545,43 @@ test_read_only(void **state)
     fixture_destroy(f);
 }
 
+/*
+ * A reader whose connection broke attaches again.  If somebody may have written meanwhile, or it is
+ * not counted as a reader any more, or its name is another volume's by now, it must not go on.
+ */
+static void
+test_readers_that_can_not_come_back(void **state)
+{
+    static const int errors[] = {-DL_E_FENCE_PENDING, -DL_E_LIMIT, -DL_E_VOLUME_BUSY};
+
+    (void)state;
+    for (unsigned i = 0; i < 5; i++) {
+        struct fixture *f = fixture_create(16 + i, 3);
+        struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+        struct fake_volume *other = fake_cluster_add_volume(&f->cluster, "w", 4 * MIB);
+
+        assert_int_equal(fixture_open(f, "v", 0), 0);
+        assert_int_equal(fixture_write(f, 0, 4096, 7), 0);
+        assert_int_equal(fixture_close(f), 0);
+        assert_int_equal(fixture_open(f, "v", DLBLK_OPEN_READ_ONLY), 0);
+        if (i < 3) {
+            f->cluster.attach_err = errors[i];
+            f->cluster.attach_err_count = 1;
+        } else if (i == 3) {
+            (void)strcpy(volume->name, "x");
+            (void)strcpy(other->name, "v");
+            other->lease_epoch = volume->lease_epoch;
+        }
+        fixture_meta_drop_links(f);
+        fixture_run(f, 3 * SIM_S);
+        assert_int_equal(client_volume_is_fenced(f->volume), i < 4);
+        if (i == 4)
+            fixture_check(f, 0, 4096, 7);
+        assert_int_equal(fixture_close(f), i < 4 ? -DL_E_LEASE_OLD : 0);
+        fixture_destroy(f);
+    }
+}
+
 static void
 test_open_errors(void **state)
 {
@@ -595,4 +632,5 @@ UNIT_MAIN(cmocka_unit_test(test_write_and_read), cmocka_unit_test(test_large_req
           cmocka_unit_test(test_wrong_requests), cmocka_unit_test(test_bytes_in_flight_are_bounded),
           cmocka_unit_test(test_reads_choose_a_slot),
           cmocka_unit_test(test_reads_prefer_the_same_host), cmocka_unit_test(test_read_only),
-          cmocka_unit_test(test_open_errors), cmocka_unit_test(test_resize))
+          cmocka_unit_test(test_readers_that_can_not_come_back), cmocka_unit_test(test_open_errors),
+          cmocka_unit_test(test_resize))
