@@ -43,6 +43,8 @@ struct chunk_store;
  * and `create` is set (its incarnation is config_epoch then).  On on_done == 0 the whole write is
  * durable, or none of it took effect:
  *   -DL_E_NO_SPACE       nothing was changed
+ *   -DL_E_BUSY           nothing was changed: too many versions above S (CHUNK_PENDING_MAX, with
+ *                        use_reserve CHUNK_PENDING_TAKEOVER_MAX): S must rise first
  *   -DL_E_MEDIA_WRITE    nothing was changed, or (journal or flush failed) the store has stopped:
  *                        see `stopped`
  *   -DL_E_CHUNK_UNKNOWN  no such chunk, and create was not set
@@ -63,7 +65,7 @@ struct store_write {
     bool zero;               /* a zero extent: no payload, no CRCs */
     bool create;
     bool retry;
-    bool use_reserve;     /* may take blocks kept back for overwrites, takeovers and deletes */
+    bool use_reserve; /* of a takeover: may take blocks kept back, and exceed CHUNK_PENDING_MAX */
     const void *payload;  /* length_sectors sectors, 4096-aligned, borrowed until on_done */
     const uint32_t *crcs; /* CRC-32C of each sector, borrowed until on_done */
     void (*on_done)(struct store_write *write, int err);
@@ -164,7 +166,7 @@ struct store_sector {
  * it, but compared with its CRC here: -DL_E_CRC_DATA names a sector in `bad_sector`.
  *   -DL_E_MEDIA_READ | -DL_E_INDEX_CORRUPT | -DL_E_CHUNK_UNKNOWN | -DL_E_RANGE
  */
-struct store_scan {
+struct store_pull {
     struct chunk_key key;
     uint32_t first_sector;
     uint32_t window_sectors; /* 1 .. STORE_WINDOW_SECTORS_MAX */
@@ -178,12 +180,12 @@ struct store_scan {
     uint32_t next_sector;    /* all before it has been looked at */
     uint64_t stable_version; /* the chunk's, at a moment before the look */
     uint32_t bad_sector;
-    void (*on_done)(struct store_scan *scan, int err);
+    void (*on_done)(struct store_pull *pull, int err);
     struct list node; /* for the store, from here on */
     void *store_private[8];
 };
 
-/* Which sectors of a window are void.  Errors as for store_scan. */
+/* Which sectors of a window are void.  Errors as for store_pull. */
 struct store_voids {
     struct chunk_key key;
     uint32_t first_sector;
@@ -239,7 +241,7 @@ struct chunk_store_ops {
     void (*write_start)(struct chunk_store *store, struct store_write *write);
     void (*read_start)(struct chunk_store *store, struct store_read *read);
     void (*change_start)(struct chunk_store *store, struct store_change *change);
-    void (*scan_start)(struct chunk_store *store, struct store_scan *scan);
+    void (*pull_start)(struct chunk_store *store, struct store_pull *pull);
     void (*voids_start)(struct chunk_store *store, struct store_voids *voids);
     void (*merge_start)(struct chunk_store *store, struct store_merge *merge);
     /* Remember a stable version, durable some time later. */
