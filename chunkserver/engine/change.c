@@ -194,7 +194,6 @@ change_stable_hint(struct chunk_store *store, const struct chunk_key *key, uint6
     struct engine *engine = engine_of_store(store);
     struct chunk *chunk = chunk_table_find(engine->chunks, key);
 
-    dl_assert(!engine->stopping);
     if (chunk == NULL || !chunk_stable_raise(chunk, stable_version) || engine->stopped != 0)
         return;
     dirty_mark_unjournaled(engine, &engine_chunk_of(chunk)->dirty);

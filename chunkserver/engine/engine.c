@@ -197,7 +197,8 @@ engine_is_quiet(const struct engine *engine)
            list_is_empty(&engine->done_reads) && list_is_empty(&engine->dirty) &&
            list_is_empty(&engine->deletions) && list_is_empty(&engine->cleared) &&
            alloc_awaiting(&engine->alloc) == 0 && engine->records_lsn <= engine->composed_mark &&
-           engine->writeback.state == WRITEBACK_IDLE && engine->loads_pending == 0;
+           engine->writeback.state == WRITEBACK_IDLE && !engine->writeback.index_dirty &&
+           engine->loads_pending == 0;
 }
 
 /* --- failure --- */

@@ -278,6 +278,7 @@ struct writeback {
     uint64_t flush_position;
     uint64_t target_lsn; /* what became dirty below it is written back in any case */
     bool stopping;       /* write back all there is */
+    bool flush_all;      /* flush the index when nothing is dirty any more */
     bool index_dirty;    /* batches since the last flush */
 };
 

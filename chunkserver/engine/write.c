@@ -118,6 +118,21 @@ write_finish_duplicate(struct engine *engine, struct engine_chunk *chunk, struct
     engine_kick(engine);
 }
 
+static void write_begin(struct engine *engine, struct store_write *write);
+
+/* The first write of the version is over: so it is for the one that waited for it, or it is not. */
+static void
+write_finish_twin(struct engine *engine, struct engine_chunk *chunk, struct store_write *twin,
+                  int err)
+{
+    if (err == 0)
+        write_finish_duplicate(engine, chunk, twin);
+    else if (err == -DL_E_NO_SPACE && twin->use_reserve)
+        write_begin(engine, twin);
+    else
+        engine_finish_write_later(engine, twin, err);
+}
+
 void
 op_finish(struct engine *engine, struct op *op, int err)
 {
@@ -144,10 +159,7 @@ op_finish(struct engine *engine, struct op *op, int err)
         struct store_write *twin = list_entry(list_pop_front(&duplicates), struct store_write,
                                               node);
 
-        if (err == 0)
-            write_finish_duplicate(engine, chunk, twin);
-        else
-            engine_finish_write_later(engine, twin, err);
+        write_finish_twin(engine, chunk, twin, err);
     }
     if (slow)
         change_check_waiting(engine);
@@ -530,24 +542,23 @@ write_is_duplicate(struct engine *engine, struct engine_chunk *chunk, struct sto
     return true;
 }
 
-void
-write_start(struct chunk_store *store, struct store_write *write)
+static void
+write_begin(struct engine *engine, struct store_write *write)
 {
-    struct engine *engine = engine_of_store(store);
     struct engine_chunk *chunk = NULL;
     struct op *op;
     int err = write_check(engine, write);
 
-    dl_assert(!engine->stopping);
     list_init(&write->node);
-    engine->requests++;
     if (err == 0)
         err = write_find_chunk(engine, write, &chunk);
     if (err == 0 && write_is_duplicate(engine, chunk, write)) {
-        (void)chunk_stable_raise(chunk->chunk, write->stable_version);
+        /* No record of its own carries it. */
+        change_stable_hint(&engine->store, &write->key, write->stable_version);
         return;
     }
-    if (err == 0 && chunk->chunk->pending_count >= CHUNK_PENDING_MAX)
+    if (err == 0 && chunk->chunk->pending_count >=
+                        (write->use_reserve ? CHUNK_PENDING_TAKEOVER_MAX : CHUNK_PENDING_MAX))
         err = -DL_E_BUSY;
     if (err != 0) {
         engine_finish_write_later(engine, write, err);
@@ -566,4 +577,14 @@ write_start(struct chunk_store *store, struct store_write *write)
         write_accept(engine, op);
     }
     engine_kick(engine);
+}
+
+void
+write_start(struct chunk_store *store, struct store_write *write)
+{
+    struct engine *engine = engine_of_store(store);
+
+    dl_assert(!engine->stopping);
+    engine->requests++;
+    write_begin(engine, write);
 }

@@ -315,6 +315,9 @@ writeback_flush_is_due(const struct engine *engine)
         return true;
     if (wb->target_lsn > engine->tail && wb->batch_position >= wb->target_lsn)
         return true;
+    /* Also when the position did not move: what has no record is durable by this flush alone. */
+    if (wb->flush_all && list_is_empty(&engine->dirty))
+        return true;
     return wb->batch_position - engine->tail >= engine->ring_units / 8 ||
            wb->batch_records >= engine->records_max / 8;
 }
@@ -327,6 +330,8 @@ writeback_flush(struct engine *engine)
     wb->state = WRITEBACK_FLUSH;
     wb->flush_position = wb->batch_position;
     wb->index_dirty = false;
+    if (list_is_empty(&engine->dirty))
+        wb->flush_all = false;
     engine->index->ops->flush_start(engine->index, writeback_on_flush, engine);
 }
 
@@ -359,6 +364,7 @@ void
 writeback_all(struct engine *engine)
 {
     engine->writeback.target_lsn = engine->acked_lsn;
+    engine->writeback.flush_all = true;
 }
 
 void

@@ -149,8 +149,7 @@ write_on_done(struct store_write *store_write, int err)
     if (write != NULL && chunk->state != CHUNK_MODEL_ABSENT) {
         if (chunk->state == CHUNK_MODEL_MAYBE)
             chunk->state = CHUNK_MODEL_PRESENT;
-        /* A duplicate is acknowledged without a record that could teach the epoch. */
-        if (!op->retry && store_write->config_epoch > chunk->epoch_floor)
+        if (store_write->config_epoch > chunk->epoch_floor)
             chunk->epoch_floor = store_write->config_epoch;
         model_write_apply(chunk, write);
     }

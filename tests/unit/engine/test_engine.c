@@ -609,6 +609,51 @@ test_stable_hint(void **state)
     rig_fini(&rig);
 }
 
+/* The process dies and the machine loses power; what the index never flushed is lost. */
+static void
+rig_power_cut(struct rig *rig)
+{
+    fake_env_remove_turn_end(&rig->env, rig);
+    engine_destroy(rig->engine);
+    fake_env_crash(&rig->env);
+    fake_disk_crash(&rig->disk);
+    fake_index_crash(&rig->index);
+    fake_index_reopen(&rig->index);
+    rig_open(rig);
+}
+
+/*
+ * A quiet engine has nothing to lose: also a hint that came last, with nothing else to write back,
+ * is in the index for good; and one that a duplicate brought.
+ */
+static void
+test_last_stable_hint_is_flushed(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct test_write *duplicate;
+        struct rig rig;
+
+        rig_init(&rig, seed);
+        assert_int_equal(write_now(&rig, VERSION(1), 0, 1), 0);
+        assert_int_equal(write_now(&rig, VERSION(2), 0, 1), 0);
+        rig_quiet(&rig);
+        rig.store->ops->stable_hint(rig.store, &key, VERSION(1));
+        rig_quiet(&rig);
+        rig_power_cut(&rig);
+        assert_int_equal(chunk_table_find(rig.store->chunks, &key)->stable_version, VERSION(1));
+        rig_quiet(&rig);
+        duplicate = write_make(&rig, VERSION(1), 0, 1);
+        duplicate->write.stable_version = VERSION(2);
+        write_start(duplicate);
+        assert_int_equal(write_end(duplicate), 0);
+        rig_quiet(&rig);
+        rig_power_cut(&rig);
+        assert_int_equal(chunk_table_find(rig.store->chunks, &key)->stable_version, VERSION(2));
+        rig_fini(&rig);
+    }
+}
+
 /* An idle engine writes its mark and goes to sleep: no timer is left. */
 static void
 test_idle_engine_sleeps(void **state)
@@ -759,6 +804,104 @@ test_read_of_a_chunk_that_is_deleted(void **state)
         rig_fini(&rig);
     }
     assert_true(refused > 0);
+}
+
+/*
+ * The second of two equal versions may take the reserve, the first may not: it is not refused with
+ * the first.
+ */
+static void
+test_twin_with_reserve(void **state)
+{
+    struct test_write *first, *second;
+    struct rig rig;
+    uint32_t filled = 0;
+
+    (void)state;
+    rig_init(&rig, 1);
+    while (write_now(&rig, VERSION(1 + filled), filled * 50, 40) == 0)
+        filled++;
+    rig_restart(&rig);
+    /* Not all of it is there already: an overwrite would go on. */
+    first = write_make(&rig, VERSION(1000), 0, 50);
+    second = write_make(&rig, VERSION(1000), 0, 50);
+    second->write.use_reserve = true;
+    write_start(first);
+    write_start(second);
+    assert_int_equal(engine_counters(rig.engine)->writes_duplicate, 1);
+    assert_true(fake_env_run(&rig.env, &second->done, TURNS_MAX));
+    assert_int_equal(write_end(first), -DL_E_NO_SPACE);
+    assert_int_equal(write_end(second), 0);
+    expect_sector(&rig, 45, VERSION(1000), 0);
+    rig_fini(&rig);
+}
+
+/*
+ * Too many versions above S: the client must wait, a takeover's rewrite need not; that is bounded
+ * as well.
+ */
+static void
+test_pending_is_bounded(void **state)
+{
+    struct test_write *writes[WRITES_MAX];
+    uint64_t version = 1;
+    struct rig rig;
+
+    (void)state;
+    rig_init(&rig, 1);
+    for (uint32_t pending = 0; pending < CHUNK_PENDING_TAKEOVER_MAX + WRITES_MAX;
+         pending += WRITES_MAX) {
+        bool reserve = pending >= CHUNK_PENDING_MAX;
+
+        if (pending == CHUNK_PENDING_MAX)
+            assert_int_equal(write_now(&rig, VERSION(version), 0, 1), -DL_E_BUSY);
+        for (uint32_t i = 0; i < WRITES_MAX; i++) {
+            writes[i] = write_make(&rig, VERSION(version++), i, 1);
+            writes[i]->write.use_reserve = reserve;
+            write_start(writes[i]);
+        }
+        for (uint32_t i = 0; i < WRITES_MAX; i++)
+            assert_int_equal(write_end(writes[i]),
+                             pending < CHUNK_PENDING_TAKEOVER_MAX ? 0 : -DL_E_BUSY);
+    }
+    /* A version that is here already is no news, however full the list. */
+    assert_int_equal(write_now(&rig, VERSION(1), 0, 1), 0);
+    rig.store->ops->stable_hint(rig.store, &key, VERSION(version));
+    assert_int_equal(write_now(&rig, VERSION(version + 1), 0, 1), 0);
+    rig_fini(&rig);
+}
+
+/*
+ * A version that is sent again under a higher config epoch: its acknowledgement says that the epoch
+ * is durable, whether the first one is in flight or long done.
+ */
+static void
+test_duplicate_teaches_the_epoch(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        struct test_write *first, *second, *third;
+        struct rig rig;
+
+        rig_init(&rig, seed);
+        first = write_make(&rig, VERSION(1), 0, 1 + (uint32_t)(seed % 2) * 40);
+        second = write_make(&rig, VERSION(1), 0, 1 + (uint32_t)(seed % 2) * 40);
+        second->write.config_epoch = 5;
+        write_start(first);
+        write_start(second);
+        assert_true(fake_env_run(&rig.env, &second->done, TURNS_MAX));
+        assert_int_equal(write_end(first), 0);
+        assert_int_equal(write_end(second), 0);
+        rig_power_cut(&rig);
+        assert_int_equal(chunk_table_find(rig.store->chunks, &key)->config_epoch, 5);
+        third = write_make(&rig, VERSION(1), 0, 1 + (uint32_t)(seed % 2) * 40);
+        third->write.config_epoch = 6;
+        write_start(third);
+        assert_int_equal(write_end(third), 0);
+        rig_power_cut(&rig);
+        assert_int_equal(chunk_table_find(rig.store->chunks, &key)->config_epoch, 6);
+        rig_fini(&rig);
+    }
 }
 
 static void
@@ -969,18 +1112,18 @@ test_journal_is_small(void **state)
     rig_fini(&rig);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_what_is_written_is_read),
-          cmocka_unit_test(test_holes_cost_no_disk_read),
-          cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
-          cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
-          cmocka_unit_test(test_version_in_flight),
-          cmocka_unit_test(test_version_that_waits_for_a_leaf),
-          cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
-          cmocka_unit_test(test_idle_engine_sleeps),
-          cmocka_unit_test(test_fence_waits_for_large_writes),
-          cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
-          cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
-          cmocka_unit_test(test_requests_out_of_range), cmocka_unit_test(test_failed_data_write),
-          cmocka_unit_test(test_data_write_that_always_fails),
-          cmocka_unit_test(test_failed_flush_stops_the_store),
-          cmocka_unit_test(test_unreadable_data), cmocka_unit_test(test_journal_is_small))
+UNIT_MAIN(
+    cmocka_unit_test(test_what_is_written_is_read), cmocka_unit_test(test_holes_cost_no_disk_read),
+    cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
+    cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
+    cmocka_unit_test(test_version_in_flight), cmocka_unit_test(test_version_that_waits_for_a_leaf),
+    cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
+    cmocka_unit_test(test_last_stable_hint_is_flushed), cmocka_unit_test(test_twin_with_reserve),
+    cmocka_unit_test(test_pending_is_bounded), cmocka_unit_test(test_duplicate_teaches_the_epoch),
+    cmocka_unit_test(test_idle_engine_sleeps), cmocka_unit_test(test_fence_waits_for_large_writes),
+    cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
+    cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
+    cmocka_unit_test(test_requests_out_of_range), cmocka_unit_test(test_failed_data_write),
+    cmocka_unit_test(test_data_write_that_always_fails),
+    cmocka_unit_test(test_failed_flush_stops_the_store), cmocka_unit_test(test_unreadable_data),
+    cmocka_unit_test(test_journal_is_small))
