@@ -9,7 +9,9 @@
  * AHEAD_SEGMENTS_MAX; and when it has got half way through them, the next are asked for before it
  * needs them.
  *
- * One ALLOCATE is under way at a time; what is wanted meanwhile goes with the next.
+ * One ALLOCATE is under way at a time; what is wanted meanwhile goes with the next.  It is under way
+ * (allocating_count is not 0) until all who waited for its answer have been woken: they may ask for
+ * more.
  */
 #include <stdlib.h>
 
@@ -112,7 +114,7 @@ allocate_send(struct client_volume *volume)
 {
     uint32_t count = (uint32_t)min_u64(volume->wanted.count, ALLOCATE_BATCH_MAX);
 
-    if (volume->allocate_call.core != NULL || count == 0 || volume->fenced ||
+    if (volume->allocating_count != 0 || count == 0 || volume->fenced ||
         env_now_ns(volume->core->env) < volume->allocate_retry_ns)
         return;
     for (uint32_t i = 0; i < count; i++)
@@ -230,6 +232,7 @@ allocate_on_done(struct client_meta_call *call, int err)
             client_volume_fence(volume, err, call->error.text);
         allocate_on_error(volume, err);
     }
+    volume->allocating_count = 0;
     allocate_send(volume);
 }
 
@@ -311,6 +314,7 @@ void
 client_allocate_cancel(struct client_volume *volume)
 {
     client_meta_call_cancel(&volume->allocate_call);
+    volume->allocating_count = 0;
     client_meta_call_cancel(&volume->map_call);
     volume->map_wanted = false;
     vec_clear(&volume->wanted);

@@ -740,6 +740,36 @@ test_no_room_for_segments_ahead(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * Of the writes that one answer wakes, the first asks for more segments ahead; the others are woken
+ * all the same.
+ */
+static void
+test_allocation_ahead_by_one_that_waited(void **state)
+{
+    struct fixture *f = fixture_create(30, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 40 * MIB);
+    struct fixture_request *writes[5];
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    f->cluster.allocate_held = true;
+    for (unsigned i = 0; i < 5; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, (i + 1) * (uint64_t)MIB, 4096, 1);
+    fixture_run(f, 100 * NS_PER_MS);
+    assert_false(volume->allocated[1]);
+    fixture_meta_release(f);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 0; i < 5; i++) {
+        assert_true(writes[i]->done);
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    }
+    /* More was asked for than they wait for: it was the case that this is about. */
+    assert_true(volume->allocated[6]);
+    close_clean(f, volume);
+}
+
 /* What can be mended by waiting is waited for; and says so. */
 static void
 test_allocation_waits(void **state)
@@ -834,5 +864,6 @@ UNIT_MAIN(
     cmocka_unit_test(test_allocation_ahead),
     cmocka_unit_test(test_no_allocation_ahead_of_random_writes),
     cmocka_unit_test(test_no_room_for_a_segment), cmocka_unit_test(test_no_room_for_segments_ahead),
+    cmocka_unit_test(test_allocation_ahead_by_one_that_waited),
     cmocka_unit_test(test_allocation_waits), cmocka_unit_test(test_meta_is_down),
     cmocka_unit_test(test_waiting_for_segments_stops_nobody))
