@@ -131,9 +131,13 @@ target_send_delete(struct target *target)
     Dl__ChunkDelete message = DL__CHUNK_DELETE__INIT;
     uint32_t slot;
 
-    while (segment != NULL && message.n_chunks < META_DELETE_BATCH) {
+    /* Up to the chunk behind a full batch: so that a batch follows only if there is one for it. */
+    while (segment != NULL) {
         if (segment_has_server(volume, segment, target->server_id, &slot)) {
             Dl__ChunkRef *ref = &refs[message.n_chunks];
+
+            if (message.n_chunks == META_DELETE_BATCH)
+                break;
 
             dl__chunk_ref__init(ref);
             ref->volume = volume->desc.id;

@@ -143,6 +143,45 @@ test_large_volumes_go_in_batches(void **state)
     fixture_fini(&t.f);
 }
 
+/*
+ * A server whose chunks fill a batch exactly, with others' segments behind them: no CHUNK_DELETE
+ * without chunks follows, which it would refuse for ever.
+ */
+static void
+test_batches_that_end_exactly(void **state)
+{
+    struct fixture f;
+    struct peer *first, *second, *client;
+    Dl__VolumeCreate message = DL__VOLUME_CREATE__INIT;
+    Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
+
+    (void)state;
+    fixture_init(&f, NULL);
+    first = fixture_server(&f, 1, "h");
+    client = fixture_client(&f);
+    policy.replicas = 1;
+    message.name = (char *)(uintptr_t) "v";
+    message.size_bytes = 20000 * MIB;
+    message.segment_bytes = MIB;
+    message.policy = &policy;
+    assert_int_equal(peer_ask(client, OP_VOLUME_CREATE, &message.base, NULL, NULL), 0);
+    assert_int_equal(ask_attach(client, "v", 1, NULL), 0);
+    for (uint32_t i = 0; i < META_DELETE_BATCH; i += 1024)
+        assert_int_equal(ask_allocate(client, 1, 1, i, 1024, NULL), 0);
+    peer_disconnect(first);
+    second = fixture_server(&f, 2, "i");
+    assert_int_equal(ask_allocate(client, 1, 1, META_DELETE_BATCH, 10, NULL), 0);
+    peer_restart_server(first);
+    assert_int_equal(peer_register(first), 0);
+    assert_int_equal(ask_detach(client, 1, 1, true), 0);
+    assert_int_equal(ask_delete(client, "v"), 0);
+    fixture_settle(&f);
+    assert_int_equal(first->chunks_deleted, META_DELETE_BATCH);
+    assert_int_equal(first->chunk_deletes, 1);
+    assert_int_equal(second->chunks_deleted, 10);
+    fixture_fini(&f);
+}
+
 static void
 test_refused_while_attached(void **state)
 {
@@ -414,6 +453,7 @@ test_stop_in_the_middle(void **state)
 UNIT_MAIN(cmocka_unit_test(test_chunks_and_records_go),
           cmocka_unit_test(test_tombstone_comes_first),
           cmocka_unit_test(test_large_volumes_go_in_batches),
+          cmocka_unit_test(test_batches_that_end_exactly),
           cmocka_unit_test(test_refused_while_attached),
           cmocka_unit_test(test_owner_of_a_deleted_volume),
           cmocka_unit_test(test_who_waits_for_a_takeover_is_told),
