@@ -63,10 +63,15 @@ meta_lease_owner_text(const struct meta_core *core, const struct meta_volume *vo
 
 static void probe_send(struct meta_probe *probe);
 
+/*
+ * The newest connection counts: what comes late over one that the owner has given up, or waited
+ * there, does not bring that back.
+ */
 void
 meta_lease_set_owner_session(struct meta_volume *volume, struct meta_session *session)
 {
-    if (volume->owner_session == session)
+    if (volume->owner_session == session || (volume->owner_session != NULL && session != NULL &&
+                                             session->link->id < volume->owner_session->link->id))
         return;
     if (list_is_linked(&volume->owner_node))
         list_remove(&volume->owner_node);
@@ -74,9 +79,14 @@ meta_lease_set_owner_session(struct meta_volume *volume, struct meta_session *se
     if (session == NULL)
         return;
     list_push_back(&session->owned, &volume->owner_node);
-    /* Somebody waits to see whether the owner comes back: it has, so it is asked. */
-    if (volume->probe != NULL && volume->probe->request.session == NULL)
+    /*
+     * Somebody waits to see whether the owner comes back, or was asked on a connection that it has
+     * left: it has come, so it is asked here.
+     */
+    if (volume->probe != NULL) {
+        meta_peer_request_cancel(&volume->probe->request);
         probe_send(volume->probe);
+    }
 }
 
 static void
@@ -419,8 +429,11 @@ attach_write(struct meta_op *op, struct meta_volume *volume)
     struct dl_error err;
 
     if (attach_is_repeated(op, volume)) {
-        meta_lease_set_owner_session(volume, op->session);
+        struct meta_session *session = op->session;
+
+        /* The answer first: who is probed before he knows that he has it says no. */
         attach_go_on(op, volume);
+        meta_lease_set_owner_session(volume, session);
         return;
     }
     if (volume->reader_count > 0 && !message->steal) {

@@ -177,6 +177,74 @@ test_owner_that_reconnects_keeps_the_volume(void **state)
     fixture_fini(&t.f);
 }
 
+/*
+ * The connection that the probe went to is dead, and nobody has noticed yet: the owner has another
+ * one and is asked there.
+ */
+static void
+test_owner_is_asked_on_its_new_connection(void **state)
+{
+    struct lease_test t;
+    struct peer *other, *again;
+    Dl__Attach message;
+    uint64_t id;
+
+    (void)state;
+    lease_init(&t);
+    fixture_run(&t.f, 10 * SECOND);
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    t.client->silent_probe = true;
+    other = fixture_client(&t.f);
+    fill_attach(&message, "v", 2);
+    id = peer_send(other, OP_ATTACH, &message.base);
+    fixture_run(&t.f, 500 * MS);
+    assert_int_equal(t.client->probes, 1);
+    again = fixture_client(&t.f);
+    assert_int_equal(ask_map(again, t.volume.id, 1, 0, 0, NULL), 0);
+    assert_int_equal(again->probes, 1);
+    assert_int_equal(fixture_reply_status(other, id), -DL_E_VOLUME_BUSY);
+
+    /* What comes late over the old one does not make it the owner's again. */
+    assert_int_equal(ask_map(t.client, t.volume.id, 1, 0, 0, NULL), 0);
+    peer_disconnect(t.client);
+    fixture_run(&t.f, 5 * SECOND);
+    assert_int_equal(ask_attach(other, "v", 2, NULL), -DL_E_VOLUME_BUSY);
+    fixture_fini(&t.f);
+}
+
+/* An attach that is asked again is answered before its client is asked whether it is the owner. */
+static void
+test_answer_comes_before_the_probe(void **state)
+{
+    struct lease_test t;
+    struct peer *other, *again;
+    struct fake_frame *frame;
+    Dl__Attach message;
+
+    (void)state;
+    lease_init(&t);
+    fixture_run(&t.f, 10 * SECOND);
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    peer_disconnect(t.client);
+    other = fixture_client(&t.f);
+    fill_attach(&message, "v", 2);
+    (void)peer_send(other, OP_ATTACH, &message.base);
+    fixture_run(&t.f, 100 * MS);
+    again = fixture_client(&t.f);
+    fill_attach(&message, "v", 1);
+    (void)peer_send(again, OP_ATTACH, &message.base);
+    fake_env_settle(&t.f.env);
+    frame = fake_link_next(&again->link);
+    assert_non_null(frame);
+    assert_int_equal(frame->frame.opcode, OP_ATTACH);
+    fake_frame_destroy(frame);
+    frame = fake_link_next(&again->link);
+    assert_non_null(frame);
+    assert_int_equal(frame->frame.opcode, OP_OWNER_PROBE);
+    fake_frame_destroy(frame);
+    fixture_fini(&t.f);
+}
+
 static void
 test_owner_gone_for_long_is_not_waited_for(void **state)
 {
@@ -407,6 +475,8 @@ UNIT_MAIN(cmocka_unit_test(test_attach_gives_a_lease),
           cmocka_unit_test(test_silent_owner_loses_the_volume_after_a_second),
           cmocka_unit_test(test_owner_that_denies_loses_the_volume_at_once),
           cmocka_unit_test(test_owner_that_reconnects_keeps_the_volume),
+          cmocka_unit_test(test_owner_is_asked_on_its_new_connection),
+          cmocka_unit_test(test_answer_comes_before_the_probe),
           cmocka_unit_test(test_owner_gone_for_long_is_not_waited_for),
           cmocka_unit_test(test_steal_takes_from_the_living), cmocka_unit_test(test_clean_detach),
           cmocka_unit_test(test_unclean_detach_leads_to_a_takeover),
