@@ -35,6 +35,8 @@
 /* After a refusal the peer has so long to read why and to close. */
 #define SESSION_LINGER_NS (500 * CORE_NS_PER_MS)
 #define CORE_TICK_NS      (1000 * CORE_NS_PER_MS)
+/* One who has not taken so many small replies is not read from. */
+#define SESSION_SMALL_MAX 256u
 
 /* --- operations --- */
 
@@ -74,6 +76,7 @@ struct session {
     uint64_t link_id;  /* for the log */
     uint32_t operations;
     uint32_t replies_in_link;
+    uint32_t small_in_link; /* of them: PING, HELLO, refusals, which no pool bounds */
     size_t
         /* held by its reads: one who doesn't take its replies must not stop the others */
         read_buffer_bytes;

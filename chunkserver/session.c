@@ -52,6 +52,19 @@ session_reply_sent(struct session *session)
     session->progress_ns = env_now_ns(session->core->env);
 }
 
+static void
+session_on_small_sent(struct frame_out *frame, int err)
+{
+    struct session *session = frame->owner;
+
+    (void)err;
+    frame_out_destroy(frame);
+    session->small_in_link--;
+    session_reply_sent(session);
+    if (session->paused)
+        session_update_pause(session);
+}
+
 /*
  * A reply that is its own memory: nobody waits for its end.  NULL: no memory, the peer will ask
  * again.
@@ -59,8 +72,14 @@ session_reply_sent(struct session *session)
 static void
 session_send(struct session *session, struct frame_out *frame)
 {
-    if (frame != NULL && session->link != NULL)
-        link_send(session->link, frame);
+    if (frame == NULL || session->link == NULL) {
+        frame_out_destroy(frame);
+        return;
+    }
+    frame->owner = session;
+    frame->on_sent = session_on_small_sent;
+    session->small_in_link++;
+    session_reply(session, frame);
 }
 
 /* --- life --- */
@@ -115,13 +134,14 @@ session_operation_ended(struct session *session)
 }
 
 /*
- * One who holds so much of the read buffers doesn't take its replies, or asks for too much at a
- * time.
+ * One who holds so much of the read buffers, or so many small replies, doesn't take its replies, or
+ * asks for too much at a time.
  */
 static bool
 session_has_too_much(const struct session *session)
 {
-    return session->read_buffer_bytes >= session->core->options.read_buffer_bytes / 2;
+    return session->small_in_link >= SESSION_SMALL_MAX ||
+           session->read_buffer_bytes >= session->core->options.read_buffer_bytes / 2;
 }
 
 void

@@ -155,6 +155,10 @@ struct meta_session {
     struct list readers;        /* of meta_reader.session_node */
     struct list ops;            /* of meta_op.session_node */
     uint32_t op_count;
+    /* Frames that the link has not handed over. */
+    uint32_t unsent_count;
+    size_t unsent_bytes;
+    uint64_t progress_ns; /* when one was handed over, or the first of several queued */
     uint64_t next_request_id;
     struct meta_peer_request *requests; /* by id */
     struct meta_peer_request ping;

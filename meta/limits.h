@@ -20,7 +20,10 @@
     (16u << 20) /* allocated, all volumes together: under 100 bytes of memory each */
 #define META_SESSIONS_MAX    8192u
 #define META_SESSION_OPS_MAX 256u /* requests of one connection at work; then it is not read from */
-#define META_READERS_MAX     1024u /* read-only attachments of one volume */
+/* Of answers that one connection has not taken: likewise. */
+#define META_SESSION_UNSENT_BYTES_MAX (4u << 20)
+
+#define META_READERS_MAX 1024u /* read-only attachments of one volume */
 
 #define META_SEGMENT_BYTES_MIN     (1u << 20)
 #define META_SEGMENT_BYTES_DEFAULT (64u << 20)

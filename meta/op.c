@@ -161,6 +161,19 @@ meta_op_run_soon(struct meta_op *op)
     env_defer(op->core->env, &op->core->ready_task);
 }
 
+/*
+ * A service that stops begins nothing: a long deletion goes on after the start, and who waited here
+ * asks again.
+ */
+static void
+op_refuse_stopping(struct meta_op *op)
+{
+    struct dl_error error;
+
+    (void)dl_error_set(&error, -DL_E_SHUTTING_DOWN, "this metadata service is shutting down");
+    meta_op_fail(op, &error);
+}
+
 void
 meta_op_run_ready(struct meta_core *core)
 {
@@ -173,11 +186,8 @@ meta_op_run_ready(struct meta_core *core)
         struct meta_op *op = list_first_entry(&batch, struct meta_op, node);
 
         list_remove(&op->node);
-        /*
-         * A service that stops begins nothing by itself: a long deletion goes on after the start.
-         */
-        if (core->phase == META_STOPPING && op->session == NULL)
-            meta_op_end(op);
+        if (core->phase == META_STOPPING)
+            op_refuse_stopping(op);
         else
             op->handler->run(op);
     }

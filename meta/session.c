@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/align.h"
 #include "common/assert.h"
 #include "common/text.h"
 #include "meta/internal.h"
@@ -49,10 +50,38 @@ meta_handler_find(uint16_t opcode)
 
 /* --- sending --- */
 
+static size_t
+frame_bytes(const struct frame_out *frame)
+{
+    return frame->head_bytes + frame->body_tail_bytes;
+}
+
+static void
+session_on_sent(struct frame_out *frame, int err)
+{
+    struct meta_session *session = frame->owner;
+
+    (void)err;
+    dl_assert(session->unsent_count > 0);
+    session->unsent_count--;
+    session->unsent_bytes -= frame_bytes(frame);
+    session->progress_ns = env_now_ns(session->core->env);
+    frame_out_destroy(frame);
+    if (session->paused)
+        meta_session_update_flow(session);
+}
+
+/* The frame is one of those that free themselves. */
 void
 meta_session_send(struct meta_session *session, struct frame_out *frame)
 {
+    frame->owner = session;
+    frame->on_sent = session_on_sent;
+    if (session->unsent_count++ == 0)
+        session->progress_ns = env_now_ns(session->core->env);
+    session->unsent_bytes += frame_bytes(frame);
     link_send(session->link, frame);
+    meta_session_update_flow(session);
 }
 
 void
@@ -136,8 +165,11 @@ meta_session_close(struct meta_session *session)
 void
 meta_session_update_flow(struct meta_session *session)
 {
-    bool pause = session->paused ? session->op_count > META_SESSION_OPS_MAX / 2
-                                 : session->op_count >= META_SESSION_OPS_MAX;
+    uint32_t count = max_u32(session->op_count, session->unsent_count);
+    bool pause = session->paused ? count > META_SESSION_OPS_MAX / 2 ||
+                                       session->unsent_bytes > META_SESSION_UNSENT_BYTES_MAX / 2
+                                 : count >= META_SESSION_OPS_MAX ||
+                                       session->unsent_bytes >= META_SESSION_UNSENT_BYTES_MAX;
 
     if (session->core->phase == META_LOADING)
         pause = true;
@@ -451,6 +483,13 @@ meta_session_tick(struct meta_session *session, uint64_t now_ns)
             return;
         meta_log(session->core, META_LOG_WARNING, "session", "%s: closed: no HELLO within %s",
                  session->peer.text, text_of_duration(options->hello_ns).text);
+        meta_session_close(session);
+        return;
+    }
+    if (session->unsent_count > 0 && now_ns - session->progress_ns >= 2 * options->silent_ns) {
+        meta_log(session->core, META_LOG_WARNING, "session",
+                 "%s: closed: it took none of %" PRIu32 " answers for %s", session->peer.text,
+                 session->unsent_count, text_of_duration(now_ns - session->progress_ns).text);
         meta_session_close(session);
         return;
     }

@@ -420,11 +420,17 @@ frame_out_empty(struct frame_out *frame, uint16_t opcode, uint16_t flags, uint64
 
 /* --- control messages --- */
 
+void
+frame_out_destroy(struct frame_out *frame)
+{
+    free(frame);
+}
+
 static void
 frame_out_free(struct frame_out *frame, int err)
 {
     (void)err;
-    free(frame);
+    frame_out_destroy(frame);
 }
 
 struct frame_out *

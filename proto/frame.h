@@ -62,6 +62,7 @@ struct frame_out {
     const void *body_tail;
     const struct iovec *payload;
     struct iovec payload_one; /* room for the common case */
+    void *owner;              /* for on_sent: whose it is, if the frame is not embedded */
     void (*on_sent)(struct frame_out *frame, int err);
     uint8_t head[FRAME_HEAD_BYTES];
 };
@@ -159,6 +160,10 @@ struct frame_out *frame_out_create_message(uint16_t opcode, uint16_t flags, uint
 /* An error reply: status, and an ErrorDetail with text and hint (either may be NULL). */
 struct frame_out *frame_out_create_error(uint16_t opcode, uint64_t request_id, int status,
                                          const char *text, const char *hint);
+/*
+ * For those two, if the sender has put an on_sent of its own in place of theirs.  NULL is allowed.
+ */
+void frame_out_destroy(struct frame_out *frame);
 /* Unpack frame->body; NULL: malformed.  Freed by protobuf_c_message_free_unpacked(). */
 ProtobufCMessage *frame_unpack(const struct frame *frame, const ProtobufCMessageDescriptor *type);
 

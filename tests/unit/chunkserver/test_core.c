@@ -1012,6 +1012,25 @@ test_client_that_takes_no_replies(void **state)
     assert_int_equal(stats_of(fx).read_buffer_used_bytes, 0);
 }
 
+/* The same with answers that take nothing but memory. */
+static void
+test_client_that_takes_no_small_replies(void **state)
+{
+    struct fixture *fx = *state;
+    struct peer *greedy = client_up(fx, 0);
+
+    fx->world.net.buffer_bytes = 4096;
+    struct sim_process *before = sim_enter(&greedy->process);
+    link_pause(greedy->link, true);
+    sim_leave(&greedy->process, before);
+    for (uint32_t i = 0; i < 150 && stats_of(fx).sessions == 1; i++) {
+        for (uint32_t k = 0; k < 100; k++)
+            (void)send_empty(greedy, k % 2 == 0 ? OP_PING : OP_FENCE);
+        run_for(fx, 100 * SIM_MS);
+    }
+    assert_int_equal(stats_of(fx).sessions, 0);
+}
+
 static void
 test_links_go_away(void **state)
 {
@@ -1095,7 +1114,10 @@ test_metadata_service_comes_and_goes(void **state)
     wait_registered(fx);
 }
 
-/* What was asked on one connection is not answered on the next: there its number means something else. */
+/*
+ * What was asked on one connection is not answered on the next: there its number means something
+ * else.
+ */
 static void
 test_answers_stay_on_their_connection(void **state)
 {
@@ -1165,6 +1187,7 @@ UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_damaged_payload), TEST(test_fence), TEST(test_lower_fence_is_refused),
           TEST(test_fence_answer_in_parts), TEST(test_config_epoch), TEST(test_delete),
           TEST(test_malformed_requests), TEST(test_back_pressure),
-          TEST(test_client_that_takes_no_replies), TEST(test_links_go_away),
-          TEST(test_silent_clients_are_closed), TEST(test_metadata_service_comes_and_goes),
-          TEST(test_answers_stay_on_their_connection), TEST(test_stop))
+          TEST(test_client_that_takes_no_replies), TEST(test_client_that_takes_no_small_replies),
+          TEST(test_links_go_away), TEST(test_silent_clients_are_closed),
+          TEST(test_metadata_service_comes_and_goes), TEST(test_answers_stay_on_their_connection),
+          TEST(test_stop))

@@ -74,7 +74,7 @@ fake_link_on_task(struct env_task *task)
     struct fake_link *fake = list_entry(task, struct fake_link, task);
     struct list *node;
 
-    while (!fake->down && (node = list_pop_front(&fake->unsent)) != NULL) {
+    while (!fake->down && !fake->full && (node = list_pop_front(&fake->unsent)) != NULL) {
         struct frame_out *frame = list_entry(node, struct frame_out, node);
 
         list_push_back(&fake->sent, &fake_frame_capture(frame)->node);
@@ -121,6 +121,12 @@ static const struct env_ops fake_link_ops = {
 };
 
 /* --- from the test --- */
+
+void
+fake_link_wake(struct fake_link *fake)
+{
+    env_defer(fake->base, &fake->task);
+}
 
 void
 fake_link_init(struct fake_link *fake, struct env *base, const char *host, uint16_t port)

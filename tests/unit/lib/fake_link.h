@@ -42,6 +42,7 @@ struct fake_link {
     uint32_t sent_count;
     struct env_task task;
     bool paused;
+    bool full; /* the far end takes nothing; fake_link_wake() after it was cleared */
     bool closing;
     bool down; /* on_down was called */
     int down_err;
@@ -59,6 +60,7 @@ void fake_link_reply(struct fake_link *fake, uint16_t opcode, uint64_t request_i
 /* A body of any bytes; a header may announce a payload, which is then said to be dropped. */
 void fake_link_feed(struct fake_link *fake, uint16_t opcode, uint16_t flags, uint64_t request_id,
                     const void *body, uint32_t body_bytes, uint32_t payload_bytes);
+void fake_link_wake(struct fake_link *fake);
 /* The far end closes. */
 void fake_link_break(struct fake_link *fake, int err);
 /* The oldest frame that was not taken yet; the caller destroys it. */

@@ -390,6 +390,82 @@ test_stop_finishes_what_is_in_flight(void **state)
     fixture_fini(&f);
 }
 
+/*
+ * on_stopped says that the store is left alone: what waited for something begins no commit after
+ * it.
+ */
+static void
+test_nothing_begins_after_a_stop(void **state)
+{
+    struct fixture f;
+    struct peer *owner, *client;
+    struct meta_stats before, after;
+    Dl__Attach message;
+    bool stopped = false;
+    uint64_t id;
+
+    (void)state;
+    fixture_init(&f, NULL);
+    for (uint32_t i = 0; i < 3; i++)
+        (void)fixture_server(&f, i + 1, "h");
+    owner = fixture_client(&f);
+    client = fixture_client(&f);
+    assert_int_equal(ask_create(client, "v", 1u << 20, NULL), 0);
+    assert_int_equal(ask_attach(owner, "v", 1, NULL), 0);
+    owner->silent_probe = true;
+    fill_attach(&message, "v", 2);
+    id = peer_send(client, OP_ATTACH, &message.base);
+    fixture_settle(&f);
+    meta_core_stop(f.core, on_stopped, &stopped);
+    fixture_settle(&f);
+    assert_true(stopped);
+    meta_core_get_stats(f.core, &before);
+    fixture_run(&f, 2 * SECOND); /* the probe is over: the attach could go on */
+    meta_core_get_stats(f.core, &after);
+    assert_int_equal(after.commits, before.commits);
+    assert_int_equal(fixture_reply_status(client, id), -DL_E_SHUTTING_DOWN);
+    fixture_fini(&f);
+}
+
+/*
+ * One who asks and asks and takes no answers: what is kept for it is bounded, and in the end its
+ * connection is closed.
+ */
+static void
+test_answers_that_nobody_takes(void **state)
+{
+    struct fixture f;
+    struct peer *client, *other;
+    uint32_t sent = 0;
+
+    (void)state;
+    fixture_init(&f, NULL);
+    client = fixture_client(&f);
+    other = fixture_client(&f);
+    client->link.full = true;
+    while (!client->link.paused && sent < 10000) {
+        (void)peer_send(client, OP_SERVER_LIST, NULL);
+        fake_env_settle(&f.env);
+        sent++;
+    }
+    assert_in_range(sent, 2, 1000);
+    fixture_run(&f, SECOND);
+    assert_true(client->link.paused);
+    client->link.full = false;
+    fake_link_wake(&client->link);
+    fixture_settle(&f);
+    assert_false(client->link.paused);
+    client->link.full = true;
+    for (uint32_t i = 0; i < 20 && !client->link.down; i++) {
+        if (!client->link.paused)
+            (void)peer_send(client, OP_SERVER_LIST, NULL);
+        fixture_run(&f, SECOND);
+    }
+    assert_true(client->link.down);
+    assert_false(other->link.down);
+    fixture_fini(&f);
+}
+
 static void
 test_stop_while_loading(void **state)
 {
@@ -420,4 +496,6 @@ UNIT_MAIN(cmocka_unit_test(test_hello), cmocka_unit_test(test_bad_hellos),
           cmocka_unit_test(test_too_many_connections),
           cmocka_unit_test(test_connections_wait_for_the_load),
           cmocka_unit_test(test_stop_finishes_what_is_in_flight),
+          cmocka_unit_test(test_nothing_begins_after_a_stop),
+          cmocka_unit_test(test_answers_that_nobody_takes),
           cmocka_unit_test(test_stop_while_loading))
