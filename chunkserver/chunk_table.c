@@ -185,15 +185,25 @@ pending_lower_bound(const struct chunk *chunk, uint64_t version)
     return low;
 }
 
+/* What is at or below it is not listed. */
+static uint64_t
+pending_floor(const struct chunk *chunk)
+{
+    return chunk->attempt != 0 && chunk->heard_version > chunk->stable_version
+               ? chunk->heard_version
+               : chunk->stable_version;
+}
+
 bool
 chunk_version_is_durable(const struct chunk *chunk, uint64_t version)
 {
     uint32_t idx;
 
-    if (version <= chunk->stable_version)
+    if (version <= pending_floor(chunk))
         return true;
     idx = pending_lower_bound(chunk, version);
-    return idx < chunk->pending_count && chunk->pending[idx].version == version;
+    return idx < chunk->pending_count && chunk->pending[idx].version == version &&
+           !chunk->pending[idx].pulled;
 }
 
 /* Room for one more entry: by moving down what is left of the list, or by more memory. */
@@ -224,40 +234,202 @@ pending_make_room(struct chunk *chunk)
     dl_assert(chunk->pending_count < chunk->pending_capacity);
 }
 
+/* The entry of this version, made if it is not there: then it is empty. */
+static struct pending_write *
+pending_get(struct chunk *chunk, uint64_t version)
+{
+    uint32_t idx = pending_lower_bound(chunk, version);
+
+    if (idx < chunk->pending_count && chunk->pending[idx].version == version)
+        return &chunk->pending[idx];
+    pending_make_room(chunk);
+    memmove(&chunk->pending[idx + 1], &chunk->pending[idx],
+            (chunk->pending_count - idx) * sizeof(chunk->pending[0]));
+    chunk->pending[idx] = (struct pending_write){.version = version};
+    chunk->pending_count++;
+    return &chunk->pending[idx];
+}
+
 void
 chunk_pending_add(struct chunk *chunk, uint64_t version, uint32_t offset_sectors,
                   uint32_t length_sectors)
 {
-    uint32_t idx;
+    struct pending_write *pending;
 
+    dl_assert(length_sectors > 0 && length_sectors < 1u << 31);
     if (chunk_version_is_durable(chunk, version))
         return;
-    pending_make_room(chunk);
-    idx = pending_lower_bound(chunk, version);
-    memmove(&chunk->pending[idx + 1], &chunk->pending[idx],
-            (chunk->pending_count - idx) * sizeof(chunk->pending[0]));
-    chunk->pending[idx] = (struct pending_write){
-        .version = version, .offset_sectors = offset_sectors, .length_sectors = length_sectors};
-    chunk->pending_count++;
+    pending = pending_get(chunk, version);
+    pending->offset_sectors = offset_sectors;
+    pending->length_sectors = length_sectors & 0x7fffffffu;
+    pending->pulled = 0;
+}
+
+void
+chunk_pending_add_pulled(struct chunk *chunk, uint64_t version, uint32_t offset_sectors,
+                         uint32_t length_sectors)
+{
+    uint32_t end = offset_sectors + length_sectors;
+    struct pending_write *pending;
+
+    dl_assert(length_sectors > 0 && end < 1u << 31);
+    if (chunk_version_is_durable(chunk, version))
+        return;
+    pending = pending_get(chunk, version);
+    if (pending->length_sectors > 0) {
+        uint32_t pending_end = pending->offset_sectors + pending->length_sectors;
+
+        offset_sectors = offset_sectors < pending->offset_sectors ? offset_sectors
+                                                                  : pending->offset_sectors;
+        end = end > pending_end ? end : pending_end;
+    }
+    pending->offset_sectors = offset_sectors;
+    pending->length_sectors = (end - offset_sectors) & 0x7fffffffu;
+    pending->pulled = 1;
+}
+
+/* Entries at or below the version go. */
+static void
+pending_drop(struct chunk *chunk, uint64_t version)
+{
+    uint32_t dropped;
+
+    if (chunk->pending_count == 0)
+        return;
+    dropped = version == UINT64_MAX ? chunk->pending_count
+                                    : pending_lower_bound(chunk, version + 1);
+    chunk->pending += dropped;
+    chunk->pending_count -= dropped;
+    chunk->pending_capacity -= dropped;
+    dl_assert(chunk->pending_count == 0 || chunk->pending[0].version > version);
 }
 
 bool
 chunk_stable_raise(struct chunk *chunk, uint64_t stable_version)
 {
-    uint32_t dropped;
-
     if (stable_version <= chunk->stable_version)
         return false;
     chunk->stable_version = stable_version;
-    if (chunk->pending_count == 0)
-        return true;
-    dropped = stable_version == UINT64_MAX ? chunk->pending_count
-                                           : pending_lower_bound(chunk, stable_version + 1);
-    chunk->pending += dropped;
-    chunk->pending_count -= dropped;
-    chunk->pending_capacity -= dropped;
-    dl_assert(chunk->pending_count == 0 || chunk->pending[0].version > stable_version);
+    pending_drop(chunk, stable_version);
     return true;
+}
+
+bool
+chunk_stable_hear(struct chunk *chunk, uint32_t attempt, uint64_t stable_version)
+{
+    if (attempt != chunk->attempt)
+        return false;
+    if (attempt == 0)
+        return chunk_stable_raise(chunk, stable_version);
+    if (stable_version <= chunk->heard_version)
+        return false;
+    chunk->heard_version = stable_version;
+    pending_drop(chunk, pending_floor(chunk));
+    return true;
+}
+
+/* --- recovery --- */
+
+uint64_t
+chunk_step_version(const struct chunk *chunk, uint32_t sector)
+{
+    uint64_t version = chunk->stable_version;
+
+    if (chunk->attempt == 0)
+        return version;
+    dl_assert(chunk->step_count > 0 && chunk->steps[0].first_sector == 0);
+    for (uint32_t i = 0; i < chunk->step_count && chunk->steps[i].first_sector <= sector; i++)
+        version = chunk->steps[i].stable_version;
+    return version;
+}
+
+/* One more step at the end, unless it says nothing new. */
+static void
+step_add(struct chunk_step *steps, uint32_t *count, uint32_t first_sector, uint64_t version)
+{
+    if (*count > 0 && steps[*count - 1].stable_version == version)
+        return;
+    steps[(*count)++] = (struct chunk_step){.first_sector = first_sector,
+                                            .stable_version = version};
+}
+
+/* Two become one, with the lower S: the two of which the first is the shortest. */
+static void
+steps_join(struct chunk_step *steps, uint32_t *count)
+{
+    uint32_t best = 0;
+
+    for (uint32_t i = 0; i + 1 < *count; i++)
+        if (steps[i + 1].first_sector - steps[i].first_sector <
+            steps[best + 1].first_sector - steps[best].first_sector)
+            best = i;
+    steps[best].stable_version = steps[best + 1].stable_version;
+    memmove(&steps[best + 1], &steps[best + 2], (*count - best - 2) * sizeof(steps[0]));
+    --*count;
+}
+
+uint32_t
+chunk_attempt_steps(const struct chunk *chunk, struct chunk_step steps[CHUNK_STEPS_MAX])
+{
+    struct chunk_step all[2 * CHUNK_STEPS_MAX + 1];
+    uint32_t count = 0;
+
+    if (chunk->attempt == 0) {
+        steps[0] = (struct chunk_step){.stable_version = chunk->stable_version};
+        return 1;
+    }
+    for (uint32_t i = 0; i < chunk->step_count; i++) {
+        const struct chunk_step *old = &chunk->steps[i];
+        uint32_t end = i + 1 < chunk->step_count ? chunk->steps[i + 1].first_sector : UINT32_MAX;
+        uint64_t heard = old->stable_version > chunk->heard_version ? old->stable_version
+                                                                    : chunk->heard_version;
+
+        if (old->first_sector < chunk->cursor_sectors)
+            step_add(all, &count, old->first_sector, heard);
+        if (chunk->cursor_sectors <= old->first_sector)
+            step_add(all, &count, old->first_sector, old->stable_version);
+        else if (chunk->cursor_sectors < end)
+            step_add(all, &count, chunk->cursor_sectors, old->stable_version);
+    }
+    while (count > CHUNK_STEPS_MAX)
+        steps_join(all, &count);
+    memcpy(steps, all, count * sizeof(steps[0]));
+    return count;
+}
+
+void
+chunk_attempt_begin(struct chunk *chunk, uint32_t attempt)
+{
+    struct chunk_step steps[CHUNK_STEPS_MAX];
+    uint32_t count = chunk_attempt_steps(chunk, steps);
+
+    dl_assert(attempt > chunk->attempt);
+    memcpy(chunk->steps, steps, count * sizeof(steps[0]));
+    chunk->step_count = count;
+    chunk->attempt = attempt;
+    chunk->cursor_sectors = 0;
+    chunk->heard_version = 0;
+    chunk->reported_version = 0;
+    pending_drop(chunk, UINT64_MAX);
+}
+
+void
+chunk_promote(struct chunk *chunk, uint32_t config_epoch)
+{
+    uint64_t stable = chunk->heard_version > chunk->reported_version ? chunk->heard_version
+                                                                     : chunk->reported_version;
+
+    if (config_epoch > chunk->config_epoch)
+        chunk->config_epoch = config_epoch;
+    if (chunk->attempt == 0)
+        return;
+    chunk->attempt = 0;
+    chunk->cursor_sectors = 0;
+    chunk->heard_version = 0;
+    chunk->reported_version = 0;
+    chunk->step_count = 0;
+    memset(chunk->steps, 0, sizeof(chunk->steps));
+    (void)chunk_stable_raise(chunk, stable);
 }
 
 uint64_t

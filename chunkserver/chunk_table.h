@@ -16,6 +16,7 @@
  *    id only.
  * 2. pending[] ascends strictly, and every entry is above stable_version.
  * 3. config_epoch, stable_version and a volume's lease epoch never go down.
+ * 4. stable_version of a recovering chunk does not change before it is promoted.
  *
  * Threads: one owner.  Blocks: never.
  * Errors:  none; without memory the process ends.
@@ -133,13 +134,28 @@ uint32_t chunk_table_fence(const struct chunk_table *table, uint64_t volume);
 /* To lease_epoch or to what it is, whichever is higher. */
 void chunk_table_fence_raise(struct chunk_table *table, uint64_t volume, uint32_t lease_epoch);
 
-/* Is this version durable here?  At or below S, or listed. */
+/*
+ * Is this version durable here?  At or below S (or what was heard under the attempt), or listed as
+ * written.
+ */
 bool chunk_version_is_durable(const struct chunk *chunk, uint64_t version);
 /* A write became durable.  No effect if it is at or below S, or listed already. */
 void chunk_pending_add(struct chunk *chunk, uint64_t version, uint32_t offset_sectors,
                        uint32_t length_sectors);
+/*
+ * Part of a write that another slot has above its S is here now: listed as pulled, with the range
+ * that holds all its parts.  No effect if it is at or below S, or listed as written.
+ */
+void chunk_pending_add_pulled(struct chunk *chunk, uint64_t version, uint32_t offset_sectors,
+                              uint32_t length_sectors);
 /* S rises (or stays); entries at or below it are dropped.  Returns whether it rose. */
 bool chunk_stable_raise(struct chunk *chunk, uint64_t stable_version);
+/*
+ * A stable version as it came, with the attempt that it names (0: none).  Of an in-sync chunk S
+ * rises; of a recovering one, under its own attempt, heard_version, and what it covers leaves the
+ * pending list; else it is ignored.  Returns whether anything rose.
+ */
+bool chunk_stable_hear(struct chunk *chunk, uint32_t attempt, uint64_t stable_version);
 /*
  * A new attempt (rules 8 and 9): the steps of the chunk's next life from what it remembers; the
  * pending list is emptied.  What lies above its step must be void by then.
@@ -149,7 +165,11 @@ void chunk_attempt_begin(struct chunk *chunk, uint32_t attempt);
 uint32_t chunk_attempt_steps(const struct chunk *chunk, struct chunk_step steps[CHUNK_STEPS_MAX]);
 /* S of a sector of a recovering chunk: its step. */
 uint64_t chunk_step_version(const struct chunk *chunk, uint32_t sector);
-/* In-sync again: S rises to reported_version, the rest of the recovery is forgotten. */
+/*
+ * In-sync again: S rises to reported_version or heard_version, whichever is higher (all slots have
+ * what is below either, and this one has pulled what it missed); the rest of the recovery is
+ * forgotten.  The config epoch rises.  No effect beyond that if the chunk is in-sync.
+ */
 void chunk_promote(struct chunk *chunk, uint32_t config_epoch);
 
 /* The highest version that is known to be durable here. */

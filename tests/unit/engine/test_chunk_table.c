@@ -141,5 +141,129 @@ test_pending_memory_is_bounded(void **state)
     chunk_table_destroy(table);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_find_add_delete), cmocka_unit_test(test_fence_only_rises),
-          cmocka_unit_test(test_pending_is_exact), cmocka_unit_test(test_pending_memory_is_bounded))
+/* Parts of a write that were pulled are listed with the range that holds them, and answer nothing. */
+static void
+test_pulled_parts(void **state)
+{
+    struct chunk_table *table = chunk_table_create();
+    struct chunk *chunk = chunk_table_add(table, &key_a, 1, 5);
+
+    (void)state;
+    chunk_pending_add_pulled(chunk, 20, 10, 2);
+    chunk_pending_add_pulled(chunk, 20, 30, 4);
+    chunk_pending_add_pulled(chunk, 20, 12, 1);
+    assert_int_equal(chunk->pending_count, 1);
+    assert_int_equal(chunk->pending[0].offset_sectors, 10);
+    assert_int_equal(chunk->pending[0].length_sectors, 24);
+    assert_true(chunk->pending[0].pulled);
+    assert_false(chunk_version_is_durable(chunk, 20));
+    chunk_pending_add(chunk, 20, 5, 40);
+    assert_true(chunk_version_is_durable(chunk, 20));
+    assert_int_equal(chunk->pending[0].offset_sectors, 5);
+    assert_int_equal(chunk->pending[0].length_sectors, 40);
+    chunk_pending_add_pulled(chunk, 20, 10, 2);
+    assert_false(chunk->pending[0].pulled);
+    assert_int_equal(chunk->pending[0].length_sectors, 40);
+    (void)chunk_stable_raise(chunk, 20);
+    chunk_pending_add_pulled(chunk, 20, 10, 2);
+    assert_int_equal(chunk->pending_count, 0);
+    chunk_table_destroy(table);
+}
+
+static void
+expect_step(const struct chunk *chunk, uint32_t idx, uint32_t first, uint64_t version)
+{
+    assert_true(idx < chunk->step_count);
+    assert_int_equal(chunk->steps[idx].first_sector, first);
+    assert_int_equal(chunk->steps[idx].stable_version, version);
+}
+
+/*
+ *     in-sync, S = 10        steps 0:10
+ *     heard 50, cursor 100   steps 0:50 100:10
+ *     heard 60, cursor 40    steps 0:60 40:50 100:10
+ *     heard 70, cursor 200   steps 0:70 200:10
+ */
+static void
+test_steps_of_attempts(void **state)
+{
+    struct chunk_table *table = chunk_table_create();
+    struct chunk *chunk = chunk_table_add(table, &key_a, 1, 5);
+
+    (void)state;
+    (void)chunk_stable_raise(chunk, 10);
+    chunk_pending_add(chunk, 11, 0, 1);
+    assert_int_equal(chunk_step_version(chunk, 77), 10);
+    chunk_attempt_begin(chunk, 7);
+    assert_int_equal(chunk->step_count, 1);
+    assert_int_equal(chunk->pending_count, 0);
+    expect_step(chunk, 0, 0, 10);
+    assert_false(chunk_stable_hear(chunk, 0, 49));
+    assert_false(chunk_stable_hear(chunk, 6, 49));
+    chunk_pending_add(chunk, 45, 0, 1);
+    chunk_pending_add(chunk, 55, 0, 1);
+    assert_true(chunk_stable_hear(chunk, 7, 50));
+    assert_int_equal(chunk->pending_count, 1);
+    assert_true(chunk_version_is_durable(chunk, 45));
+    assert_int_equal(chunk->stable_version, 10);
+    chunk->cursor_sectors = 100;
+    chunk_attempt_begin(chunk, 8);
+    assert_int_equal(chunk->step_count, 2);
+    expect_step(chunk, 0, 0, 50);
+    expect_step(chunk, 1, 100, 10);
+    assert_false(chunk_version_is_durable(chunk, 45));
+    assert_int_equal(chunk_step_version(chunk, 99), 50);
+    assert_int_equal(chunk_step_version(chunk, 100), 10);
+    (void)chunk_stable_hear(chunk, 8, 60);
+    chunk->cursor_sectors = 40;
+    chunk_attempt_begin(chunk, 9);
+    assert_int_equal(chunk->step_count, 3);
+    expect_step(chunk, 0, 0, 60);
+    expect_step(chunk, 1, 40, 50);
+    expect_step(chunk, 2, 100, 10);
+    (void)chunk_stable_hear(chunk, 9, 70);
+    chunk->cursor_sectors = 200;
+    chunk_attempt_begin(chunk, 10);
+    assert_int_equal(chunk->step_count, 2);
+    expect_step(chunk, 0, 0, 70);
+    expect_step(chunk, 1, 200, 10);
+    chunk->reported_version = 65;
+    (void)chunk_stable_hear(chunk, 10, 80);
+    chunk_promote(chunk, 11);
+    assert_int_equal(chunk->attempt, 0);
+    assert_int_equal(chunk->step_count, 0);
+    assert_int_equal(chunk->config_epoch, 11);
+    assert_int_equal(chunk->stable_version, 80);
+    chunk_table_destroy(table);
+}
+
+/* However often it is cut off: four steps, and none claims more than was true of its sectors. */
+static void
+test_steps_are_bounded(void **state)
+{
+    struct chunk_table *table = chunk_table_create();
+    struct chunk *chunk = chunk_table_add(table, &key_a, 1, 5);
+    uint64_t truth[64] = {0};
+    struct fake_rng rng;
+
+    (void)state;
+    fake_rng_init(&rng, 3);
+    for (uint32_t attempt = 6; attempt < 2000; attempt++) {
+        chunk_attempt_begin(chunk, attempt);
+        for (uint32_t i = 0; i < 64; i++) {
+            assert_true(chunk_step_version(chunk, i) <= truth[i]);
+            truth[i] = chunk_step_version(chunk, i);
+        }
+        assert_true(chunk->step_count >= 1 && chunk->step_count <= CHUNK_STEPS_MAX);
+        (void)chunk_stable_hear(chunk, attempt, attempt * 10 + fake_rng_below(&rng, 5));
+        chunk->cursor_sectors = (uint32_t)fake_rng_below(&rng, 64);
+        for (uint32_t i = 0; i < chunk->cursor_sectors; i++)
+            truth[i] = chunk->heard_version;
+    }
+    chunk_table_destroy(table);
+}
+
+UNIT_MAIN(cmocka_unit_test(test_pulled_parts), cmocka_unit_test(test_steps_of_attempts),
+          cmocka_unit_test(test_steps_are_bounded), cmocka_unit_test(test_find_add_delete),
+          cmocka_unit_test(test_fence_only_rises), cmocka_unit_test(test_pending_is_exact),
+          cmocka_unit_test(test_pending_memory_is_bounded))
