@@ -116,9 +116,9 @@ struct store_read {
  * Of a slot that recovers (docs/recovery.md; the rules are numbered there):
  *   STORE_IN_SYNC  key, incarnation, config_epoch: the chunk comes into being if it is not there;
  *   its config epoch rises; if it is recovering under a lower attempt it is promoted.
- *   STORE_ATTEMPT  key, incarnation, config_epoch, attempt, lease_epoch, segment_sectors: rules 6 to
- *   10.  The config epoch and the fence rise at once; on_done when every write of the chunk that was
- *   accepted earlier is durable or aborted, what lies above the steps is void, and the attempt is
+ *   STORE_ATTEMPT  key, incarnation, config_epoch, attempt, lease_epoch, segment_sectors: rules 6
+ *   to 10.  The config epoch and the fence rise at once; on_done when every write of the chunk that
+ *   was accepted earlier is durable or aborted, what lies above the steps is void, and the attempt is
  *   durable.  A chunk that has this attempt, or a higher one, already: success, nothing is voided.
  *   STORE_REPORT   key, attempt, stable_version: reported_version.  -DL_E_EPOCH_OLD: the chunk has
  *   another attempt.

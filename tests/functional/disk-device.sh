@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A block device as a disk: formatted, inspected, checked; not taken from a filesystem, from whoever has
 # it mounted, or from a process that has it open; its index is not put into /dev.
+# shellcheck source-path=SCRIPTDIR source=functions.sh
 . "$(dirname "$0")/functions.sh"
 requires_root
 requires losetup mkfs.ext4 mount blkid

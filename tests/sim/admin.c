@@ -3,7 +3,8 @@
  * admin.c: a client that is never killed: it makes the volumes of the run, and now and then a
  * scratch volume, which it writes to and deletes again.  See cluster.h.
  *
- *     IDLE --> CREATING --> OPENING --> WRITING --> CLOSING --> DELETING --> IDLE --> RESIZING --> IDLE
+ *     IDLE --> CREATING --> OPENING --> WRITING --> CLOSING --> DELETING --> IDLE
+ *     IDLE --> RESIZING --> IDLE
  *
  * Each step is tried again until it works; a volume that can't be opened or written is deleted all
  * the same.
