@@ -25,7 +25,7 @@ struct worker;
 enum net_event_level { NET_EVENT_DEBUG, NET_EVENT_INFO, NET_EVENT_WARNING };
 
 struct net_options {
-    uint32_t receive_buffer_bytes; /* 0: 256 KiB; smaller in tests */
+    uint32_t receive_buffer_bytes; /* of a link that has part of a frame; 0: 256 KiB */
     uint32_t socket_buffer_bytes;  /* 0: 4 MiB, as far as the kernel's limits allow */
     uint32_t connect_timeout_ms;   /* for each address that a name has; 0: 3 s */
     uint32_t links_max;            /* accepted at the same time; more are closed at once; 0: 4096 */
@@ -70,6 +70,7 @@ void net_stop(struct net *net, void (*on_stopped)(void *context), void *context)
 struct net_stats {
     uint64_t links, accepted, connected, connect_failures, refused, bad_frames;
     uint64_t frames_in, frames_out, bytes_in, bytes_out;
+    uint64_t receive_buffers;      /* held by links, and kept for the next ones */
     uint64_t receives, sends;      /* system calls, or completions of their io_uring forms */
     uint64_t payload_bytes_copied; /* through the receive buffer */
     uint64_t payload_bytes_direct; /* received where on_payload said */

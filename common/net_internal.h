@@ -26,6 +26,8 @@
 /* A message gathered for one send: so many pieces, and about so many bytes. */
 #define SEND_IOVECS_MAX 256u
 #define SEND_BYTES_MAX  (2u << 20)
+/* Receive buffers that nobody holds: kept, so many. */
+#define SPARE_BUFFERS_MAX 4u
 /* A frame has its head, a rest of its body, and pieces of payload. */
 #define FRAME_IOVECS_MAX (2u + FRAME_PIECES_MAX)
 
@@ -67,7 +69,10 @@ struct net_link {
     struct env_timer connect_timer;
     bool connect_timed_out;
 
-    /* receiving: buffer[begin .. end) is not consumed yet; see net_receive.c */
+    /*
+     * receiving: buffer[begin .. end) is not consumed yet; NULL if there is nothing; see
+     * net_receive.c
+     */
     uint8_t *buffer;
     uint32_t capacity, begin, end;
     enum receive_state receive_state;
@@ -100,6 +105,8 @@ struct net {
     struct list links;
     struct list listeners;
     struct list dirty;
+    uint8_t *spare_buffers[SPARE_BUFFERS_MAX]; /* of options.receive_buffer_bytes */
+    uint32_t spare_buffer_count;
     uint32_t accepted_count;
     uint32_t resolves_pending;
     bool stopping;
@@ -125,6 +132,7 @@ void link_check_finished(struct net_link *link);
 /* net_receive.c */
 void link_receive_init(struct net_link *link);
 void link_receive_fini(struct net_link *link);
+void net_free_spare_buffers(struct net *net);
 /* Take what is in the buffer, then ask the kernel for more. */
 void link_receive_continue(struct net_link *link);
 

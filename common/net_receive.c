@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Receiving.  One buffer per link takes whatever the socket has; frames are worked off in it.
+ * Receiving.  A buffer takes whatever the socket has; frames are worked off in it.  A link has one
+ * only while there is part of a frame in it: links that have said all they had to say share a few.
  *
  *     buffer   |........|header|body|payload so far, or the next frames|..........|
  *              0        begin       begin + head_bytes             end        capacity
@@ -51,11 +52,47 @@ link_receive_init(struct net_link *link)
     link->receive_state = RECEIVE_HEADER;
 }
 
+static uint8_t *
+net_take_buffer(struct net *net, uint32_t capacity)
+{
+    uint8_t *buffer;
+
+    if (capacity == net->options.receive_buffer_bytes && net->spare_buffer_count > 0)
+        return net->spare_buffers[--net->spare_buffer_count];
+    buffer = malloc(capacity);
+    net->stats.receive_buffers += buffer != NULL;
+    return buffer;
+}
+
+static void
+link_give_buffer(struct net_link *link)
+{
+    struct net *net = link->net;
+
+    if (link->buffer == NULL)
+        return;
+    if (link->capacity == net->options.receive_buffer_bytes &&
+        net->spare_buffer_count < SPARE_BUFFERS_MAX) {
+        net->spare_buffers[net->spare_buffer_count++] = link->buffer;
+    } else {
+        free(link->buffer);
+        net->stats.receive_buffers--;
+    }
+    link->buffer = NULL;
+    link->capacity = 0;
+}
+
+void
+net_free_spare_buffers(struct net *net)
+{
+    while (net->spare_buffer_count > 0)
+        free(net->spare_buffers[--net->spare_buffer_count]);
+}
+
 void
 link_receive_fini(struct net_link *link)
 {
-    free(link->buffer);
-    link->buffer = NULL;
+    link_give_buffer(link);
 }
 
 static uint32_t
@@ -192,7 +229,7 @@ link_bytes_needed(const struct net_link *link)
 static bool
 link_resize_buffer(struct net_link *link, uint32_t capacity)
 {
-    uint8_t *buffer = malloc(capacity);
+    uint8_t *buffer = net_take_buffer(link->net, capacity);
 
     if (buffer == NULL) {
         link_event(link, NET_EVENT_WARNING, "closed: no memory for a frame of %u bytes", capacity);
@@ -203,7 +240,7 @@ link_resize_buffer(struct net_link *link, uint32_t capacity)
         memcpy(buffer, link->buffer + link->begin, link->end - link->begin);
     link->end -= link->begin;
     link->begin = 0;
-    free(link->buffer);
+    link_give_buffer(link);
     link->buffer = buffer;
     link->capacity = capacity;
     return true;
@@ -300,8 +337,8 @@ link_poll_start(struct net_link *link)
     link->poll_busy = true;
 }
 
-void
-link_receive_continue(struct net_link *link)
+static void
+link_receive_all(struct net_link *link)
 {
     uint32_t budget = RECEIVE_TURN_BYTES;
 
@@ -322,6 +359,17 @@ link_receive_continue(struct net_link *link)
     }
     if (!link->poll_busy)
         link_poll_start(link);
+}
+
+void
+link_receive_continue(struct net_link *link)
+{
+    link_receive_all(link);
+    if (link->receive_state == RECEIVE_HEADER && link->begin == link->end) {
+        link->begin = 0;
+        link->end = 0;
+        link_give_buffer(link);
+    }
 }
 
 static void

@@ -26,6 +26,7 @@
 #include "common/crc32c.h"
 #include "common/list.h"
 #include "common/net.h"
+#include "common/net_internal.h"
 #include "dlblk/error.h"
 #include "proto/frame.h"
 #include "tests/unit/lib/fake_rng.h"
@@ -875,6 +876,98 @@ test_too_many_links(void **state)
     loop_destroy(loop);
 }
 
+static uint64_t
+side_arrived(const struct side *side)
+{
+    const struct end *end;
+    uint64_t count = 0;
+
+    list_for_each_entry (end, &side->ends, node)
+        count += end->arrived;
+    return count;
+}
+
+/* Links that have nothing half received have no buffer: a few serve all of them. */
+static void
+test_buffers_are_shared(void **state)
+{
+    struct loop *loop = loop_new();
+    struct side server, client;
+    struct end *ends[40];
+    struct net_stats stats;
+
+    (void)state;
+    side_init(&server, loop, NULL);
+    side_init(&client, loop, NULL);
+    side_listen(&server);
+    for (unsigned i = 0; i < 40; i++)
+        ends[i] = side_connect(&client, net_listener_address(server.listener));
+    for (unsigned i = 0; i < 40; i++)
+        TURN_UNTIL(loop, ends[i]->up);
+    for (unsigned round = 0; round < 10; round++) {
+        for (unsigned i = 0; i < 40; i++)
+            end_send(ends[i], i % 3);
+        TURN_UNTIL(loop, side_arrived(&server) == (round + 1) * 40);
+    }
+    net_get_stats(server.net, &stats);
+    assert_in_range(stats.receive_buffers, 1, 8);
+    side_fini(&client);
+    side_fini(&server);
+    loop_destroy(loop);
+}
+
+/*
+ * How long a peer may take nothing is not TCP's to say: one that is stopped for a while comes back.
+ */
+static void
+test_no_limit_for_a_paused_peer(void **state)
+{
+    struct pair pair;
+    int value = -1;
+    socklen_t length = sizeof(value);
+
+    (void)state;
+    pair_init(&pair, NULL);
+    assert_int_equal(getsockopt(net_link_of(pair.client_end->link)->fd, IPPROTO_TCP,
+                                TCP_USER_TIMEOUT, &value, &length),
+                     0);
+    assert_int_equal(value, 0);
+    pair_fini(&pair);
+}
+
+static void
+on_net_stopped(void *context)
+{
+    *(bool *)context = true;
+}
+
+/* A core that connects again whenever a link is gone does not keep a net from stopping. */
+static void
+test_connect_while_stopping(void **state)
+{
+    struct loop *loop = loop_new();
+    struct side server, client;
+    struct end *end;
+    bool stopped = false;
+
+    (void)state;
+    side_init(&server, loop, NULL);
+    side_init(&client, loop, NULL);
+    side_listen(&server);
+    end = side_connect(&client, net_listener_address(server.listener));
+    TURN_UNTIL(loop, end->up);
+    net_stop(client.net, on_net_stopped, &stopped);
+    end = side_connect(&client, net_listener_address(server.listener));
+    turn_some(loop);
+    assert_true(stopped);
+    assert_true(end->down);
+    assert_false(end->up);
+    assert_int_equal(end->down_err, -DL_E_CANCELLED);
+    side_fini(&client);
+    side_fini(&server);
+    loop_destroy(loop);
+}
+
 /* Out of descriptors: said, and tried again until there are some. */
 static void
 test_accept_without_descriptors(void **state)
@@ -1135,18 +1228,6 @@ soak_step(struct fake_rng *rng, struct end *end)
     }
 }
 
-/* Sums over the ends of a side, live and dead. */
-static uint64_t
-side_arrived(const struct side *side)
-{
-    const struct end *end;
-    uint64_t sum = 0;
-
-    list_for_each_entry (end, &side->ends, node)
-        sum += end->arrived;
-    return sum;
-}
-
 static void
 soak(uint64_t seed, uint64_t *frames, unsigned *links)
 {
@@ -1213,6 +1294,9 @@ UNIT_MAIN(cmocka_unit_test(test_frames_of_all_sizes),
           cmocka_unit_test(test_frames_before_a_close_arrive),
           cmocka_unit_test(test_connection_refused), cmocka_unit_test(test_names),
           cmocka_unit_test(test_connect_time_out), cmocka_unit_test(test_too_many_links),
+          cmocka_unit_test(test_buffers_are_shared),
+          cmocka_unit_test(test_no_limit_for_a_paused_peer),
+          cmocka_unit_test(test_connect_while_stopping),
           cmocka_unit_test(test_accept_without_descriptors), cmocka_unit_test(test_address_in_use),
           cmocka_unit_test(test_bytes_one_by_one), cmocka_unit_test(test_bad_frames),
           cmocka_unit_test(test_truncated_frames), cmocka_unit_test(test_soak))
