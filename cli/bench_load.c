@@ -261,6 +261,8 @@ load_wait(struct bench_load *load, uint64_t started_ns)
     atomic_store(&load->stop, true);
     while (!finished)
         finished = sem_wait(&load->finished) == 0;
+    /* It is also what hands the requests' memory, and the result, over to this thread. */
+    dl_assert(atomic_load(&load->in_flight) == 0);
 }
 
 int

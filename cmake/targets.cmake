@@ -66,7 +66,8 @@ function(dlblk_protobuf target proto)
 endfunction()
 
 # dlblk_unit_test(NAME SOURCES FILE... [LINK TARGET...] [TIMEOUT SECONDS] [LABELS LABEL...])
-# A cmocka program test_NAME, run by ctest as NAME with the label unit (or LABELS).
+# A cmocka program test_NAME, run by ctest as NAME with the label unit (or LABELS).  With the label
+# threads it belongs to the suite tsan of scripts/test.
 # Its first argument filters the test cases.
 function(dlblk_unit_test name)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LINK;LABELS")
@@ -79,6 +80,9 @@ function(dlblk_unit_test name)
     add_executable(test_${name} ${arg_SOURCES})
     target_link_libraries(test_${name} PRIVATE dlblk_compile ${arg_LINK} PkgConfig::cmocka)
     add_test(NAME ${name} COMMAND test_${name})
+    if("threads" IN_LIST arg_LABELS)
+        add_dependencies(tsan_tests test_${name})
+    endif()
     set_tests_properties(${name} PROPERTIES
         LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77)
 endfunction()

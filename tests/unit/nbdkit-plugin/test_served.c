@@ -114,7 +114,9 @@ come_and_go(void *context)
             (*failures)++;
             continue;
         }
+        (void)pthread_mutex_lock(&set.mutex);
         *failures += served->connection_count == 0;
+        (void)pthread_mutex_unlock(&set.mutex);
         *failures += served_release(&set, served, NULL) != 0;
     }
     return NULL;
