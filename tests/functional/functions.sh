@@ -163,12 +163,30 @@ trap 'exit 143' TERM
 # else was seen.
 sanitizers_were_quiet() {
     local pattern='ERROR: AddressSanitizer|runtime error:|ERROR: LeakSanitizer|assertion failed'
-    if grep -hE -A 12 "$pattern" "$scratch"/*.log "$scratch"/cluster/*.log >"$scratch/reports" \
-        2>/dev/null; then
+    local log
+    for log in "$scratch"/*.log "$scratch"/cluster/*.log; do
+        [ ! -f "$log" ] || without_leaks_of_nbdkit <"$log" | grep -E -A 12 "$pattern"
+    done >"$scratch/reports"
+    if [ -s "$scratch/reports" ]; then
         not_ok "no report of a sanitizer, no failed assertion"
         head -n 60 "$scratch/reports" | sed 's/^/#   /'
         return 1
     fi
+}
+
+# nbdkit itself may leave memory behind that it has for a connection, if it is told to end while
+# clients are there: frame 1, who asked for it, is in its program.  A report of nothing else is
+# dropped.
+without_leaks_of_nbdkit() {
+    awk '
+        /ERROR: LeakSanitizer/ { report = $0; others = leak = ""; next }
+        report == "" { print; next }
+        /^(Direct|Indirect) leak of / { leak = $0; is_own = 0; next }
+        /^SUMMARY: / { if (others != "") print report others; report = ""; next }
+        / #1 .*\/nbdkit\+0x/ { is_own = 1 }
+        $0 != "" { leak = leak "\n" $0; next }
+        { if (leak != "" && !is_own) others = others "\n" leak; leak = "" }
+        END { if (report != "") print report others "\n" leak }'
 }
 
 # --- the cluster ---
@@ -222,28 +240,29 @@ create_volume() {
 
 # --- nbdkit ---
 
-# The sanitizers' runtime must be there before nbdkit, which has none.
-nbdkit_preload() {
-    if is_asan; then gcc -print-file-name=libasan.so; fi
-}
+# nbdkit has no sanitizer itself: their runtime must be there before it.  Leaks are looked for in
+# its log, at the end.
+nbdkit_words=(nbdkit)
+if is_asan; then
+    nbdkit_words=(env "LD_PRELOAD=$(gcc -print-file-name=libasan.so)" LSAN_OPTIONS=exitcode=0 nbdkit)
+fi
 
 nbdkit_with_plugin() {
-    local preload
-    preload=$(nbdkit_preload)
-    env ${preload:+LD_PRELOAD="$preload"} nbdkit "$@"
+    "${nbdkit_words[@]}" "$@"
 }
 
-# serve NAME [WORD...]: nbdkit on a socket; sets uri and nbdkit_pid.  Words are for nbdkit or the
-# plugin.
+# serve NAME [WORD...]: nbdkit on a socket; sets uri, nbdkit_pid and nbdkit_log.  Words are for
+# nbdkit or the plugin.
+serve_count=0
 serve() {
-    local name=$1 preload
+    local name=$1
     shift
-    preload=$(nbdkit_preload)
-    nbdkit_log=$scratch/nbdkit-$name.log
+    serve_count=$((serve_count + 1))
+    nbdkit_log=$scratch/nbdkit-$serve_count.log
     nbdkit_socket=$scratch/$name.sock
     rm -f "$nbdkit_socket" "$scratch/nbdkit.pid"
     # Without the lines for each request, of which there are too many.
-    env ${preload:+LD_PRELOAD="$preload"} nbdkit -f -v -D nbdkit.backend.datapath=0 -t 16 \
+    "${nbdkit_words[@]}" -f -v -D nbdkit.backend.datapath=0 -t 16 \
         -U "$nbdkit_socket" -P "$scratch/nbdkit.pid" "$plugin" "volume=$name" "$@" \
         >"$nbdkit_log" 2>&1 &
     nbdkit_pid=$!

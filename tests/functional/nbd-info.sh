@@ -63,8 +63,7 @@ check "a volume of 512-byte blocks has its size" test "$(nbdinfo --size "$uri")"
 stop_serving
 
 # Without volume= the export name selects.
-preload=$(nbdkit_preload)
-env ${preload:+LD_PRELOAD="$preload"} nbdkit -f -U "$scratch/all.sock" -P "$scratch/all.pid" \
+"${nbdkit_words[@]}" -f -U "$scratch/all.sock" -P "$scratch/all.pid" \
     "$plugin" >"$scratch/nbdkit-all.log" 2>&1 &
 all_pid=$!
 cleanup_fn kill $all_pid
