@@ -33,7 +33,7 @@ function(dlblk_tool name)
 endfunction()
 
 # dlblk_nbdkit_plugin(NAME SOURCES FILE... [LINK TARGET...])
-# nbdkit-NAME-plugin.so.
+# nbdkit-NAME-plugin.so.  It goes to where nbdkit looks for plugins, unless all goes to a folder of its own.
 function(dlblk_nbdkit_plugin name)
     cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINK")
     set(target nbdkit-${name}-plugin)
@@ -41,7 +41,35 @@ function(dlblk_nbdkit_plugin name)
     target_link_libraries(${target} PRIVATE dlblk_compile PkgConfig::nbdkit ${arg_LINK})
     set_target_properties(${target} PROPERTIES
         PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
-    install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/nbdkit/plugins)
+    pkg_get_variable(plugin_dir nbdkit plugindir)
+    install(CODE "
+        set(plugin_dir \"${plugin_dir}\")
+        if(NOT CMAKE_INSTALL_PREFIX MATCHES \"^/usr(/local)?/?$\")
+            set(libdir \"${CMAKE_INSTALL_LIBDIR}\")
+            cmake_path(ABSOLUTE_PATH libdir BASE_DIRECTORY \"\${CMAKE_INSTALL_PREFIX}\")
+            set(plugin_dir \"\${libdir}/nbdkit/plugins\")
+        endif()
+        file(INSTALL DESTINATION \"\${plugin_dir}\" TYPE MODULE FILES \"$<TARGET_FILE:${target}>\")")
+endfunction()
+
+# dlblk_install_template(FILE.in DESTINATION)
+# A file that names the folders of what is installed.  They are known when that happens: cmake --install takes
+# another --prefix.
+function(dlblk_install_template template destination)
+    cmake_path(GET template STEM LAST_ONLY name)
+    set(made ${CMAKE_CURRENT_BINARY_DIR}/installed/${name})
+    install(CODE "
+        set(PROJECT_VERSION \"${PROJECT_VERSION}\")
+        set(PROJECT_DESCRIPTION \"${PROJECT_DESCRIPTION}\")
+        set(SBINDIR \"${CMAKE_INSTALL_SBINDIR}\")
+        set(LIBDIR \"${CMAKE_INSTALL_LIBDIR}\")
+        set(INCLUDEDIR \"${CMAKE_INSTALL_INCLUDEDIR}\")
+        foreach(folder SBINDIR LIBDIR INCLUDEDIR)
+            cmake_path(ABSOLUTE_PATH \${folder} BASE_DIRECTORY \"\${CMAKE_INSTALL_PREFIX}\"
+                OUTPUT_VARIABLE CMAKE_INSTALL_FULL_\${folder})
+        endforeach()
+        configure_file(\"${template}\" \"${made}\" @ONLY)")
+    install(FILES ${made} DESTINATION ${destination})
 endfunction()
 
 # dlblk_protobuf(TARGET FILE.proto)
