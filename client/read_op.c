@@ -440,7 +440,11 @@ read_op_check(struct io_op *io, uint64_t now_ns)
 
     if (io->sm.state != READ_ANSWERED || now_ns - op->asked_ns < VOLUME_SLOT_TIMEOUT_NS)
         return;
-    if (!slot_io_cancel(&op->slot))
+    /*
+     * The question is still on its way out, or the answer on its way in: to give up would cost the
+     * link, and all that is on it would be sent again.  If it is dead its silence will say so.
+     */
+    if (op->slot.call.frame_in_link || op->slot.call.receiving || !slot_io_cancel(&op->slot))
         return;
     op->slot.server->reads_in_flight--;
     op->result = -DL_E_TIMEOUT;

@@ -549,6 +549,15 @@ fake_server_release(struct fake_server *server)
 }
 
 void
+fake_server_pause(struct fake_server *server, bool paused)
+{
+    struct fake_session *session;
+
+    list_for_each_entry (session, &server->links, node)
+        link_pause(session->link, paused);
+}
+
+void
 fake_server_drop_links(struct fake_server *server)
 {
     struct fake_session *session;

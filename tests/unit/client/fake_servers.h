@@ -161,6 +161,8 @@ void fake_server_put(struct fake_server *server, const struct fake_volume *volum
                      const uint8_t *data);
 
 void fake_server_release(struct fake_server *server);
+/* It takes nothing from its links, until they go on. */
+void fake_server_pause(struct fake_server *server, bool paused);
 /* All its links are closed, from its side. */
 void fake_server_drop_links(struct fake_server *server);
 /* Its links are gone without a word: the process is. */

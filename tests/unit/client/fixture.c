@@ -219,6 +219,15 @@ fixture_server_release(struct fixture *f, uint32_t idx)
 }
 
 void
+fixture_server_pause(struct fixture *f, uint32_t idx, bool paused)
+{
+    struct sim_process *before = sim_enter(&f->server_processes[idx]);
+
+    fake_server_pause(&f->cluster.servers[idx], paused);
+    sim_leave(&f->server_processes[idx], before);
+}
+
+void
 fixture_server_drop_links(struct fixture *f, uint32_t idx)
 {
     struct sim_process *before = sim_enter(&f->server_processes[idx]);

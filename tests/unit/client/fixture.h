@@ -73,6 +73,7 @@ void fixture_meta_down(struct fixture *f);
 void fixture_meta_up(struct fixture *f);
 
 void fixture_server_release(struct fixture *f, uint32_t idx);
+void fixture_server_pause(struct fixture *f, uint32_t idx, bool paused);
 void fixture_server_drop_links(struct fixture *f, uint32_t idx);
 void fixture_server_down(struct fixture *f, uint32_t idx);
 void fixture_server_up(struct fixture *f, uint32_t idx);

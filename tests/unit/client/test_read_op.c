@@ -178,6 +178,34 @@ test_a_slow_slot(void **state)
 }
 
 /*
+ * A server so busy that it takes nothing for a while: what waits in front of it is late, not lost.
+ * Its link stays, and no write is sent to it twice.
+ */
+static void
+test_a_busy_server(void **state)
+{
+    struct fixture *f = fixture_create(9, 3);
+    struct fixture_request *write;
+    struct fixture_request *reads[9];
+
+    (void)state;
+    open_filled(f);
+    f->world.net.buffer_bytes = 8192;
+    fixture_server_pause(f, 0, true);
+    write = fixture_submit(f, DLBLK_WRITE, MIB, MIB / 4, 4);
+    for (unsigned i = 0; i < 9; i++)
+        reads[i] = fixture_submit(f, DLBLK_READ, i * 4096, 4096, 0);
+    fixture_run(f, 3500 * NS_PER_MS);
+    fixture_server_pause(f, 0, false);
+    assert_int_equal(fixture_wait(f, write), 0);
+    for (unsigned i = 0; i < 9; i++)
+        assert_int_equal(fixture_wait(f, reads[i]), 0);
+    assert_int_equal(fixture_stats(f).reconnects, 0);
+    assert_int_equal(f->cluster.servers[0].retries, 0);
+    fixture_destroy(f);
+}
+
+/*
  * Payloads that arrive so slowly that the time-out comes in the middle of them: the link is closed
  * first, and only then the buffer goes to another slot, or back to the caller.
  */
@@ -287,7 +315,7 @@ UNIT_MAIN(cmocka_unit_test(test_a_checksum_error_is_read_elsewhere),
           cmocka_unit_test(test_all_copies_are_damaged),
           cmocka_unit_test(test_slots_that_fail_are_passed_over),
           cmocka_unit_test(test_servers_away), cmocka_unit_test(test_links_break),
-          cmocka_unit_test(test_a_slow_slot),
+          cmocka_unit_test(test_a_slow_slot), cmocka_unit_test(test_a_busy_server),
           cmocka_unit_test(test_time_out_in_the_middle_of_a_payload),
           cmocka_unit_test(test_waits_for_a_write), cmocka_unit_test(test_one_slot_only),
           cmocka_unit_test(test_holes_and_zeroes))
