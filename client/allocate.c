@@ -23,6 +23,8 @@
 #define AHEAD_SEGMENTS_MAX 16u
 #define NO_SEGMENT         UINT32_MAX
 #define REFRESH_NS         (1000 * CLIENT_NS_PER_MS)
+/* Of one answer; what is behind comes with the next. */
+#define REFRESH_SEGMENTS_MAX 4096u
 
 static void allocate_send(struct client_volume *volume);
 
@@ -252,13 +254,28 @@ map_refresh_send(struct client_volume *volume)
     volume->map_request.lease_epoch = (volume->flags & DLBLK_OPEN_READ_ONLY) != 0
                                           ? 0
                                           : volume->lease_epoch;
-    volume->map_request.first = volume->map_wanted_segment;
-    volume->map_request.max = 1;
+    /* What lies between costs less than another question. */
+    volume->map_request.first = volume->map_wanted_first;
+    if (volume->map_cursor > volume->map_wanted_first &&
+        volume->map_cursor <= volume->map_wanted_last)
+        volume->map_request.first = volume->map_cursor;
+    volume->map_request.max = min_u32(volume->map_wanted_last - volume->map_request.first + 1,
+                                      REFRESH_SEGMENTS_MAX);
     volume->map_call.opcode = OP_MAP_GET;
     volume->map_call.patient = true;
     volume->map_call.request = &volume->map_request.base;
     volume->map_call.reply_type = &dl__map_reply__descriptor;
     client_meta_call_start(volume->core, &volume->map_call);
+}
+
+static int
+map_refresh_take(struct client_volume *volume, const Dl__MapReply *reply)
+{
+    volume->map_cursor = 0;
+    if (reply->more && reply->n_segments > 0)
+        volume->map_cursor = reply->segments[reply->n_segments - 1]->index + 1;
+    return client_volume_learn(volume, reply->servers, reply->n_servers, reply->segments,
+                               reply->n_segments);
 }
 
 static void
@@ -270,8 +287,7 @@ map_refresh_on_done(struct client_meta_call *call, int err)
     if (client_is_fence_error(err))
         client_volume_fence(volume, err, call->error.text);
     else if (err == 0)
-        err = client_volume_learn(volume, reply->servers, reply->n_servers, reply->segments,
-                                  reply->n_segments);
+        err = map_refresh_take(volume, reply);
     if (err == -DL_E_MESSAGE_MALFORMED)
         client_core_event(volume->core, DLBLK_EVENT_WARNING,
                           "volume %s: the metadata service's answer to MAP_GET is malformed",
@@ -281,8 +297,11 @@ map_refresh_on_done(struct client_meta_call *call, int err)
 void
 client_map_refresh(struct client_volume *volume, uint32_t segment_idx)
 {
+    if (!volume->map_wanted)
+        volume->map_wanted_first = volume->map_wanted_last = segment_idx;
     volume->map_wanted = true;
-    volume->map_wanted_segment = segment_idx;
+    volume->map_wanted_first = min_u32(volume->map_wanted_first, segment_idx);
+    volume->map_wanted_last = max_u32(volume->map_wanted_last, segment_idx);
     map_refresh_send(volume);
 }
 

@@ -136,7 +136,8 @@ struct client_volume {
     struct client_meta_call map_call;
     Dl__MapGet map_request;
     bool map_wanted;
-    uint32_t map_wanted_segment;
+    uint32_t map_wanted_first, map_wanted_last;
+    uint32_t map_cursor; /* where the next answer goes on; 0: the last one had all */
     uint64_t map_asked_ns;
 
     /* stable versions: stable.c */

@@ -917,16 +917,31 @@ write_op_abort(struct io_op *io)
     }
 }
 
-/* The map has changed: what is on its way under the old one does not count any more. */
+static bool
+write_op_has_parked(const struct write_op *op)
+{
+    for (uint32_t i = 0; i < op->slot_count; i++)
+        if (op->slots[i].state == SLOT_PARKED)
+            return true;
+    return false;
+}
+
+/*
+ * The map has changed: what is on its way under the old one does not count any more.  One that
+ * waits for a server asks for the map: the server may be elsewhere by now.
+ */
 static void
 write_op_check(struct io_op *io, uint64_t now_ns)
 {
     struct write_op *op = write_op_of(io);
 
-    (void)now_ns;
-    if (io->sm.state != WRITE_SLOTS || op->giving_up ||
-        op->config_epoch == io->segment->config_epoch)
+    if (io->sm.state != WRITE_SLOTS || op->giving_up)
         return;
+    if (op->config_epoch == io->segment->config_epoch) {
+        if (now_ns - io->start_ns >= VOLUME_SLOT_TIMEOUT_NS && write_op_has_parked(op))
+            client_map_refresh(io->volume, io->segment_idx);
+        return;
+    }
     if (write_op_give_up(op))
         write_op_step(io);
 }

@@ -52,6 +52,34 @@ test_a_server_comes_back(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * A write that waits for a server asks the metadata service now and then: it may be somewhere else,
+ * or not be needed any more.
+ */
+static void
+test_a_server_may_be_elsewhere(void **state)
+{
+    struct fixture *f = fixture_create(35, 3);
+    struct fake_volume *volume;
+    struct fixture_request *write;
+    uint64_t map_gets;
+
+    (void)state;
+    f->options.request_timeout_ms = 30000;
+    volume = open_small(f);
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    fixture_server_down(f, 1);
+    write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 2);
+    fixture_run(f, SIM_S);
+    map_gets = f->cluster.map_gets;
+    fixture_run(f, 10 * SIM_S);
+    assert_false(write->done);
+    assert_in_range(f->cluster.map_gets - map_gets, 3, 12);
+    fixture_server_up(f, 1);
+    assert_int_equal(fixture_wait(f, write), 0);
+    close_clean(f, volume);
+}
+
 /* The write was done, its acknowledgement was lost: sent again with the flag, and done once. */
 static void
 test_a_lost_acknowledgement(void **state)
@@ -304,6 +332,30 @@ test_an_old_map(void **state)
         assert_int_equal(fake_server_chunk(&f->cluster.servers[i], 1, 0)->config_epoch, 5);
     }
     fixture_check(f, 0, 4096, 2);
+    close_clean(f, volume);
+}
+
+/* Many at a time, as when a server is gone: not one after the other. */
+static void
+test_many_old_maps(void **state)
+{
+    struct fixture *f = fixture_create(36, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *writes[8];
+
+    (void)state;
+    for (unsigned i = 0; i < 8; i++) {
+        assert_int_equal(fixture_write(f, i * MIB, 4096, 1), 0);
+        volume->config_epoch[i] = 5;
+        fake_server_chunk(&f->cluster.servers[1], 1, i)->config_epoch = 5;
+    }
+    for (unsigned i = 0; i < 8; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, i * MIB, 4096, 2);
+    fixture_run(f, 4 * SIM_S); /* the fake service tells of three in an answer */
+    for (unsigned i = 0; i < 8; i++) {
+        assert_true(writes[i]->done);
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    }
     close_clean(f, volume);
 }
 
@@ -843,15 +895,16 @@ test_waiting_for_segments_stops_nobody(void **state)
 }
 
 UNIT_MAIN(
-    cmocka_unit_test(test_a_server_comes_back), cmocka_unit_test(test_a_lost_acknowledgement),
-    cmocka_unit_test(test_a_server_stays_away),
+    cmocka_unit_test(test_a_server_comes_back), cmocka_unit_test(test_a_server_may_be_elsewhere),
+    cmocka_unit_test(test_a_lost_acknowledgement), cmocka_unit_test(test_a_server_stays_away),
     cmocka_unit_test(test_reads_of_undecided_ranges_fail_in_the_end),
     cmocka_unit_test(test_a_rewrite_settles), cmocka_unit_test(test_zeroes_stay_undecided_too),
     cmocka_unit_test(test_settling_keeps_others_out),
     cmocka_unit_test(test_settling_of_data_and_holes), cmocka_unit_test(test_one_slot_has_no_space),
     cmocka_unit_test(test_all_slots_have_no_space),
     cmocka_unit_test(test_busy_slots_are_asked_again), cmocka_unit_test(test_an_old_map),
-    cmocka_unit_test(test_damaged_on_the_way), cmocka_unit_test(test_zeroes_have_no_checksums),
+    cmocka_unit_test(test_many_old_maps), cmocka_unit_test(test_damaged_on_the_way),
+    cmocka_unit_test(test_zeroes_have_no_checksums),
     cmocka_unit_test(test_two_handles_of_one_volume),
     cmocka_unit_test(test_stable_under_an_old_map),
     cmocka_unit_test(test_the_caller_changes_its_buffer),
