@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * device.h: the block device as the rest of the system sees it: its node, its users, its queue's
+ * settings.
+ *
+ * Threads: any.  Blocks: on sysfs, /proc, and on the node where it says so.
+ */
+#ifndef DLBLK_UBLK_DEVICE_H
+#define DLBLK_UBLK_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "dlblk/error.h"
+
+struct device_name {
+    char text[40];
+};
+struct device_name device_node(uint32_t id); /* /dev/ublkb0 */
+
+/* Until the node is there, can be opened, and has its size; opening reads from the device. */
+int device_wait(uint32_t id, uint64_t size_bytes, uint32_t timeout_ms, struct dl_error *err);
+
+/*
+ * Settings for a server that may die (docs/ublk.md).  Those that this kernel hasn't are no error.
+ */
+void device_tune(uint32_t id, uint32_t queue_depth);
+
+/*
+ * -EBUSY, and err names who uses the device or a partition of it: a mount, another device on top,
+ * swap, a process that has it open.
+ */
+int device_check_unused(uint32_t id, struct dl_error *err);
+
+/* Requests that are in flight now, of both directions; 0 where it can't be known. */
+uint32_t device_in_flight(uint32_t id);
+
+#endif
