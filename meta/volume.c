@@ -113,6 +113,17 @@ meta_op_volume_by_name(struct meta_op *op, const char *name)
     return meta_op_take(op, &volume->serial) ? volume : NULL;
 }
 
+/* On another connection than before: it may have missed news. */
+static void
+volume_owner_speaks(struct meta_volume *volume, struct meta_session *session)
+{
+    bool known = volume->owner_session == session;
+
+    meta_lease_set_owner_session(volume, session);
+    if (!known && volume->owner_session == session)
+        meta_volume_notify(volume, session, false);
+}
+
 struct meta_volume *
 meta_op_volume_by_lease(struct meta_op *op, uint64_t volume_id, uint32_t lease_epoch)
 {
@@ -131,7 +142,7 @@ meta_op_volume_by_lease(struct meta_op *op, uint64_t volume_id, uint32_t lease_e
             volume->desc.name, volume->desc.lease_epoch, volume->desc.owned ? " of " : "",
             volume->desc.owned ? text_quote(volume->desc.owner).text : "");
     else {
-        meta_lease_set_owner_session(volume, op->session);
+        volume_owner_speaks(volume, op->session);
         return volume;
     }
     meta_op_fail(op, &err);

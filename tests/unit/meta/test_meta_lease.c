@@ -212,6 +212,40 @@ test_owner_is_asked_on_its_new_connection(void **state)
     fixture_fini(&t.f);
 }
 
+/* What was pushed while the owner had no connection is told when it has one again. */
+static void
+test_owner_that_missed_news(void **state)
+{
+    struct lease_test t;
+    struct peer *other, *again;
+    struct fake_frame *frame;
+    Dl__VolumeResize message = DL__VOLUME_RESIZE__INIT;
+    Dl__VolumeChanged *changed;
+
+    (void)state;
+    lease_init(&t);
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    assert_null(peer_take_request(t.client, OP_VOLUME_CHANGED));
+    peer_disconnect(t.client);
+    other = fixture_client(&t.f);
+    message.name = (char *)(uintptr_t) "v";
+    message.size_bytes = 128u << 20;
+    assert_int_equal(peer_ask(other, OP_VOLUME_RESIZE, &message.base, NULL, NULL), 0);
+    again = fixture_client(&t.f);
+    assert_int_equal(ask_map(again, t.volume.id, 1, 0, 1, NULL), 0);
+    frame = peer_take_request(again, OP_VOLUME_CHANGED);
+    assert_non_null(frame);
+    changed = (Dl__VolumeChanged *)fake_frame_unpack(frame, &dl__volume_changed__descriptor);
+    assert_int_equal(changed->volume->size_bytes, 128u << 20);
+    assert_int_equal(changed->volume->lease_epoch, 1);
+    assert_false(changed->deleted);
+    dl__volume_changed__free_unpacked(changed, NULL);
+    fake_frame_destroy(frame);
+    assert_int_equal(ask_map(again, t.volume.id, 1, 0, 1, NULL), 0);
+    assert_null(peer_take_request(again, OP_VOLUME_CHANGED)); /* once */
+    fixture_fini(&t.f);
+}
+
 /* An attach that is asked again is answered before its client is asked whether it is the owner. */
 static void
 test_answer_comes_before_the_probe(void **state)
@@ -476,6 +510,7 @@ UNIT_MAIN(cmocka_unit_test(test_attach_gives_a_lease),
           cmocka_unit_test(test_owner_that_denies_loses_the_volume_at_once),
           cmocka_unit_test(test_owner_that_reconnects_keeps_the_volume),
           cmocka_unit_test(test_owner_is_asked_on_its_new_connection),
+          cmocka_unit_test(test_owner_that_missed_news),
           cmocka_unit_test(test_answer_comes_before_the_probe),
           cmocka_unit_test(test_owner_gone_for_long_is_not_waited_for),
           cmocka_unit_test(test_steal_takes_from_the_living), cmocka_unit_test(test_clean_detach),
