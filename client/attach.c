@@ -88,7 +88,6 @@ struct attach {
     Dl__MapGet map_request;
     uint8_t attach_id[CLIENT_ID_BYTES];
     uint32_t segments_total;
-    bool takeover;
     struct dl_error error; /* why it fails, while what was attached is detached again */
 };
 
@@ -131,12 +130,13 @@ attach_ready(struct attach *attach)
 
     for (; segment != NULL; segment = client_map_next(&volume->map, segment->index + 1))
         segment->state = SEGMENT_READY;
-    if (attach->takeover)
+    if (volume->takeover_due)
         err = client_takeover_begin(volume);
     if (err != 0) {
         attach_fail(attach, err, "the takeover can't begin");
         return;
     }
+    volume->takeover_due = false;
     attach_end(attach, 0);
 }
 
@@ -240,7 +240,7 @@ attach_on_reply(struct client_meta_call *call, int err)
         attach_end(attach, err);
         return;
     }
-    attach->takeover = reply->takeover;
+    attach->volume->takeover_due = reply->takeover;
     attach->segments_total = reply->segments_total;
     err = client_volume_learn(attach->volume, reply->servers, reply->n_servers, reply->segments,
                               reply->n_segments);
@@ -413,7 +413,7 @@ close_start_detach(struct client_volume *volume)
 static bool
 close_is_settled(const struct client_volume *volume)
 {
-    return list_is_empty(&volume->writers) && volume->takeover == NULL &&
+    return list_is_empty(&volume->writers) && !volume->takeover_due && volume->takeover == NULL &&
            volume->unresolved_count == 0;
 }
 
@@ -430,6 +430,8 @@ close_settle(struct client_volume *volume)
                            dl_err_str(close->err));
         return true;
     }
+    if (volume->takeover_due)
+        return true; /* an attach that failed: it is for the next owner, and nothing was written */
     if (close->settle_until_ns == 0)
         close->settle_until_ns = now_ns + SETTLE_MAX_NS;
     client_stable_send_all(volume);

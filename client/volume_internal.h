@@ -156,6 +156,7 @@ struct client_volume {
     struct client_meta_call attach_call; /* said again after a lost connection */
     Dl__Attach attach_request;
     Dl__MapGet attach_check;
+    bool takeover_due;         /* the last owner's rest is to be settled, and that has not begun */
     struct takeover *takeover; /* NULL: none, or done */
     uint32_t unresolved_count;
     struct volume_close *close;

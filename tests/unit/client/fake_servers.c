@@ -816,6 +816,10 @@ fake_meta_on_map_get(struct fake_cluster *cluster, struct fake_session *session,
     volume = &cluster->volumes[get->volume - 1];
     if (get->lease_epoch != 0)
         volume = fake_meta_check_lease(cluster, session, frame, get->volume, get->lease_epoch);
+    if (volume != NULL && fake_take_fault(&cluster->map_err_count)) {
+        fake_send_error(session, frame, cluster->map_err, "no map now");
+        volume = NULL;
+    }
     if (volume != NULL) {
         map = fake_alloc(sizeof(*map));
         /* Pages of three: the client has to ask more than once. */

@@ -117,6 +117,8 @@ struct fake_cluster {
     uint32_t unanswered; /* bit per server: has not answered the fence */
     int attach_err;
     uint32_t attach_err_count;
+    int map_err;
+    uint32_t map_err_count;
     int allocate_err;
     uint32_t allocate_err_count;
     uint32_t allocate_max; /* more segments at once get -DL_E_NO_SPACE; 0: any number */

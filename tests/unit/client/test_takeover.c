@@ -281,6 +281,28 @@ test_a_close_before_the_end(void **state)
 }
 
 /*
+ * An attach that fails before the takeover could begin gives the lease back, but not as if there
+ * were nothing left to settle.
+ */
+static void
+test_an_attach_that_fails(void **state)
+{
+    struct fixture *f = fixture_create(14, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 1, 2, VERSION(10), 3, 1, 10);
+    f->cluster.map_err = -DL_E_INTERNAL;
+    f->cluster.map_err_count = 1;
+    assert_int_equal(fixture_open(f, "v", 0), -DL_E_INTERNAL);
+    assert_false(volume->owned);
+    assert_false(volume->clean);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 1, 3, 1, 10);
+    close_clean(f, volume);
+}
+
+/*
  * The stable version goes nowhere before a segment is resolved: it would take from the slots what
  * is not settled yet.
  */
@@ -413,5 +435,6 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_a_damaged_highest_version),
           cmocka_unit_test(test_unreadable_everywhere), cmocka_unit_test(test_waits_for_answers),
           cmocka_unit_test(test_a_close_before_the_end),
+          cmocka_unit_test(test_an_attach_that_fails),
           cmocka_unit_test(test_no_stable_version_before_the_end),
           cmocka_unit_test(test_fenced_during_the_takeover), cmocka_unit_test(test_owners_that_die))
