@@ -52,6 +52,12 @@ struct chunk_store;
  *   -DL_E_RANGE          beyond what a chunk can have
  * A version that is already durable here is acknowledged without another write, one in flight waits
  * for the first, whether or not `retry` is set (the flag saves the search where it is not).
+ *
+ * Of a recovering chunk: without an attempt, under a config epoch above the chunk's attempt, it
+ * promotes the chunk (chunk_promote()), durably with this record.  Its stable version is told to
+ * chunk_stable_hear().  A void sector takes it if its version is above the sector's step.
+ *   -DL_E_EPOCH_OLD      it names another attempt than the recovering chunk's (the core sees to it
+ *                        that this doesn't happen)
  */
 struct store_write {
     struct chunk_key key;
@@ -73,7 +79,12 @@ struct store_write {
     void *store_private[4];
 };
 
-enum sector_kind { SECTOR_HOLE = 0, SECTOR_ZERO = 1, SECTOR_DATA = 2 };
+enum sector_kind {
+    SECTOR_HOLE = 0,
+    SECTOR_ZERO = 1,
+    SECTOR_DATA = 2,
+    SECTOR_VOID = 3, /* content unknown: in a recovering chunk, or a damaged one; never read */
+};
 
 /*
  * A read of the chunk's newest content (snapshot_seq 0) or of a snapshot's.  Fills kinds[] and
@@ -82,6 +93,7 @@ enum sector_kind { SECTOR_HOLE = 0, SECTOR_ZERO = 1, SECTOR_DATA = 2 };
  * reader at the far end compares.
  *   -DL_E_MEDIA_READ     the drive failed the read
  *   -DL_E_INDEX_CORRUPT  the map of this range can't be read: an error for the range, never a hole
+ *   -DL_E_NOT_IN_SYNC    a sector is void: an attempt began while the read was under way
  *   -DL_E_CHUNK_UNKNOWN
  */
 struct store_read {
@@ -113,15 +125,24 @@ struct store_read {
  *                 background.  An unknown chunk is success.
  */
 /*
- * Of a slot that recovers (docs/recovery.md; the rules are numbered there):
- *   STORE_IN_SYNC  key, incarnation, config_epoch: the chunk comes into being if it is not there;
- *   its config epoch rises; if it is recovering under a lower attempt it is promoted.
+ * Of a slot that recovers (docs/recovery.md; the rules are numbered there).  A config epoch below
+ * the chunk's changes nothing, not even the fence: success.  The core starts one of these, or a
+ * STORE_DELETE, of a chunk only when the one before it is done; between the start of a
+ * STORE_ATTEMPT and its on_done it starts no write, read, pull or stable version of the chunk, but
+ * those that it started earlier may still be under way.
+ *   STORE_IN_SYNC  key, incarnation, config_epoch: the chunk comes into being if it is not there
+ *   (and incarnation is not 0); its config epoch rises; if it is recovering under a lower attempt
+ *   it is promoted (chunk_promote()).  -DL_E_CHUNK_UNKNOWN: it is not there, or has a lower
+ *   incarnation.
  *   STORE_ATTEMPT  key, incarnation, config_epoch, attempt, lease_epoch, segment_sectors: rules 6
- *   to 10.  The config epoch and the fence rise at once; on_done when every write of the chunk that
- *   was accepted earlier is durable or aborted, what lies above the steps is void, and the attempt is
- *   durable.  A chunk that has this attempt, or a higher one, already: success, nothing is voided.
- *   STORE_REPORT   key, attempt, stable_version: reported_version.  -DL_E_EPOCH_OLD: the chunk has
- *   another attempt.
+ *   to 10, in one record.  It takes effect after every write of the key that was started earlier
+ *   is durable or aborted, and on_done comes when it is durable: a chunk of a lower incarnation is
+ *   deleted and a new one made; the config epoch and the volume's fence rise; if the attempt is
+ *   above the chunk's all that lies above chunk_attempt_steps() becomes void, and
+ *   chunk_attempt_begin().  A crash leaves all of it or nothing.  -DL_E_CHUNK_UNKNOWN: it is not
+ *   there, and incarnation is 0.
+ *   STORE_REPORT   key, attempt, stable_version: chunk_sources_hear().  -DL_E_EPOCH_OLD: the chunk
+ *   has another attempt.  -DL_E_CHUNK_UNKNOWN.
  */
 enum store_change_kind {
     STORE_FENCE,
@@ -162,8 +183,12 @@ struct store_sector {
 
 /*
  * What of a window of a chunk is above a version, or is wanted: for a slot that recovers from this
- * one.  Ascending; stops when STORE_IO_SECTORS_MAX sectors are found.  The data is as the disk gave
- * it, but compared with its CRC here: -DL_E_CRC_DATA names a sector in `bad_sector`.
+ * one.  It looks when everything of the chunk that was started before it (writes, changes, merges)
+ * is durable or aborted: a write that was accepted under a lower config epoch must not become
+ * durable behind its back, and an epoch that could still be lost must not be relied on (rules 12
+ * and 16).  Ascending; stops when STORE_IO_SECTORS_MAX sectors are found.  The data is as the disk
+ * gave it, but compared with its CRC here: -DL_E_CRC_DATA names a sector in `bad_sector`.
+ *   -DL_E_NOT_IN_SYNC: a sector that it would have to send is void
  *   -DL_E_MEDIA_READ | -DL_E_INDEX_CORRUPT | -DL_E_CHUNK_UNKNOWN | -DL_E_RANGE
  */
 struct store_pull {
@@ -198,11 +223,13 @@ struct store_voids {
 };
 
 /*
- * What was pulled: each sector is taken if the chunk has it void or in a lower version (rule 14);
- * in the same record the cursor rises.  Sectors above stable_version (the source's S, when it sent
- * them) are listed as pending, as `pulled`.  With `repair` instead: each sector is taken if the
- * chunk has it in exactly this version, whatever state its block is in, which is not used again
- * (rule 23).  A corrupt leaf is made anew when a merge covers it whole.
+ * What was pulled: each sector is taken if the chunk has it void (in whatever version, a hole too)
+ * or in a lower version (rule 14); in the same record the cursor rises to cursor_sectors, and
+ * stable_version (the source's S, when it sent them) goes to chunk_sources_hear().  Sectors above
+ * stable_version, taken or not (then they are here in a higher version), are listed by
+ * chunk_pending_add_pulled().  With `repair` instead: each sector is taken if the chunk has it in
+ * exactly this version, whatever state its block is in, which is not used again (rule 23); cursor
+ * and stable version mean nothing.  A corrupt leaf is made anew when a merge covers it whole.
  *   -DL_E_EPOCH_OLD    the chunk has another attempt
  *   -DL_E_CHUNK_UNKNOWN | -DL_E_NO_SPACE (the reserve is used) | -DL_E_MEDIA_WRITE
  */

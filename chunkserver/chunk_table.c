@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/assert.h"
+#include "common/mutant.h"
 
 #define PENDING_CAPACITY_MIN 8u
 
@@ -407,10 +408,21 @@ chunk_attempt_begin(struct chunk *chunk, uint32_t attempt)
     memcpy(chunk->steps, steps, count * sizeof(steps[0]));
     chunk->step_count = count;
     chunk->attempt = attempt;
-    chunk->cursor_sectors = 0;
+    if (!DLBLK_MUTANT(chunkserver_keep_cursor))
+        chunk->cursor_sectors = 0;
     chunk->heard_version = 0;
     chunk->reported_version = 0;
     pending_drop(chunk, UINT64_MAX);
+}
+
+void
+chunk_sources_hear(struct chunk *chunk, uint64_t stable_version)
+{
+    dl_assert(chunk->attempt != 0);
+    if (stable_version > chunk->reported_version)
+        chunk->reported_version = stable_version;
+    if (DLBLK_MUTANT(chunkserver_report_raises_s))
+        (void)chunk_stable_raise(chunk, stable_version);
 }
 
 void

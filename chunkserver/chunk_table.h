@@ -74,7 +74,7 @@ struct chunk {
     uint32_t attempt; /* config epoch of the attempt; 0: in-sync, as far as it knows */
     uint32_t cursor_sectors;
     uint64_t heard_version;
-    uint64_t reported_version;
+    uint64_t reported_version;                /* the highest S of its sources in this attempt */
     struct chunk_step steps[CHUNK_STEPS_MAX]; /* ascending sectors, S never rises */
     uint32_t step_count;
     struct pending_write *pending;            /* ascending versions */
@@ -161,6 +161,8 @@ bool chunk_stable_hear(struct chunk *chunk, uint32_t attempt, uint64_t stable_ve
  * pending list is emptied.  What lies above its step must be void by then.
  */
 void chunk_attempt_begin(struct chunk *chunk, uint32_t attempt);
+/* S of a source, as it said with what was pulled under the chunk's attempt, or at the end of it. */
+void chunk_sources_hear(struct chunk *chunk, uint64_t stable_version);
 /* The steps that chunk_attempt_begin() would set; returns how many. */
 uint32_t chunk_attempt_steps(const struct chunk *chunk, struct chunk_step steps[CHUNK_STEPS_MAX]);
 /* S of a sector of a recovering chunk: its step. */
