@@ -5,24 +5,27 @@
 #include <string.h>
 
 #include "common/assert.h"
+#include "common/crc32c.h"
 #include "common/list.h"
+#include "common/mutant.h"
 #include "dlblk/error.h"
 
 #define GROUPS_MAX        2u
 #define LARGE_SECTORS_MIN 17u /* more than 64 KiB of data */
 #define CAPACITY_BYTES    (1ull << 36)
 
-enum record_kind { RECORD_WRITE, RECORD_CHANGE, RECORD_HINT };
+enum record_kind { RECORD_WRITE, RECORD_CHANGE, RECORD_MERGE, RECORD_HINT };
 
 /* One request, from its start to its on_done. */
 struct record {
-    struct list node; /* of its group, of large, or of waiting */
+    struct list node; /* of its group, of large, of held, or of waiting */
     enum record_kind kind;
     uint64_t seq; /* of its start */
     uint64_t due_ns;
     struct store_write *write;
     struct store_change *change;
-    struct chunk_key key;    /* RECORD_HINT */
+    struct store_merge *merge;
+    struct chunk_key key;
     uint64_t stable_version; /* RECORD_HINT */
     int err;
 };
@@ -41,6 +44,17 @@ struct pending_read {
     int err;
 };
 
+/* A pull, or a question for voids (which looks at once). */
+struct pending_look {
+    struct list node;
+    struct store_pull *pull;
+    struct store_voids *voids;
+    uint64_t seq;
+    uint64_t due_ns; /* once it has looked */
+    bool looked;
+    int err;
+};
+
 struct model_store {
     struct chunk_store store; /* first */
     struct model_disk *disk;
@@ -48,8 +62,10 @@ struct model_store {
     struct list open;    /* records of the next group */
     struct list groups;  /* under way */
     struct list large;   /* writes whose data is being written */
+    struct list held;    /* beginnings of attempts that wait for large writes of their chunk */
     struct list waiting; /* fences, durable, that wait for large writes of their volume */
     struct list reads;
+    struct list looks;
     uint32_t group_count;
     uint64_t next_seq;
     uint64_t last_due_ns;
@@ -172,28 +188,41 @@ volume_set_durable_fence(struct chunk_volume *volume, uint32_t lease_epoch)
 
 /* --- a record takes effect --- */
 
+/* The sector's content is replaced. */
+static void
+sector_set(struct model_disk *disk, struct model_sector *sector, uint64_t version, uint32_t birth,
+           enum sector_kind kind, uint32_t crc, const void *data)
+{
+    sector_clear(disk, sector);
+    sector->version = version;
+    sector->birth = birth;
+    sector->kind = kind;
+    if (kind != SECTOR_DATA)
+        return;
+    sector->crc = crc;
+    sector->data = malloc(SECTOR_BYTES);
+    dl_assert(sector->data != NULL);
+    memcpy(sector->data, data, SECTOR_BYTES);
+    disk->used_sectors++;
+}
+
 static void
 apply_sector(struct model_disk *disk, struct chunk *chunk, const struct store_write *write,
              uint32_t idx)
 {
     struct model_sector *sector = chunk_sector(chunk, write->offset_sectors + idx);
+    uint64_t here = sector->is_void ? chunk_step_version(chunk, write->offset_sectors + idx)
+                                    : sector->version;
 
-    if (write->version <= sector->version) {
+    if (write->version <= here) {
         disk->counters.outdated_sectors++;
         return;
     }
-    sector_clear(disk, sector);
-    sector->version = write->version;
-    sector->birth = write->birth;
-    sector->kind = write->zero ? SECTOR_ZERO : SECTOR_DATA;
     if (write->zero)
-        return;
-    sector->crc = write->crcs[idx];
-    sector->data = malloc(SECTOR_BYTES);
-    dl_assert(sector->data != NULL);
-    memcpy(sector->data, (const uint8_t *)write->payload + (size_t)idx * SECTOR_BYTES,
-           SECTOR_BYTES);
-    disk->used_sectors++;
+        sector_set(disk, sector, write->version, write->birth, SECTOR_ZERO, 0, NULL);
+    else
+        sector_set(disk, sector, write->version, write->birth, SECTOR_DATA, write->crcs[idx],
+                   (const uint8_t *)write->payload + (size_t)idx * SECTOR_BYTES);
 }
 
 /* Does it need blocks that a full disk has not?  An overwrite gets its own back. */
@@ -211,6 +240,20 @@ write_needs_space(const struct model_disk *disk, struct chunk *chunk,
     return false;
 }
 
+static void
+apply_promotion(struct model_disk *disk, struct chunk *chunk, uint32_t config_epoch)
+{
+    struct model_chunk *content = chunk->store_private;
+
+    if (chunk->attempt != 0) {
+        disk->counters.promotions++;
+        /* All of it was pulled; or the metadata service has made a mistake that costs data. */
+        for (uint32_t i = 0; i < content->sector_count; i++)
+            dl_assert(!content->sectors[i].is_void);
+    }
+    chunk_promote(chunk, config_epoch);
+}
+
 static int
 apply_write(struct model_disk *disk, const struct store_write *write)
 {
@@ -220,6 +263,10 @@ apply_write(struct model_disk *disk, const struct store_write *write)
         return -DL_E_CHUNK_UNKNOWN;
     if (chunk == NULL)
         chunk = disk_chunk_create(disk, &write->key, write->config_epoch);
+    if (chunk->attempt != 0 && write->attempt == 0 && write->config_epoch > chunk->attempt)
+        apply_promotion(disk, chunk, write->config_epoch);
+    if (chunk->attempt != 0 && write->attempt != chunk->attempt)
+        return -DL_E_EPOCH_OLD;
     if (write->config_epoch > chunk->config_epoch)
         chunk->config_epoch = write->config_epoch;
     if (chunk_version_is_durable(chunk, write->version)) {
@@ -230,7 +277,98 @@ apply_write(struct model_disk *disk, const struct store_write *write)
         chunk_pending_add(chunk, write->version, write->offset_sectors, write->length_sectors);
         disk->counters.zeroes += write->zero;
     }
-    (void)chunk_stable_raise(chunk, write->stable_version);
+    (void)chunk_stable_hear(chunk, write->attempt, write->stable_version);
+    return 0;
+}
+
+static void
+disk_fence(struct model_disk *disk, uint64_t volume, uint32_t lease_epoch)
+{
+    chunk_table_fence_raise(disk->chunks, volume, lease_epoch);
+    volume_set_durable_fence(chunk_table_volume_get(disk->chunks, volume), lease_epoch);
+}
+
+static void
+disk_chunk_remove(struct model_disk *disk, struct chunk *chunk)
+{
+    model_chunk_free(disk, chunk);
+    chunk_table_remove(disk->chunks, chunk);
+    disk->counters.deletes++;
+}
+
+/* What lies above its step is not known any more. */
+static void
+chunk_void(struct model_disk *disk, struct chunk *chunk)
+{
+    struct model_chunk *content = chunk->store_private;
+
+    for (uint32_t i = 0; i < content->sector_count; i++) {
+        struct model_sector *sector = &content->sectors[i];
+
+        if (sector->is_void || sector->version <= chunk_step_version(chunk, i))
+            continue;
+        sector_clear(disk, sector);
+        sector->is_void = true;
+        disk->counters.sectors_voided++;
+    }
+}
+
+static int
+apply_attempt(struct model_disk *disk, const struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
+
+    if (chunk != NULL && change->config_epoch < chunk->config_epoch)
+        return 0;
+    if (chunk != NULL && chunk->incarnation < change->incarnation) {
+        disk_chunk_remove(disk, chunk);
+        chunk = NULL;
+    }
+    if (chunk == NULL && change->incarnation == 0)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (chunk == NULL)
+        chunk = disk_chunk_create(disk, &change->key, change->incarnation);
+    if (change->config_epoch > chunk->config_epoch)
+        chunk->config_epoch = change->config_epoch;
+    if (change->lease_epoch > 0)
+        disk_fence(disk, change->key.volume, change->lease_epoch);
+    if (change->attempt <= chunk->attempt)
+        return 0;
+    chunk_attempt_begin(chunk, change->attempt);
+    if (!DLBLK_MUTANT(chunkserver_skip_void))
+        chunk_void(disk, chunk);
+    disk->counters.attempts++;
+    return 0;
+}
+
+static int
+apply_in_sync(struct model_disk *disk, const struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
+
+    if (chunk != NULL && change->config_epoch < chunk->config_epoch)
+        return 0;
+    if (chunk == NULL && change->incarnation == 0)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (chunk != NULL && chunk->incarnation < change->incarnation)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (chunk == NULL)
+        chunk = disk_chunk_create(disk, &change->key, change->incarnation);
+    if (change->config_epoch > chunk->attempt)
+        apply_promotion(disk, chunk, change->config_epoch);
+    return 0;
+}
+
+static int
+apply_report(struct model_disk *disk, const struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
+
+    if (chunk == NULL)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (chunk->attempt == 0 || chunk->attempt != change->attempt)
+        return -DL_E_EPOCH_OLD;
+    chunk_sources_hear(chunk, change->stable_version);
     return 0;
 }
 
@@ -256,21 +394,67 @@ apply_change(struct model_disk *disk, const struct store_change *change)
     case STORE_STABLE:
         if (chunk == NULL)
             return -DL_E_CHUNK_UNKNOWN;
-        (void)chunk_stable_raise(chunk, change->stable_version);
+        (void)chunk_stable_hear(chunk, change->attempt, change->stable_version);
         return 0;
     case STORE_DELETE:
-        if (chunk != NULL && chunk->incarnation <= change->incarnation) {
-            model_chunk_free(disk, chunk);
-            chunk_table_remove(disk->chunks, chunk);
-            disk->counters.deletes++;
-        }
+        if (chunk != NULL && chunk->incarnation <= change->incarnation)
+            disk_chunk_remove(disk, chunk);
         return 0;
     case STORE_IN_SYNC:
+        return apply_in_sync(disk, change);
     case STORE_ATTEMPT:
+        return apply_attempt(disk, change);
     case STORE_REPORT:
-        break; /* nobody asks for it yet */
+        return apply_report(disk, change);
     }
     dl_unreachable();
+}
+
+/* --- what was pulled --- */
+
+static bool
+merge_takes(struct chunk *chunk, const struct store_merge *merge, const struct store_sector *from)
+{
+    const struct model_sector *here = chunk_sector(chunk, from->sector);
+
+    if (merge->repair)
+        return !here->is_void && here->version == from->version;
+    return here->is_void || from->version > here->version ||
+           DLBLK_MUTANT(chunkserver_pull_overwrites);
+}
+
+static int
+apply_merge(struct model_disk *disk, struct store_merge *merge)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &merge->key);
+    const uint8_t *data = merge->payload;
+
+    merge->taken_sectors = 0;
+    if (chunk == NULL)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (!merge->repair && (chunk->attempt == 0 || chunk->attempt != merge->attempt))
+        return -DL_E_EPOCH_OLD;
+    for (uint32_t i = 0; i < merge->sector_count; i++) {
+        const struct store_sector *from = &merge->sectors[i];
+
+        if (merge_takes(chunk, merge, from)) {
+            sector_set(disk, chunk_sector(chunk, from->sector), from->version, from->birth,
+                       from->kind, from->crc, data);
+            merge->taken_sectors++;
+        }
+        if (!merge->repair && from->version > merge->stable_version)
+            chunk_pending_add_pulled(chunk, from->version, from->sector, 1);
+        if (from->kind == SECTOR_DATA)
+            data += SECTOR_BYTES;
+    }
+    disk->counters.merges++;
+    disk->counters.sectors_merged += merge->taken_sectors;
+    if (merge->repair)
+        return 0;
+    if (merge->cursor_sectors > chunk->cursor_sectors)
+        chunk->cursor_sectors = merge->cursor_sectors;
+    chunk_sources_hear(chunk, merge->stable_version);
+    return 0;
 }
 
 static int
@@ -283,10 +467,12 @@ record_apply(struct model_disk *disk, const struct record *record)
         return apply_write(disk, record->write);
     case RECORD_CHANGE:
         return apply_change(disk, record->change);
+    case RECORD_MERGE:
+        return apply_merge(disk, record->merge);
     case RECORD_HINT:
         chunk = chunk_table_find(disk->chunks, &record->key);
         if (chunk != NULL)
-            (void)chunk_stable_raise(chunk, record->stable_version);
+            (void)chunk_stable_hear(chunk, 0, record->stable_version);
         return 0;
     }
     dl_unreachable();
@@ -303,6 +489,7 @@ model_arm(struct model_store *model)
     uint64_t now_ns = env_now_ns(model->env);
     struct record *record;
     struct pending_read *read;
+    struct pending_look *look;
 
     if (!list_is_empty(&model->groups))
         due_ns = list_first_entry(&model->groups, struct group, node)->due_ns;
@@ -310,6 +497,9 @@ model_arm(struct model_store *model)
         due_ns = record->due_ns < due_ns ? record->due_ns : due_ns;
     list_for_each_entry (read, &model->reads, node)
         due_ns = read->due_ns < due_ns ? read->due_ns : due_ns;
+    list_for_each_entry (look, &model->looks, node)
+        if (look->looked)
+            due_ns = look->due_ns < due_ns ? look->due_ns : due_ns;
     if (due_ns == UINT64_MAX)
         env_timer_stop(model->env, &model->timer);
     else
@@ -362,7 +552,7 @@ fence_must_wait(const struct model_store *model, const struct record *fence)
     if (fence->kind != RECORD_CHANGE || fence->change->kind != STORE_FENCE)
         return false;
     list_for_each_entry (record, &model->large, node)
-        if (record->seq < fence->seq && record->write->key.volume == fence->change->key.volume)
+        if (record->seq < fence->seq && record->key.volume == fence->change->key.volume)
             return true;
     list_for_each_entry (record, &model->open, node)
         if (record->seq < fence->seq && record->kind == RECORD_WRITE &&
@@ -383,6 +573,7 @@ record_complete(struct record *record, int err)
 {
     struct store_write *write = record->write;
     struct store_change *change = record->change;
+    struct store_merge *merge = record->merge;
     enum record_kind kind = record->kind;
 
     free(record);
@@ -390,6 +581,8 @@ record_complete(struct record *record, int err)
         write->on_done(write, err);
     else if (kind == RECORD_CHANGE)
         change->on_done(change, err);
+    else if (kind == RECORD_MERGE)
+        merge->on_done(merge, err);
 }
 
 static void
@@ -410,7 +603,8 @@ model_check_stopped(struct model_store *model)
 {
     if (!model->stopping || !list_is_empty(&model->open) || !list_is_empty(&model->groups) ||
         !list_is_empty(&model->large) || !list_is_empty(&model->waiting) ||
-        !list_is_empty(&model->reads) || model->on_stopped == NULL)
+        !list_is_empty(&model->held) || !list_is_empty(&model->reads) ||
+        !list_is_empty(&model->looks) || model->on_stopped == NULL)
         return;
     void (*on_stopped)(void *context, int err) = model->on_stopped;
     model->on_stopped = NULL;
@@ -422,13 +616,14 @@ model_check_stopped(struct model_store *model)
 static int
 record_take_effect(struct model_disk *disk, const struct record *record)
 {
-    if (record->kind != RECORD_WRITE)
+    if (record->kind != RECORD_WRITE && record->kind != RECORD_MERGE)
         return record_apply(disk, record);
     if (model_chance(disk, disk->profile.write_errors_per_million)) {
         disk->counters.write_errors++;
         return -DL_E_MEDIA_WRITE;
     }
-    if (write_needs_space(disk, chunk_table_find(disk->chunks, &record->write->key),
+    if (record->kind == RECORD_WRITE &&
+        write_needs_space(disk, chunk_table_find(disk->chunks, &record->write->key),
                           record->write)) {
         disk->counters.no_space++;
         return -DL_E_NO_SPACE;
@@ -460,7 +655,8 @@ group_acknowledge(struct model_store *model, struct group *group)
 
 /* --- reads --- */
 
-static void
+/* 0, or -DL_E_NOT_IN_SYNC. */
+static int
 read_fill(struct model_disk *disk, struct store_read *read)
 {
     struct chunk *chunk = chunk_table_find(disk->chunks, &read->key);
@@ -470,6 +666,8 @@ read_fill(struct model_disk *disk, struct store_read *read)
     for (uint32_t i = 0; i < read->length_sectors; i++) {
         const struct model_sector *sector = chunk_sector(chunk, read->offset_sectors + i);
 
+        if (sector->is_void)
+            return -DL_E_NOT_IN_SYNC;
         read->kinds[i] = (uint8_t)sector->kind;
         read->crcs[i] = sector->crc;
         if (sector->kind == SECTOR_DATA) {
@@ -486,6 +684,7 @@ read_fill(struct model_disk *disk, struct store_read *read)
         disk->counters.read_flips++;
         buffer[bit / 8] ^= (uint8_t)(1u << (bit % 8));
     }
+    return 0;
 }
 
 static void
@@ -494,7 +693,7 @@ read_lookup(struct model_disk *disk, struct pending_read *pending)
     if (chunk_table_find(disk->chunks, &pending->read->key) == NULL)
         pending->err = -DL_E_CHUNK_UNKNOWN;
     else
-        read_fill(disk, pending->read);
+        pending->err = read_fill(disk, pending->read);
 }
 
 static void
@@ -515,6 +714,193 @@ read_complete(struct model_store *model, struct pending_read *pending)
     read->on_done(read, err);
 }
 
+/* --- for slots that recover --- */
+
+static bool
+record_comes_before(const struct record *record, uint64_t seq, const struct chunk_key *key)
+{
+    return record->seq < seq && memcmp(&record->key, key, sizeof(*key)) == 0;
+}
+
+static bool
+list_has_before(const struct list *records, uint64_t seq, const struct chunk_key *key)
+{
+    struct record *record;
+
+    list_for_each_entry (record, records, node)
+        if (record_comes_before(record, seq, key))
+            return true;
+    return false;
+}
+
+/* Is anything of the chunk under way that came before? */
+static bool
+pull_must_wait(const struct model_store *model, const struct pending_look *look)
+{
+    const struct chunk_key *key = &look->pull->key;
+    struct group *group;
+
+    if (list_has_before(&model->large, look->seq, key) ||
+        list_has_before(&model->held, look->seq, key) ||
+        list_has_before(&model->open, look->seq, key))
+        return true;
+    list_for_each_entry (group, &model->groups, node)
+        if (list_has_before(&group->records, look->seq, key))
+            return true;
+    return false;
+}
+
+static void
+pull_take(struct store_pull *pull, uint32_t idx, const struct model_sector *from)
+{
+    struct store_sector *to = &pull->sectors[pull->sector_count++];
+
+    *to = (struct store_sector){
+        .sector = idx,
+        .birth = from->birth,
+        .version = from->version,
+        .crc = from->crc,
+        .kind = from->kind,
+    };
+    if (from->kind != SECTOR_DATA)
+        return;
+    if (!pull->without_data)
+        memcpy((uint8_t *)pull->buffer + (size_t)pull->data_sectors * SECTOR_BYTES, from->data,
+               SECTOR_BYTES);
+    pull->data_sectors++;
+}
+
+static int
+pull_scan(struct chunk *chunk, struct store_pull *pull)
+{
+    uint32_t end = pull->first_sector + pull->window_sectors;
+
+    for (; pull->next_sector < end && pull->sector_count < STORE_IO_SECTORS_MAX;
+         pull->next_sector++) {
+        const struct model_sector *sector = chunk_sector(chunk, pull->next_sector);
+        uint32_t bit = pull->next_sector - pull->first_sector;
+        bool wanted = pull->wanted != NULL && (pull->wanted[bit / 64] >> (bit % 64) & 1) != 0;
+
+        if (sector->is_void)
+            return -DL_E_NOT_IN_SYNC;
+        if (wanted || sector->version > pull->above_version)
+            pull_take(pull, pull->next_sector, sector);
+    }
+    return 0;
+}
+
+/* The disk may give something else than what was written; it is noticed here. */
+static int
+pull_check(struct model_disk *disk, struct store_pull *pull)
+{
+    uint8_t *data = pull->buffer;
+
+    if (pull->data_sectors == 0 || pull->without_data)
+        return 0;
+    if (model_chance(disk, disk->profile.read_flips_per_million)) {
+        disk->counters.read_flips++;
+        data[fake_rng_below(&disk->rng, (uint64_t)pull->data_sectors * SECTOR_BYTES)] ^= 0x10;
+    }
+    for (uint32_t i = 0; i < pull->sector_count; i++) {
+        if (pull->sectors[i].kind != SECTOR_DATA)
+            continue;
+        if (crc32c(0, data, SECTOR_BYTES) != pull->sectors[i].crc) {
+            pull->bad_sector = pull->sectors[i].sector;
+            return -DL_E_CRC_DATA;
+        }
+        data += SECTOR_BYTES;
+    }
+    return 0;
+}
+
+static int
+pull_look(struct model_disk *disk, struct store_pull *pull)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &pull->key);
+    int err;
+
+    pull->sector_count = 0;
+    pull->data_sectors = 0;
+    pull->next_sector = pull->first_sector;
+    if (chunk == NULL)
+        return -DL_E_CHUNK_UNKNOWN;
+    pull->stable_version = chunk->stable_version;
+    err = pull_scan(chunk, pull);
+    disk->counters.sectors_pulled += pull->sector_count;
+    if (err == 0 && model_chance(disk, disk->profile.read_errors_per_million)) {
+        disk->counters.read_errors++;
+        err = -DL_E_MEDIA_READ;
+    }
+    return err != 0 ? err : pull_check(disk, pull);
+}
+
+static int
+voids_look(struct model_disk *disk, struct store_voids *voids)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &voids->key);
+
+    memset(voids->bits, 0, sizeof(voids->bits));
+    voids->count = 0;
+    if (chunk == NULL)
+        return -DL_E_CHUNK_UNKNOWN;
+    for (uint32_t i = 0; i < voids->window_sectors; i++) {
+        if (!chunk_sector(chunk, voids->first_sector + i)->is_void)
+            continue;
+        voids->bits[i / 64] |= 1ull << (i % 64);
+        voids->count++;
+    }
+    return 0;
+}
+
+/* Those that may look now do so; their answers take the time of a read. */
+static void
+model_check_looks(struct model_store *model)
+{
+    const struct model_profile *profile = &model->disk->profile;
+    struct pending_look *look;
+
+    list_for_each_entry (look, &model->looks, node) {
+        if (look->looked || (look->pull != NULL && pull_must_wait(model, look)))
+            continue;
+        look->looked = true;
+        look->due_ns = model_due_ns(model, profile->read_ns_min, profile->read_ns_max);
+        if (look->pull != NULL)
+            look->err = pull_look(model->disk, look->pull);
+        else
+            look->err = voids_look(model->disk, look->voids);
+    }
+    model_arm(model);
+}
+
+static void
+look_complete(struct pending_look *look)
+{
+    struct store_pull *pull = look->pull;
+    struct store_voids *voids = look->voids;
+    int err = look->err;
+
+    list_remove(&look->node);
+    free(look);
+    if (pull != NULL)
+        pull->on_done(pull, err);
+    else
+        voids->on_done(voids, err);
+}
+
+/* An attempt begins when no write that came before it can follow it. */
+static void
+model_check_held(struct model_store *model)
+{
+    struct record *record, *following;
+
+    list_for_each_entry_safe (record, following, &model->held, node) {
+        if (list_has_before(&model->large, record->seq, &record->key))
+            continue;
+        list_remove(&record->node);
+        list_push_back(&model->open, &record->node);
+    }
+}
+
 /* --- events --- */
 
 static bool
@@ -522,13 +908,21 @@ model_run_due(struct model_store *model, uint64_t now_ns)
 {
     struct record *record;
     struct pending_read *read;
+    struct pending_look *look;
     struct group *group;
 
+    list_for_each_entry (look, &model->looks, node) {
+        if (!look->looked || look->due_ns > now_ns)
+            continue;
+        look_complete(look);
+        return true;
+    }
     list_for_each_entry (record, &model->large, node) {
         if (record->due_ns > now_ns)
             continue;
         list_remove(&record->node);
         list_push_back(&model->open, &record->node);
+        model_check_held(model);
         model_close_group(model);
         return true;
     }
@@ -545,6 +939,7 @@ model_run_due(struct model_store *model, uint64_t now_ns)
         return false;
     group_acknowledge(model, group);
     model_check_waiting(model);
+    model_check_looks(model);
     model_close_group(model);
     return true;
 }
@@ -573,6 +968,7 @@ model_write_start(struct chunk_store *store, struct store_write *write)
     dl_assert(write->zero || write->length_sectors <= STORE_IO_SECTORS_MAX);
     record->kind = RECORD_WRITE;
     record->seq = model->next_seq++;
+    record->key = write->key;
     record->write = write;
     model->disk->counters.writes++;
     if (!write->zero && write->length_sectors >= LARGE_SECTORS_MIN) {
@@ -614,10 +1010,78 @@ model_change_start(struct chunk_store *store, struct store_change *change)
     dl_assert(!model->stopping);
     record->kind = RECORD_CHANGE;
     record->seq = model->next_seq++;
+    record->key = change->key;
     record->change = change;
     if (change->kind == STORE_FENCE)
         chunk_table_fence_raise(model->disk->chunks, change->key.volume, change->lease_epoch);
-    list_push_back(&model->open, &record->node);
+    if (change->kind == STORE_ATTEMPT && list_has_before(&model->large, record->seq, &record->key))
+        list_push_back(&model->held, &record->node);
+    else
+        list_push_back(&model->open, &record->node);
+}
+
+static void
+model_pull_start(struct chunk_store *store, struct store_pull *pull)
+{
+    struct model_store *model = model_of(store);
+    struct pending_look *look = model_alloc(sizeof(*look));
+
+    dl_assert(!model->stopping);
+    dl_assert(pull->window_sectors > 0);
+    dl_assert(pull->window_sectors <= STORE_WINDOW_SECTORS_MAX);
+    look->pull = pull;
+    look->seq = model->next_seq++;
+    model->disk->counters.pulls++;
+    list_push_back(&model->looks, &look->node);
+    model_check_looks(model);
+}
+
+static void
+model_voids_start(struct chunk_store *store, struct store_voids *voids)
+{
+    struct model_store *model = model_of(store);
+    struct pending_look *look = model_alloc(sizeof(*look));
+
+    dl_assert(!model->stopping);
+    dl_assert(voids->window_sectors > 0);
+    dl_assert(voids->window_sectors <= STORE_WINDOW_SECTORS_MAX);
+    look->voids = voids;
+    look->seq = model->next_seq++;
+    list_push_back(&model->looks, &look->node);
+    model_check_looks(model);
+}
+
+static uint32_t
+merge_data_sectors(const struct store_merge *merge)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < merge->sector_count; i++) {
+        dl_assert(i == 0 || merge->sectors[i].sector > merge->sectors[i - 1].sector);
+        count += merge->sectors[i].kind == SECTOR_DATA;
+    }
+    return count;
+}
+
+static void
+model_merge_start(struct chunk_store *store, struct store_merge *merge)
+{
+    struct model_store *model = model_of(store);
+    struct record *record = model_alloc(sizeof(*record));
+
+    dl_assert(!model->stopping);
+    dl_assert(merge->sector_count <= STORE_IO_SECTORS_MAX);
+    record->kind = RECORD_MERGE;
+    record->seq = model->next_seq++;
+    record->key = merge->key;
+    record->merge = merge;
+    if (merge_data_sectors(merge) >= LARGE_SECTORS_MIN) {
+        record->due_ns = model_due_ns(model, 0, model->disk->profile.large_ns_max);
+        list_push_back(&model->large, &record->node);
+        model_arm(model);
+    } else {
+        list_push_back(&model->open, &record->node);
+    }
 }
 
 static void
@@ -666,6 +1130,17 @@ model_stop(struct chunk_store *store, void (*on_done)(void *context, int err), v
     env_timer_start(model->env, &model->timer, 0);
 }
 
+/* A mistake: it may have been promoted meanwhile, and then nobody sends again what is lost here. */
+static void
+disk_void_recovering(struct model_disk *disk)
+{
+    struct chunk *chunk, *next;
+
+    HASH_ITER (by_key, disk->chunks->by_key, chunk, next)
+        if (chunk->attempt != 0)
+            chunk_void(disk, chunk);
+}
+
 struct chunk_store *
 model_store_open(struct model_disk *disk, struct env *env)
 {
@@ -673,6 +1148,9 @@ model_store_open(struct model_disk *disk, struct env *env)
         .write_start = model_write_start,
         .read_start = model_read_start,
         .change_start = model_change_start,
+        .pull_start = model_pull_start,
+        .voids_start = model_voids_start,
+        .merge_start = model_merge_start,
         .stable_hint = model_stable_hint,
         .turn_end = model_turn_end,
         .get_stats = model_get_stats,
@@ -687,11 +1165,15 @@ model_store_open(struct model_disk *disk, struct env *env)
     list_init(&model->open);
     list_init(&model->groups);
     list_init(&model->large);
+    list_init(&model->held);
     list_init(&model->waiting);
     list_init(&model->reads);
+    list_init(&model->looks);
     model->timer.fn = model_on_timer;
     disk->start_count++;
     disk->journal_position++;
+    if (DLBLK_MUTANT(chunkserver_void_at_start))
+        disk_void_recovering(disk);
     return &model->store;
 }
 
@@ -766,7 +1248,10 @@ model_store_destroy(struct chunk_store *store)
 
     records_drop(&model->open);
     records_drop(&model->large);
+    records_drop(&model->held);
     records_drop(&model->waiting);
+    while ((node = list_pop_front(&model->looks)) != NULL)
+        free(list_entry(node, struct pending_look, node));
     while ((node = list_pop_front(&model->reads)) != NULL)
         free(list_entry(node, struct pending_read, node));
     free(model);

@@ -12,6 +12,8 @@
  * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged,
  *   and exists whole.
  * - A fence holds for requests at once, but survives a crash only with its group.
+ * - The beginning of an attempt waits for the large writes of its chunk, then joins a group like
+ *   any other record; so does what was pulled.
  * The engine's own crash tests show that the engine is no worse.
  *
  * Threads: one.  Errors: as chunk_store.h, and those that the profile asks for.
@@ -40,6 +42,7 @@ struct model_counters {
     uint64_t groups, groups_kept, groups_lost, records_kept, records_lost;
     uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
     uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes, stops;
+    uint64_t attempts, promotions, sectors_voided, pulls, sectors_pulled, merges, sectors_merged;
 };
 
 struct model_sector {
@@ -47,6 +50,8 @@ struct model_sector {
     uint32_t birth;
     uint32_t crc;
     enum sector_kind kind;
+    /* Of a recovering chunk: what is here is not known, below every version; version 0, a hole. */
+    bool is_void;
     uint8_t *data; /* SECTOR_DATA */
 };
 
