@@ -215,7 +215,7 @@ struct dlblk_server_info {
     char state[16]; /* up, down, draining, out */
     uint64_t capacity_bytes, used_bytes, chunk_count, last_heard_ms;
     char problem[256]; /* empty, or what is wrong */
-    char software[64];
+    char software[129];
 };
 
 struct dlblk_cluster_status {
@@ -223,7 +223,7 @@ struct dlblk_cluster_status {
     char state[16]; /* healthy, degraded, blocked */
     uint32_t servers_total, servers_up, volumes;
     uint64_t capacity_bytes, used_bytes, volume_bytes, segments, uptime_ms;
-    char software[64];
+    char software[129];
     size_t problem_count;
     char (*problems)[256]; /* each: what, since when, what to do */
 };
