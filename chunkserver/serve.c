@@ -16,6 +16,7 @@
 #include "chunkserver/disk_uring.h"
 #include "chunkserver/engine/engine.h"
 #include "chunkserver/engine/index_rocksdb.h"
+#include "chunkserver/engine/superblock.h"
 #include "common/assert.h"
 #include "common/clock.h"
 #include "common/daemon.h"
@@ -155,9 +156,13 @@ serve_open_store(struct serve *serve, struct dl_error *err)
         .post_context = serve,
     };
     struct engine_options engine_options = {.cache_bytes = serve->options->cache_bytes};
+    struct superblock superblock;
     int result;
 
     result = disk_file_open(serve->options->disk_path, &file_options, &serve->file, err);
+    /* Whether it is a disk at all is said before what is wrong with its index. */
+    if (result == 0)
+        result = superblock_load_now(disk_file_disk(serve->file), &superblock, err);
     if (result == 0)
         result = disk_uring_create(&serve->disk, serve->loop, disk_file_disk(serve->file),
                                    disk_file_fd(serve->file), err);

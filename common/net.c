@@ -394,7 +394,7 @@ resolve_error(int result, int system_errno)
     case EAI_AGAIN:
         return -EAGAIN;
     default:
-        return -EHOSTUNREACH;
+        return -DL_E_HOST_UNKNOWN;
     }
 }
 

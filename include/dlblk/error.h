@@ -91,7 +91,8 @@ extern "C" {
     X(92, NOT_FOUND, ENOENT, "not found")                                                       \
     X(93, CANCELLED, EIO, "cancelled")                                                          \
     X(94, NO_MEMORY, ENOMEM, "out of memory")                                                   \
-    X(95, INTERNAL, EIO, "internal error")
+    X(95, INTERNAL, EIO, "internal error")                                                      \
+    X(96, HOST_UNKNOWN, EIO, "no address is known for this host name")
 
 #define DL_E_FIRST 4096 /* above every errno of the system */
 
