@@ -528,13 +528,31 @@ alloc_give_up(struct alloc *alloc, uint64_t block, uint32_t count)
     return alloc->given_up_seq;
 }
 
+uint64_t
+alloc_give_up_worn(struct alloc *alloc, uint64_t block)
+{
+    dl_assert(alloc_in_map(alloc, block));
+    queue_push(&alloc->queued, block, 1, ALLOC_WORN);
+    alloc->queued_blocks++;
+    return ++alloc->given_up_seq;
+}
+
 bool
-alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run)
+alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run, bool *ret_worn)
 {
     if (alloc->queued.count == 0)
         return false;
     *ret_run = alloc_queue_at(&alloc->queued, 0)->extent;
+    *ret_worn = alloc_queue_at(&alloc->queued, 0)->read_seq == ALLOC_WORN;
     return true;
+}
+
+void
+alloc_worn_durable(struct alloc *alloc, uint32_t count)
+{
+    dl_assert(alloc->named_blocks >= count);
+    alloc->named_blocks -= count;
+    alloc->freed_durable_seq += count;
 }
 
 void
@@ -552,10 +570,10 @@ alloc_queue_pop(struct alloc *alloc, uint32_t count)
 }
 
 void
-alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count)
+alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count, bool worn)
 {
     dl_assert(alloc->named_blocks >= count);
-    queue_push(&alloc->queued, block, count, 0);
+    queue_push(&alloc->queued, block, count, worn ? ALLOC_WORN : 0);
     alloc->named_blocks -= count;
     alloc->queued_blocks += count;
 }

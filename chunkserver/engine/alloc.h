@@ -58,8 +58,10 @@ struct alloc_open {
 /* A first-in first-out queue of runs. */
 struct alloc_run {
     struct extent extent;
-    uint64_t read_seq; /* quarantine: reads up to this one must have ended */
+    /* quarantine: reads up to this one must have ended; queue: 0, or ALLOC_WORN */
+    uint64_t read_seq;
 };
+#define ALLOC_WORN UINT64_MAX
 struct alloc_queue {
     struct alloc_run *runs;
     uint32_t head, count, capacity; /* capacity: a power of two, or 0 */
@@ -131,8 +133,13 @@ void alloc_return(struct alloc *alloc, uint64_t block, uint32_t count);
  * forgotten.
  */
 uint64_t alloc_give_up(struct alloc *alloc, uint64_t block, uint32_t count);
-/* The run that the next FREE record should name first; false: none waits. */
-bool alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run);
+/*
+ * The same of a block that must never be used again: it goes through the queue like any other, but a
+ * BAD record names it, and it stays in use.
+ */
+uint64_t alloc_give_up_worn(struct alloc *alloc, uint64_t block);
+/* The run that the next FREE or (worn) BAD record should name first; false: none waits. */
+bool alloc_queue_peek(const struct alloc *alloc, struct extent *ret_run, bool *ret_worn);
 /* The idx-th run, for inspection. */
 struct alloc_run *alloc_queue_at(const struct alloc_queue *queue, uint32_t idx);
 /* The first `count` blocks of that run stand in a journal block now. */
@@ -141,13 +148,15 @@ void alloc_queue_pop(struct alloc *alloc, uint32_t count);
  * The journal block with this run will never be durable: back to the queue.  Only when the store
  * has stopped.
  */
-void alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count);
+void alloc_queue_back(struct alloc *alloc, uint64_t block, uint32_t count, bool worn);
 /*
  * That journal block is durable: the run is free, or, if a read is in flight (reads_in_flight),
  * when the read with number read_seq and all before it have ended.
  */
 void alloc_free_durable(struct alloc *alloc, uint64_t block, uint32_t count, bool reads_in_flight,
                         uint64_t read_seq);
+/* A journal block whose BAD record names this worn run is durable. */
+void alloc_worn_durable(struct alloc *alloc, uint32_t count);
 /* No read below min_read_seq is in flight any more. */
 void alloc_release(struct alloc *alloc, uint64_t min_read_seq);
 

@@ -9,13 +9,14 @@
  *
  * Invariants:
  * 1. Replay may apply a record to a chunk record, a fence or a bitmap page that has it already:
- *    they must not change by that.  Epochs and stable versions only rise, the pending list takes a
- *    version once, a bit is what its last record in the journal says.  Leaves compare LSNs.
+ *    they must not change by that.  Chunk records and leaves compare LSNs; fences only rise, a bit
+ *    is what its last record in the journal says.
  * 2. The items of engine.dirty are in the order of their recovery_lsn, because records are applied
  *    in the order of the journal.
  */
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
 
@@ -69,6 +70,7 @@ engine_chunk_add(struct engine *engine, const struct chunk_key *key, uint64_t lo
     chunk->chunk->store_private = chunk;
     dirty_init(&chunk->dirty, DIRTY_CHUNK);
     list_init(&chunk->writes);
+    list_init(&chunk->attempts);
     list_init(&chunk->deletion_node);
     if (local_id >= engine->local_id_next)
         engine->local_id_next = local_id + 1;
@@ -152,10 +154,18 @@ apply_bad(struct engine *engine, struct extent extent, uint64_t lsn, bool replay
 }
 
 void
+apply_worn(struct engine *engine, struct extent extent, uint64_t lsn)
+{
+    for (uint64_t block = extent.block; block < extent.block + extent.count; block++)
+        dirty_mark(engine, &bad_add(engine, block)->dirty, lsn);
+}
+
+uint32_t
 apply_leaf_change(struct engine *engine, struct engine_chunk *chunk, uint32_t number,
                   const struct leaf_change *change, bool replayed)
 {
     struct leaf *leaf = leaf_get(engine, chunk, number);
+    uint32_t taken = 0;
 
     if (number >= chunk->leaf_count)
         chunk->leaf_count = number + 1;
@@ -164,11 +174,21 @@ apply_leaf_change(struct engine *engine, struct engine_chunk *chunk, uint32_t nu
         struct leaf_result result = leaf_change(engine, leaf, change);
 
         dl_assert(!replayed);
-        engine->counters.writes_outdated += change->kind == SECTOR_HOLE ? 0 : result.outdated;
+        if (change->kind == SECTOR_DATA || change->kind == SECTOR_ZERO)
+            engine->counters.writes_outdated += result.outdated;
+        taken = change->count - result.outdated;
     } else {
         leaf_add_delta(engine, leaf, change, replayed);
     }
     leaf_settle(engine, leaf);
+    return taken;
+}
+
+/* Is what the record does to the chunk's entry in the table news?  Not if the index had it. */
+static bool
+apply_is_news(const struct engine_chunk *chunk, uint64_t lsn)
+{
+    return lsn > chunk->stored_lsn;
 }
 
 /* A WRITE or ZERO, however it came. */
@@ -179,6 +199,7 @@ struct write_record {
     const uint32_t *crcs;
     uint64_t lsn;
     bool replayed;
+    bool promotes;
 };
 
 /* The change of a piece that lies in one leaf; next_* say where in the extents it begins. */
@@ -208,15 +229,48 @@ apply_piece(struct engine *engine, struct engine_chunk *chunk, const struct writ
             *extent_used = 0;
         }
     }
-    apply_leaf_change(engine, chunk, sector / LEAF_SECTORS, &change, write->replayed);
+    (void)apply_leaf_change(engine, chunk, sector / LEAF_SECTORS, &change, write->replayed);
+}
+
+/* The sectors of a record up to the end of a leaf. */
+static uint32_t
+piece_length(uint32_t offset, uint32_t length, uint32_t done)
+{
+    uint32_t room = LEAF_SECTORS - (offset + done) % LEAF_SECTORS;
+
+    return length - done < room ? length - done : room;
 }
 
 static void
-apply_write(struct engine *engine, struct engine_chunk *chunk, const struct write_record *write)
+apply_promotion(struct engine *engine, struct engine_chunk *chunk, uint32_t config_epoch)
+{
+    engine->counters.promotions += chunk->chunk->attempt != 0;
+    chunk_promote(chunk->chunk, config_epoch);
+}
+
+/* What a WRITE or ZERO does to the chunk, its leaves left out. */
+static void
+apply_write_chunk(struct engine *engine, struct engine_chunk *chunk,
+                  const struct write_record *write)
 {
     const struct journal_record *record = write->record;
-    uint32_t done = 0, extent_idx = 0, extent_used = 0;
 
+    apply_epoch(chunk, record->number);
+    if (apply_is_news(chunk, write->lsn)) {
+        if (write->promotes)
+            apply_promotion(engine, chunk, record->number);
+        (void)chunk_stable_hear(chunk->chunk, chunk->chunk->attempt, record->stable_version);
+        /* Replay of a chunk that is being deleted: its list is dropped already. */
+        if (chunk->chunk->state == CHUNK_PRESENT)
+            chunk_pending_add(chunk->chunk, record->version, record->offset_sectors,
+                              record->length_sectors);
+    }
+    apply_chunk(engine, chunk, write->lsn);
+}
+
+static void
+apply_extents(struct engine *engine, const struct write_record *write)
+{
     for (uint32_t i = 0; i < write->extent_count; i++) {
         struct extent extent = write->extents[i];
 
@@ -226,23 +280,187 @@ apply_write(struct engine *engine, struct engine_chunk *chunk, const struct writ
             alloc_commit(&engine->alloc, extent.block, extent.count);
         apply_bitmap(engine, extent.block, write->lsn);
     }
-    apply_epoch(chunk, record->number);
-    (void)chunk_stable_raise(chunk->chunk, record->stable_version);
-    /* Replay of a chunk that is being deleted: its list is dropped already. */
-    if (chunk->chunk->state == CHUNK_PRESENT)
-        chunk_pending_add(chunk->chunk, record->version, record->offset_sectors,
-                          record->length_sectors);
-    apply_chunk(engine, chunk, write->lsn);
-    while (done < record->length_sectors) {
-        uint32_t room = LEAF_SECTORS - (record->offset_sectors + done) % LEAF_SECTORS;
-        uint32_t left = record->length_sectors - done;
-        uint32_t count = left < room ? left : room;
+}
 
-        apply_piece(engine, chunk, write, done, count, &extent_idx, &extent_used);
-        done += count;
+/*
+ * The leaves, from the sector *applied on.  Returns whether that was all: in service a record
+ * without data changes at most slice_leaves of them in a turn.
+ */
+static bool
+apply_write_leaves(struct engine *engine, struct engine_chunk *chunk,
+                   const struct write_record *write, uint32_t *applied)
+{
+    const struct journal_record *record = write->record;
+    uint32_t extent_idx = 0, extent_used = 0, leaves = 0;
+
+    while (*applied < record->length_sectors) {
+        uint32_t count = piece_length(record->offset_sectors, record->length_sectors, *applied);
+
+        if (record->kind == RECORD_ZERO && !write->replayed && leaves++ == engine->slice_leaves)
+            return false;
+        apply_piece(engine, chunk, write, *applied, count, &extent_idx, &extent_used);
+        *applied += count;
     }
-    if (record->kind == RECORD_ZERO)
-        engine->counters.zero_extents++;
+    engine->counters.zero_extents += record->kind == RECORD_ZERO;
+    return true;
+}
+
+/* --- merges and attempts --- */
+
+/* A MERGE, however it came. */
+struct merge_record {
+    const struct journal_record *record; /* its extents and CRCs are in the arrays here */
+    const struct merge_run_disk *runs;
+    uint32_t run_count;
+    const uint64_t *blocks; /* one per sector with data */
+    const uint32_t *crcs;
+    uint64_t lsn;
+    bool replayed;
+};
+
+static void
+apply_merge_run(struct engine *engine, struct engine_chunk *chunk, const struct merge_record *merge,
+                const struct merge_run_disk *run, uint32_t *data_idx)
+{
+    uint32_t sector = le32_get(run->sector), length = run->count_minus_one + 1u;
+    bool data = run->kind == SECTOR_DATA;
+
+    for (uint32_t done = 0, count; done < length; done += count) {
+        struct leaf_change change = {
+            .lsn = merge->lsn,
+            .version = le64_get(run->version),
+            .stable_version = merge->record->stable_version,
+            .birth = le32_get(run->birth),
+            .first = (uint8_t)((sector + done) % LEAF_SECTORS),
+            .rule = (merge->record->flags & RECORD_MERGE_REPAIR) != 0 ? LEAF_REPAIR : LEAF_MERGE,
+            .kind = run->kind,
+            .blocks = merge->blocks + *data_idx,
+            .crcs = merge->crcs + *data_idx,
+        };
+
+        count = piece_length(sector, length, done);
+        change.count = (uint8_t)count;
+        engine->merge_taken += apply_leaf_change(engine, chunk, (sector + done) / LEAF_SECTORS,
+                                                 &change, merge->replayed);
+        *data_idx += data ? count : 0;
+    }
+}
+
+/* What it does to the chunk, its leaves left out. */
+static void
+apply_merge_chunk(struct engine_chunk *engine_chunk, const struct merge_record *merge)
+{
+    const struct journal_record *record = merge->record;
+    struct chunk *chunk = engine_chunk->chunk;
+    bool repair = (record->flags & RECORD_MERGE_REPAIR) != 0;
+
+    if (!apply_is_news(engine_chunk, merge->lsn) || chunk->state != CHUNK_PRESENT)
+        return;
+    for (uint32_t i = 0; i < merge->run_count && !repair; i++) {
+        const struct merge_run_disk *run = &merge->runs[i];
+
+        if (le64_get(run->version) > record->stable_version)
+            chunk_pending_add_pulled(chunk, le64_get(run->version), le32_get(run->sector),
+                                     run->count_minus_one + 1u);
+    }
+    if (repair || record->number != chunk->attempt || chunk->attempt == 0)
+        return;
+    if (record->offset_sectors > chunk->cursor_sectors)
+        chunk->cursor_sectors = record->offset_sectors;
+    chunk_sources_hear(chunk, record->stable_version);
+}
+
+static void
+apply_merge(struct engine *engine, struct engine_chunk *chunk, const struct merge_record *merge)
+{
+    uint32_t data_idx = 0;
+
+    apply_merge_chunk(chunk, merge);
+    apply_chunk(engine, chunk, merge->lsn);
+    for (uint32_t i = 0; i < merge->run_count; i++)
+        apply_merge_run(engine, chunk, merge, &merge->runs[i], &data_idx);
+    dl_assert(data_idx == merge->record->length_sectors);
+    engine->counters.merges++;
+    engine->counters.repairs += (merge->record->flags & RECORD_MERGE_REPAIR) != 0;
+}
+
+/* Above its step a leaf's sectors are void. */
+static void
+apply_void_leaf(struct engine *engine, struct engine_chunk *chunk,
+                const struct journal_record *record, uint32_t number, uint64_t lsn, bool replayed)
+{
+    uint32_t first = number * LEAF_SECTORS;
+
+    for (uint32_t i = 0; i < record->step_count; i++) {
+        uint32_t begin = record->steps[i].first_sector;
+        uint32_t end = i + 1 < record->step_count ? record->steps[i + 1].first_sector
+                                                  : CHUNK_SECTORS_MAX;
+        struct leaf_change change = {
+            .lsn = lsn, .version = record->steps[i].stable_version, .kind = SECTOR_VOID};
+
+        begin = begin > first ? begin : first;
+        end = end < first + LEAF_SECTORS ? end : first + LEAF_SECTORS;
+        if (begin >= end)
+            continue;
+        change.first = (uint8_t)(begin - first);
+        change.count = (uint8_t)(end - begin);
+        (void)apply_leaf_change(engine, chunk, number, &change, replayed);
+    }
+}
+
+static void
+apply_attempt_chunk(struct engine *engine, struct engine_chunk *chunk,
+                    const struct journal_record *record, uint64_t lsn)
+{
+    struct engine_volume *volume = engine_volume_get(engine, chunk->chunk->key.volume);
+
+    chunk_table_fence_raise(engine->chunks, chunk->chunk->key.volume, record->lease_epoch);
+    dirty_mark(engine, &volume->dirty, lsn);
+    apply_epoch(chunk, record->config_epoch);
+    apply_chunk(engine, chunk, lsn);
+    if (!apply_is_news(chunk, lsn))
+        return;
+    chunk_attempt_begin(chunk->chunk, record->number);
+    /* As they were decided: what was heard last may be forgotten. */
+    memcpy(chunk->chunk->steps, record->steps, sizeof(record->steps));
+    chunk->chunk->step_count = record->step_count;
+    engine->counters.attempts++;
+}
+
+/*
+ * Which leaves had something above the steps nobody knows any more, if the index has the chunk as
+ * it was later.  So all of them: to the others it changes nothing.
+ */
+static int
+replay_attempt(struct engine *engine, struct engine_chunk *chunk,
+               const struct journal_record *record, uint64_t lsn)
+{
+    if (apply_is_news(chunk, lsn) && record->number <= chunk->chunk->attempt)
+        return -DL_E_DISK_DAMAGED;
+    apply_attempt_chunk(engine, chunk, record, lsn);
+    for (uint32_t number = 0; number < chunk->leaf_count; number++)
+        apply_void_leaf(engine, chunk, record, number, lsn, true);
+    return 0;
+}
+
+static void
+apply_report(struct engine *engine, struct engine_chunk *chunk, uint32_t attempt,
+             uint64_t stable_version, uint64_t lsn)
+{
+    if (apply_is_news(chunk, lsn) && attempt == chunk->chunk->attempt && attempt != 0)
+        chunk_sources_hear(chunk->chunk, stable_version);
+    apply_chunk(engine, chunk, lsn);
+    engine->counters.reports++;
+}
+
+static void
+apply_in_sync(struct engine *engine, struct engine_chunk *chunk, uint32_t config_epoch,
+              uint64_t lsn)
+{
+    apply_epoch(chunk, config_epoch);
+    if (apply_is_news(chunk, lsn) && config_epoch > chunk->chunk->attempt)
+        apply_promotion(engine, chunk, config_epoch);
+    apply_chunk(engine, chunk, lsn);
 }
 
 static void
@@ -254,12 +472,12 @@ apply_clear(struct engine *engine, struct engine_chunk *chunk, uint32_t number, 
 
     dl_assert(chunk->chunk->state == CHUNK_DELETING);
     apply_chunk(engine, chunk, lsn);
-    apply_leaf_change(engine, chunk, number, &change, replayed);
+    (void)apply_leaf_change(engine, chunk, number, &change, replayed);
 }
 
 /* --- in service --- */
 
-static void
+static bool
 apply_op_write(struct engine *engine, struct op *op, uint64_t lsn)
 {
     const struct store_write *request = op->write;
@@ -278,11 +496,84 @@ apply_op_write(struct engine *engine, struct op *op, uint64_t lsn)
         .extent_count = op->extent_count,
         .crcs = request->crcs,
         .lsn = lsn,
+        .promotes = op->promotes,
     };
 
-    apply_write(engine, op->chunk, &write);
+    if (!op->applying) {
+        op->applying = true;
+        apply_extents(engine, &write);
+        apply_write_chunk(engine, op->chunk, &write);
+    }
+    if (!apply_write_leaves(engine, op->chunk, &write, &op->applied))
+        return false;
     /* They are the leaf's now. */
     op->extent_count = 0;
+    return true;
+}
+
+static void
+apply_op_merge(struct engine *engine, struct op *op, uint64_t lsn)
+{
+    struct merge *part = merge_of_write(op->write);
+    uint64_t blocks[STORE_IO_SECTORS_MAX];
+    uint32_t count = 0, taken = engine->merge_taken;
+    struct journal_record record = {
+        .kind = RECORD_MERGE,
+        .number = part->request->attempt,
+        .stable_version = part->request->stable_version,
+        .offset_sectors = part->cursor,
+        .length_sectors = part->write.length_sectors,
+        .flags = part->request->repair ? RECORD_MERGE_REPAIR : 0,
+    };
+    struct merge_record merge = {
+        .record = &record,
+        .runs = part->runs,
+        .run_count = part->run_count,
+        .blocks = blocks,
+        .crcs = part->write.crcs,
+        .lsn = lsn,
+    };
+
+    for (uint32_t i = 0; i < op->extent_count; i++) {
+        struct extent extent = op->extents[i];
+
+        alloc_commit(&engine->alloc, extent.block, extent.count);
+        apply_bitmap(engine, extent.block, lsn);
+        for (uint32_t j = 0; j < extent.count; j++)
+            blocks[count++] = extent.block + j;
+    }
+    dl_assert(count == record.length_sectors);
+    apply_merge(engine, op->chunk, &merge);
+    part->taken = engine->merge_taken - taken;
+    op->extent_count = 0;
+}
+
+/* The leaves that the attempt names, a slice of them in a turn. */
+static bool
+apply_op_attempt(struct engine *engine, struct op *op, uint64_t lsn)
+{
+    const struct attempt *attempt = op->attempt;
+    struct journal_record record = {
+        .number = op->number,
+        .config_epoch = attempt->change->config_epoch,
+        .lease_epoch = attempt->change->lease_epoch,
+        .step_count = attempt->step_count,
+    };
+    uint32_t leaves = 0;
+
+    memcpy(record.steps, attempt->steps, sizeof(record.steps));
+    if (!op->applying) {
+        op->applying = true;
+        apply_attempt_chunk(engine, op->chunk, &record, lsn);
+    }
+    for (; op->applied < op->chunk->leaf_count; op->applied++) {
+        if ((attempt->leaves[op->applied / 64] >> (op->applied % 64) & 1) == 0)
+            continue;
+        if (leaves++ == engine->slice_leaves)
+            return false;
+        apply_void_leaf(engine, op->chunk, &record, op->applied, lsn, false);
+    }
+    return true;
 }
 
 static void
@@ -295,16 +586,26 @@ apply_op_bad(struct engine *engine, struct op *op, uint64_t lsn)
     op->extent_count = 0;
 }
 
-void
+bool
 apply_op(struct engine *engine, struct op *op, uint64_t lsn)
 {
     dl_assert(!op->aborted);
     if (op->barrier)
-        return;
+        return true;
     switch (op->kind) {
     case RECORD_WRITE:
     case RECORD_ZERO:
-        apply_op_write(engine, op, lsn);
+        return apply_op_write(engine, op, lsn);
+    case RECORD_MERGE:
+        apply_op_merge(engine, op, lsn);
+        break;
+    case RECORD_ATTEMPT:
+        return apply_op_attempt(engine, op, lsn);
+    case RECORD_REPORT:
+        apply_report(engine, op->chunk, op->number, op->version, lsn);
+        break;
+    case RECORD_IN_SYNC:
+        apply_in_sync(engine, op->chunk, op->number, lsn);
         break;
     case RECORD_CREATE:
         engine->counters.chunks_created++;
@@ -318,6 +619,7 @@ apply_op(struct engine *engine, struct op *op, uint64_t lsn)
         break;
     case RECORD_STABLE:
         engine->counters.stables++;
+        (void)chunk_stable_hear(op->chunk->chunk, op->number, op->version);
         apply_chunk(engine, op->chunk, lsn);
         break;
     case RECORD_FENCE:
@@ -342,6 +644,7 @@ apply_op(struct engine *engine, struct op *op, uint64_t lsn)
     case RECORD_FREE:
         dl_unreachable();
     }
+    return true;
 }
 
 /* --- replay --- */
@@ -375,13 +678,47 @@ replay_write(struct engine *engine, struct engine_chunk *chunk, const struct jou
         .crcs = crcs,
         .lsn = lsn,
         .replayed = true,
+        .promotes = (record->flags & RECORD_WRITE_PROMOTES) != 0,
     };
+    uint32_t applied = 0;
 
     for (uint32_t i = 0; i < record->extent_count; i++)
         extents[i] = extent_get(&record->extents[i]);
     for (uint32_t i = 0; record->kind == RECORD_WRITE && i < record->length_sectors; i++)
         crcs[i] = le32_get(record->crcs[i]);
-    apply_write(engine, chunk, &write);
+    apply_extents(engine, &write);
+    apply_write_chunk(engine, chunk, &write);
+    (void)apply_write_leaves(engine, chunk, &write, &applied);
+}
+
+static void
+replay_merge(struct engine *engine, struct engine_chunk *chunk, const struct journal_record *record,
+             uint64_t lsn)
+{
+    uint64_t blocks[STORE_IO_SECTORS_MAX];
+    uint32_t crcs[STORE_IO_SECTORS_MAX];
+    struct merge_record merge = {
+        .record = record,
+        .runs = record->runs,
+        .run_count = record->run_count,
+        .blocks = blocks,
+        .crcs = crcs,
+        .lsn = lsn,
+        .replayed = true,
+    };
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < record->extent_count; i++) {
+        struct extent extent = extent_get(&record->extents[i]);
+
+        alloc_replay_set(&engine->alloc, extent.block, extent.count);
+        apply_bitmap(engine, extent.block, lsn);
+        for (uint32_t j = 0; j < extent.count; j++)
+            blocks[count++] = extent.block + j;
+    }
+    for (uint32_t i = 0; i < record->length_sectors; i++)
+        crcs[i] = le32_get(record->crcs[i]);
+    apply_merge(engine, chunk, &merge);
 }
 
 static int
@@ -439,8 +776,24 @@ replay_chunk_record(struct engine *engine, const struct journal_record *record, 
         apply_chunk(engine, chunk, lsn);
         break;
     case RECORD_STABLE:
-        (void)chunk_stable_raise(known, record->stable_version);
+        if (apply_is_news(chunk, lsn))
+            (void)chunk_stable_hear(known, record->number, record->stable_version);
         apply_chunk(engine, chunk, lsn);
+        break;
+    case RECORD_MERGE:
+        replay_merge(engine, chunk, record, lsn);
+        break;
+    case RECORD_ATTEMPT:
+        if (replay_attempt(engine, chunk, record, lsn) != 0)
+            return dl_error_set(
+                err, -DL_E_DISK_DAMAGED,
+                "the journal block at LSN %" PRIu64 " begins an attempt that has begun", lsn);
+        break;
+    case RECORD_REPORT:
+        apply_report(engine, chunk, record->number, record->stable_version, lsn);
+        break;
+    case RECORD_IN_SYNC:
+        apply_in_sync(engine, chunk, record->number, lsn);
         break;
     case RECORD_DELETE:
         replay_delete(engine, chunk, lsn);

@@ -64,8 +64,7 @@ change_check_waiting(struct engine *engine)
 
 /* --- start --- */
 
-/* No record: done with the group that everything before it goes with. */
-static void
+void
 change_start_barrier(struct engine *engine, struct store_change *change)
 {
     struct op *op = op_create(engine, RECORD_STABLE, NULL);
@@ -75,7 +74,28 @@ change_start_barrier(struct engine *engine, struct store_change *change)
     op_ready(engine, op);
 }
 
-static void
+void
+change_wait(struct engine *engine, struct engine_chunk *chunk, struct store_change *change,
+            void (*on_done)(struct store_change *change, int err))
+{
+    struct op *op;
+
+    /* As an epoch's: it is done when no slow write of the chunk is left (change_is_done()). */
+    *change = (struct store_change){.kind = STORE_EPOCH, .on_done = on_done};
+    list_init(&change->node);
+    engine->requests++;
+    if (engine->stopped != 0) {
+        engine_finish_change_later(engine, change, engine->stopped);
+        return;
+    }
+    op = op_create(engine, RECORD_EPOCH, chunk);
+    op->barrier = true;
+    op->change = change;
+    op_ready(engine, op);
+    engine_kick(engine);
+}
+
+void
 change_start_record(struct engine *engine, struct store_change *change, enum record_kind kind,
                     struct engine_chunk *chunk, uint32_t number)
 {
@@ -86,14 +106,15 @@ change_start_record(struct engine *engine, struct store_change *change, enum rec
     op_ready(engine, op);
 }
 
-static void
-change_start_fence(struct engine *engine, struct store_change *change)
+void
+change_fence(struct engine *engine, uint64_t volume, uint32_t lease_epoch,
+             struct store_change *change)
 {
     struct op *op = op_create(engine, RECORD_FENCE, NULL);
 
-    chunk_table_fence_raise(engine->chunks, change->key.volume, change->lease_epoch);
-    op->volume = engine_volume_get(engine, change->key.volume);
-    op->number = change->lease_epoch;
+    chunk_table_fence_raise(engine->chunks, volume, lease_epoch);
+    op->volume = engine_volume_get(engine, volume);
+    op->number = lease_epoch;
     op->change = change;
     op_ready(engine, op);
 }
@@ -121,19 +142,36 @@ static int
 change_start_stable(struct engine *engine, struct store_change *change)
 {
     struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
+    struct op *op;
 
     if (chunk == NULL)
         return -DL_E_CHUNK_UNKNOWN;
-    (void)chunk_stable_raise(chunk, change->stable_version);
-    change_start_record(engine, change, RECORD_STABLE, engine_chunk_of(chunk), 0);
+    /* Of another attempt than the chunk's: it says nothing. */
+    if (change->attempt != chunk->attempt) {
+        change_start_barrier(engine, change);
+        return 0;
+    }
+    (void)chunk_stable_hear(chunk, change->attempt, change->stable_version);
+    op = op_create(engine, RECORD_STABLE, engine_chunk_of(chunk));
+    op->change = change;
+    op->number = change->attempt;
+    op->version = change->stable_version;
+    op_ready(engine, op);
     return 0;
+}
+
+void
+change_delete_chunk(struct engine *engine, struct engine_chunk *chunk, struct store_change *change)
+{
+    chunk_table_delete(engine->chunks, chunk->chunk);
+    list_push_back(&engine->deletions, &chunk->deletion_node);
+    change_start_record(engine, change, RECORD_DELETE, chunk, 0);
 }
 
 static void
 change_start_delete(struct engine *engine, struct store_change *change)
 {
     struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
-    struct engine_chunk *private;
 
     /*
      * Unknown, or another one by now.  An earlier deletion of it may still be on its way to the
@@ -143,10 +181,7 @@ change_start_delete(struct engine *engine, struct store_change *change)
         change_start_barrier(engine, change);
         return;
     }
-    private = engine_chunk_of(chunk);
-    chunk_table_delete(engine->chunks, chunk);
-    list_push_back(&engine->deletions, &private->deletion_node);
-    change_start_record(engine, change, RECORD_DELETE, private, 0);
+    change_delete_chunk(engine, engine_chunk_of(chunk), change);
 }
 
 void
@@ -161,7 +196,7 @@ change_start(struct chunk_store *store, struct store_change *change)
     if (err == 0) {
         switch (change->kind) {
         case STORE_FENCE:
-            change_start_fence(engine, change);
+            change_fence(engine, change->key.volume, change->lease_epoch, change);
             break;
         case STORE_EPOCH:
             err = change_start_epoch(engine, change);
@@ -173,9 +208,13 @@ change_start(struct chunk_store *store, struct store_change *change)
             change_start_delete(engine, change);
             break;
         case STORE_IN_SYNC:
+            err = recover_start_in_sync(engine, change);
+            break;
         case STORE_ATTEMPT:
+            err = recover_start_attempt(engine, change);
+            break;
         case STORE_REPORT:
-            err = -DL_E_OPCODE_UNKNOWN; /* nobody asks for it yet */
+            err = recover_start_report(engine, change);
             break;
         }
     }
@@ -194,8 +233,16 @@ change_stable_hint(struct chunk_store *store, const struct chunk_key *key, uint6
     struct engine *engine = engine_of_store(store);
     struct chunk *chunk = chunk_table_find(engine->chunks, key);
 
-    if (chunk == NULL || !chunk_stable_raise(chunk, stable_version) || engine->stopped != 0)
+    if (chunk != NULL)
+        change_stable_heard(engine, engine_chunk_of(chunk), 0, stable_version);
+}
+
+void
+change_stable_heard(struct engine *engine, struct engine_chunk *chunk, uint32_t attempt,
+                    uint64_t stable_version)
+{
+    if (!chunk_stable_hear(chunk->chunk, attempt, stable_version) || engine->stopped != 0)
         return;
-    dirty_mark_unjournaled(engine, &engine_chunk_of(chunk)->dirty);
+    dirty_mark_unjournaled(engine, &chunk->dirty);
     engine_arm_idle(engine);
 }

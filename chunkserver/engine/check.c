@@ -87,10 +87,11 @@ struct check_give_up {
 };
 
 static void
-check_on_give_up(void *context, uint64_t block, uint64_t lsn)
+check_on_give_up(void *context, uint64_t block, uint64_t lsn, bool worn)
 {
     struct check_give_up *give_up = context;
 
+    (void)worn;
     if (give_up->replayed && leaf_was_freed(give_up->check->engine, block, lsn))
         return;
     own_block(give_up->check, give_up->check->map_owners, block,
@@ -155,6 +156,11 @@ check_memory_leaf(struct check *check, const struct leaf *leaf)
     struct leaf_sector sectors[LEAF_SECTORS];
 
     if (leaf->state == LEAF_LOADED) {
+        if (leaf->damaged) {
+            check_problem(check, "leaf %u of chunk %" PRIu64 " could not be understood\n",
+                          leaf->number, leaf->chunk->chunk->local_id);
+            check->unreadable = true;
+        }
         own_sectors(check, leaf->sectors, leaf->chunk->chunk->local_id, leaf->number);
     } else if (leaf->state == LEAF_CORRUPT) {
         check_problem(check, "leaf %u of chunk %" PRIu64 " could not be read\n", leaf->number,
@@ -237,6 +243,8 @@ check_under_way(struct check *check)
             own_op(check, op, group);
         for (size_t i = 0; i < group->freed.count; i++)
             own_run(check, check->map_owners, group->freed.items[i], "a FREE record under way");
+        for (size_t i = 0; i < group->worn.count; i++)
+            own_run(check, check->map_owners, group->worn.items[i], "a BAD record under way");
     }
 }
 
@@ -267,7 +275,7 @@ check_map(struct check *check)
         if (!alloc_run_is_valid(alloc, block, 1))
             continue;
         free_blocks += !map && !limbo;
-        if (map && check->map_owners[block] == 0)
+        if (map && check->map_owners[block] == 0 && !check->engine->leaves_lost)
             check_problem(check, "block %" PRIu64 " is in use, but has no owner\n", block);
         if (!map && check->map_owners[block] > 0)
             check_problem(check, "block %" PRIu64 " has an owner, but is not in use%s\n", block,

@@ -15,6 +15,7 @@
 #define CACHE_BYTES_DEFAULT     (UINT64_C(64) << 20)
 #define RECORDS_MAX_DEFAULT     262144u
 #define WRITEBACK_ITEMS_DEFAULT 512u /* their leaves are read in one chain, before others' */
+#define SLICE_LEAVES_DEFAULT    256u /* 64 MiB of zeroes */
 #define IDLE_MARK_DEFAULT       (1000 * NS_PER_MS)
 #define IDLE_WRITEBACK_DEFAULT  (5000 * NS_PER_MS)
 
@@ -124,6 +125,8 @@ done_on_task(struct env_task *task)
 static void
 engine_turn(struct engine *engine)
 {
+    if (engine->applying && engine->stopped == 0)
+        group_ack_all(engine);
     delete_step(engine);
     /*
      * What write-back stages can want a block, and a block that finds no room can want write-back.
@@ -287,6 +290,9 @@ static const struct chunk_store_ops engine_ops = {
     .write_start = write_start,
     .read_start = read_start,
     .change_start = change_start,
+    .pull_start = pull_start,
+    .voids_start = voids_start,
+    .merge_start = merge_start,
     .stable_hint = change_stable_hint,
     .turn_end = engine_turn_end,
     .get_stats = engine_get_stats,
@@ -333,6 +339,10 @@ engine_init_memory(struct engine *engine)
     freelist_init(&engine->chunks_pool, sizeof(struct engine_chunk), 64);
     freelist_init(&engine->volumes_pool, sizeof(struct engine_volume), 16);
     freelist_init(&engine->bad_pool, sizeof(struct bad_block), 16);
+    freelist_init(&engine->attempts_pool, sizeof(struct attempt), 4);
+    freelist_init(&engine->merges_pool, sizeof(struct merge), 1);
+    freelist_init(&engine->pulls_pool, pull_bytes(), 1);
+    freelist_init(&engine->voids_pool, voids_bytes(), 1);
 }
 
 struct engine *
@@ -353,6 +363,8 @@ engine_create(struct env *env, struct disk *disk, struct index *index,
     engine->idle_mark_ns = options->idle_mark_ns != 0 ? options->idle_mark_ns : IDLE_MARK_DEFAULT;
     engine->idle_writeback_ns = options->idle_writeback_ns != 0 ? options->idle_writeback_ns
                                                                 : IDLE_WRITEBACK_DEFAULT;
+    engine->slice_leaves = options->slice_leaves != 0 ? options->slice_leaves
+                                                      : SLICE_LEAVES_DEFAULT;
     engine_init_lists(engine);
     engine_init_memory(engine);
     engine->chunks = chunk_table_create();
@@ -372,11 +384,13 @@ static void
 engine_fini_memory(struct engine *engine)
 {
     struct freelist *lists[] = {
-        &engine->ops,         &engine->extents,      &engine->leaves,
-        &engine->sectors,     &engine->deltas_one,   &engine->deltas_few,
-        &engine->deltas_many, &engine->loads_pool,   &engine->delete_waiters,
-        &engine->read_ops,    &engine->read_ios,     &engine->data_ios,
-        &engine->chunks_pool, &engine->volumes_pool, &engine->bad_pool,
+        &engine->ops,           &engine->extents,      &engine->leaves,
+        &engine->sectors,       &engine->deltas_one,   &engine->deltas_few,
+        &engine->deltas_many,   &engine->loads_pool,   &engine->delete_waiters,
+        &engine->read_ops,      &engine->read_ios,     &engine->data_ios,
+        &engine->chunks_pool,   &engine->volumes_pool, &engine->bad_pool,
+        &engine->attempts_pool, &engine->merges_pool,  &engine->pulls_pool,
+        &engine->voids_pool,
     };
 
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)

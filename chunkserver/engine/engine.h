@@ -62,6 +62,7 @@ struct engine_options {
     uint32_t writeback_items;   /* leaves and other values in one index batch; 512 */
     uint64_t idle_mark_ns;      /* a block with the mark alone after so much idle time; 1 s */
     uint64_t idle_writeback_ns; /* everything is written back after so much idle time; 5 s */
+    uint32_t slice_leaves;      /* leaves changed by one record in one turn; 256 */
 };
 
 /*
@@ -116,6 +117,7 @@ void engine_identity(const struct engine *engine, struct engine_identity *ret_id
     X(fences, "fences applied")                                                              \
     X(epochs, "config epochs raised by a request of their own")                              \
     X(stables, "stable versions confirmed by a request of their own")                        \
+    X(applied_in_slices, "turns in which a record that changes many leaves was not done")    \
     X(chunks_created, "chunks created")                                                      \
     X(chunks_deleted, "deletions applied")                                                   \
     X(leaves_cleared, "leaves of deleted chunks given back")                                 \
@@ -147,9 +149,20 @@ void engine_identity(const struct engine *engine, struct engine_identity *ret_id
     X(replay_dropped_blocks, "journal blocks dropped at open")                               \
     X(replay_foreign_blocks, "blocks of an earlier incarnation behind the end")
 
+/* ... of slots that recover, and of damage. */
+#define ENGINE_RECOVERY_COUNTERS(X)           \
+    X(attempts, "recovery attempts begun")    \
+    X(promotions, "chunks in-sync again")     \
+    X(reports, "ends of pulling noted")       \
+    X(merges, "parts of merges applied")      \
+    X(repairs, "of these: repairs")           \
+    X(pulls, "windows given to another slot") \
+    X(leaves_damaged, "leaves that could not be understood: void")
+
 struct engine_counters {
 #define X(name, meaning) uint64_t name;
     ENGINE_COUNTERS(X)
+    ENGINE_RECOVERY_COUNTERS(X)
 #undef X
 };
 
@@ -164,7 +177,8 @@ bool engine_is_quiet(const struct engine *engine);
 /*
  * Compare the allocation map with the leaves, in memory and in the index: each block in use must
  * belong to exactly one sector of one leaf, to a write in flight, to the queue of blocks given up,
- * to the quarantine, or be bad; each other block must be free.  NULL: they agree; otherwise a
+ * to the quarantine, or be bad; each other block must be free.  (If leaves were lost, blocks that
+ * were theirs are in use and belong to nothing: that is left out.)  NULL: they agree; otherwise a
  * malloc'ed text that names the first few differences.  Blocks, and takes a byte per block.  At any
  * moment between two events of the loop.
  */

@@ -8,6 +8,7 @@
  *     apply.c                       what an acknowledged, or replayed, record does
  *     leaf_cache.c                  which leaves are in memory, loading them
  *     delete.c                      giving back the space of deleted chunks
+ *     recover.c, merge.c, pull.c    a slot that recovers, and the one it recovers from
  *     writeback.c, stage.c          memory to index, the ring's tail
  *     index_values.c                keys and values of the index
  *     replay.c                      the ring at open
@@ -83,6 +84,7 @@ struct leaf {
     enum leaf_state state;
     bool stored;        /* the index has its key, as far as we know */
     bool staged;        /* its content is on the way to the index */
+    bool damaged;       /* loaded, but the stored part could not be understood: void */
     bool checked;       /* for engine_check() */
     bool pinned;        /* those who waited for it are being called */
     bool for_writeback; /* the write-back has it in its batch */
@@ -125,9 +127,11 @@ struct engine_chunk {
     uint32_t leaf_count;    /* no leaf at or above it has, or had, a key or a change */
     uint32_t refs;          /* ops, and reads that wait: it is not forgotten before they end */
     uint64_t last_lsn;      /* of the last record that names it */
+    uint64_t stored_lsn;    /* at open: the index had what records up to it did to the table */
     uint64_t version_max;   /* started in this life, or durable */
     uint32_t epoch_durable; /* what of the chunk's config epoch would survive a crash */
     struct list writes;     /* struct op.chunk_node: started, not acknowledged */
+    struct list attempts;   /* struct attempt.node: the first is being begun, the others wait */
     /* deletion */
     struct list deletion_node; /* engine.deletions, later engine.cleared */
     bool deletion_durable;
@@ -161,6 +165,8 @@ struct op {
     bool joined;    /* its data goes, or went, ahead of its group */
     bool io_failed; /* ... and a part of it failed */
     bool slow;      /* in engine.slow: may be acknowledged after what was started later */
+    bool promotes;  /* WRITE, ZERO: of a chunk that was recovering */
+    bool applying;  /* begun to be applied; `applied` sectors are done */
     uint8_t attempts;
     int err; /* what its requester gets */
     struct engine_chunk *chunk;
@@ -171,9 +177,12 @@ struct op {
     struct list chunk_node;
     struct list slow_node;
     uint64_t start_seq;
-    uint32_t number;     /* CLEAR: leaf; ABORT: record_idx */
-    uint64_t lsn;        /* ABORT: of the block */
-    uint32_t record_idx; /* in its group */
+    struct attempt *attempt; /* ATTEMPT */
+    uint64_t version;        /* STABLE, REPORT: the version */
+    uint32_t applied;        /* what is done: sectors, or leaves */
+    uint32_t number;         /* CLEAR: leaf; ABORT: record_idx; STABLE, REPORT: attempt */
+    uint64_t lsn;            /* ABORT: of the block */
+    uint32_t record_idx;     /* in its group */
     uint32_t extent_count;
     struct extent *extents; /* handed out, not committed */
     struct extent extents_inline[OP_EXTENTS_INLINE];
@@ -214,6 +223,7 @@ struct group {
     uint32_t aborts_missing;   /* ABORT records that are not composed yet */
     uint64_t aborts_lsn;       /* the last group that carries one of them; 0: none */
     VEC(struct extent) freed;  /* of its FREE records */
+    VEC(struct extent) worn;   /* of its BAD records: blocks that were repaired */
     VEC(struct extent) failed; /* data that could not be written */
     struct disk_io journal_io;
     uint8_t *buffer; /* JOURNAL_BYTES_MAX, aligned */
@@ -227,6 +237,40 @@ struct group {
 struct ring_stretch {
     uint64_t end_lsn;
     uint32_t record_count;
+};
+
+/* --- recovery --- */
+
+/* STORE_ATTEMPT on its way. */
+struct attempt {
+    struct list node;
+    struct engine *engine;
+    struct engine_chunk *chunk;
+    struct store_change *change;
+    struct store_change barrier; /* of its own: what was accepted before is durable */
+    bool begun;
+    struct chunk_step steps[CHUNK_STEPS_MAX];
+    uint32_t step_count;
+    uint32_t leaf_count; /* of them: what may have something above the steps */
+    uint64_t leaves[CHUNK_LEAVES_MAX / 64];
+};
+
+/* A part of a store_merge that fits into a record: its data is a write. */
+struct merge {
+    struct store_write write;
+    struct engine *engine;
+    struct engine_chunk *chunk;
+    struct store_merge *request;
+    uint32_t next;      /* sector of the request at which the next part begins */
+    uint32_t data_next; /* ... of those with data */
+    uint32_t cursor;    /* of this part: 0, or the request's with the last one */
+    struct leaf_range pinned;
+    struct leaf_waiter waiter;
+    uint32_t sector_count; /* of this part */
+    uint32_t run_count;
+    uint32_t taken;
+    struct merge_run_disk runs[STORE_IO_SECTORS_MAX];
+    uint32_t crcs[STORE_IO_SECTORS_MAX];
 };
 
 /* --- reads --- */
@@ -299,6 +343,7 @@ struct engine {
     uint64_t cache_budget, idle_mark_ns, idle_writeback_ns;
     uint32_t records_max, writeback_items_max;
     bool was_clean, damaged;
+    bool leaves_lost; /* leaves could not be understood: blocks may be in use without an owner */
     int stopped;
 
     struct chunk_table *chunks;
@@ -325,6 +370,9 @@ struct engine {
     struct list slow;
     struct list barriers_waiting; /* durable fences and epochs that wait for slow ops */
     uint64_t start_seq;
+    bool applying;         /* the first group is being applied, in several turns */
+    uint32_t slice_leaves; /* at most so many leaves change in a turn by one record */
+    uint32_t merge_taken;  /* sectors taken by merges; counts up */
     uint64_t debt_sectors; /* of deltas and unacknowledged records: blocks that may be given up */
     struct ring_stretch *stretches; /* a queue */
     uint32_t stretch_head, stretch_count, stretch_capacity;
@@ -366,7 +414,8 @@ struct engine {
     void *stop_buffer;
 
     struct freelist ops, extents, leaves, sectors, deltas_one, deltas_few, deltas_many, loads_pool,
-        delete_waiters, read_ops, read_ios, data_ios, chunks_pool, volumes_pool, bad_pool;
+        delete_waiters, read_ops, read_ios, data_ios, chunks_pool, volumes_pool, bad_pool,
+        attempts_pool, merges_pool, pulls_pool, voids_pool;
     struct store_stats stats;
     struct engine_counters counters;
 };
@@ -422,6 +471,20 @@ void write_start(struct chunk_store *store, struct store_write *write);
 void change_start(struct chunk_store *store, struct store_change *change);
 void change_stable_hint(struct chunk_store *store, const struct chunk_key *key,
                         uint64_t stable_version);
+/* No record: done with the group that everything before it goes with. */
+void change_start_barrier(struct engine *engine, struct store_change *change);
+void change_delete_chunk(struct engine *engine, struct engine_chunk *chunk,
+                         struct store_change *change);
+void change_fence(struct engine *engine, uint64_t volume, uint32_t lease_epoch,
+                  struct store_change *change);
+/*
+ * No record: change->on_done when all of this chunk that was started before is durable and applied,
+ * or aborted.
+ */
+void change_wait(struct engine *engine, struct engine_chunk *chunk, struct store_change *change,
+                 void (*on_done)(struct store_change *change, int err));
+void change_start_record(struct engine *engine, struct store_change *change, enum record_kind kind,
+                         struct engine_chunk *chunk, uint32_t number);
 /* A chunk comes into being: its CREATE record is ready. */
 struct engine_chunk *engine_chunk_create(struct engine *engine, const struct chunk_key *key,
                                          uint32_t incarnation, struct op **ret_op);
@@ -430,8 +493,44 @@ void change_check_waiting(struct engine *engine);
 /* A fence's or epoch's record is durable.  Returns false if it must wait for slow ops. */
 bool change_is_done(const struct engine *engine, const struct op *op);
 void read_start(struct chunk_store *store, struct store_read *read);
+/* A write of data or zeroes, or a part of a merge, gets its blocks and goes on. */
+void write_go(struct engine *engine, struct op *op);
+struct op *write_op_create(struct engine *engine, struct engine_chunk *chunk,
+                           struct store_write *write, enum record_kind kind);
+/* No record of its own carries it: goes to the index some time. */
+void change_stable_heard(struct engine *engine, struct engine_chunk *chunk, uint32_t attempt,
+                         uint64_t stable_version);
 /* The number below which no read is under way. */
 uint64_t read_seq_min(const struct engine *engine);
+
+/* --- read.c, for pull.c --- */
+struct read_op *read_op_create(struct engine *engine, struct store_read *read,
+                               struct engine_chunk *chunk);
+/* The op is over; its request is returned. */
+struct store_read *read_op_end(struct read_op *op);
+/* Sectors [first, first + count) of the buffer come from blocks from `block` on. */
+void read_submit(struct read_op *op, uint32_t first, uint32_t count, uint64_t block);
+/* The first leaf of the range that is not in memory yet; NULL: all are there. */
+struct leaf *leaf_range_missing(struct engine *engine, struct engine_chunk *chunk,
+                                struct leaf_range range);
+bool leaf_range_is_corrupt(const struct engine_chunk *chunk, struct leaf_range range);
+
+/* --- recover.c, merge.c, pull.c --- */
+int recover_start_attempt(struct engine *engine, struct store_change *change);
+int recover_start_in_sync(struct engine *engine, struct store_change *change);
+int recover_start_report(struct engine *engine, struct store_change *change);
+/* A chunk begins an attempt: nothing else may change it. */
+bool recover_is_beginning(const struct engine_chunk *chunk);
+void merge_start(struct chunk_store *store, struct store_merge *request);
+static inline struct merge *
+merge_of_write(struct store_write *write)
+{
+    return list_entry(write, struct merge, write);
+}
+void pull_start(struct chunk_store *store, struct store_pull *pull);
+size_t pull_bytes(void);
+void voids_start(struct chunk_store *store, struct store_voids *voids);
+size_t voids_bytes(void);
 
 /* --- ring.c --- */
 /* Ring in use by what cannot be overwritten yet, and by what is bound to follow; in units. */
@@ -453,6 +552,8 @@ uint64_t ring_records_below(const struct engine *engine, uint64_t lsn);
 /* --- group.c, group_done.c --- */
 void group_close_all(struct engine *engine);
 void group_io_done(struct group *group);
+/* What is durable is applied and acknowledged, in order. */
+void group_ack_all(struct engine *engine);
 /* The blocks of the group's FREE records are free, or in quarantine. */
 void group_apply_freed(struct engine *engine, struct group *group);
 /* The store has stopped: give up the groups that have no I/O under way. */
@@ -470,13 +571,17 @@ void dirty_init(struct dirty *dirty, enum dirty_kind kind);
 void dirty_mark(struct engine *engine, struct dirty *dirty, uint64_t lsn);
 /* Changed by something that has no record and may be lost: goes to the index some time. */
 void dirty_mark_unjournaled(struct engine *engine, struct dirty *dirty);
-void apply_op(struct engine *engine, struct op *op, uint64_t lsn);
+/* Returns whether it is done: what changes many leaves goes on when it is called again. */
+bool apply_op(struct engine *engine, struct op *op, uint64_t lsn);
 int apply_record(struct engine *engine, const struct journal_record *record, uint64_t lsn,
                  struct dl_error *err);
 void apply_bitmap(struct engine *engine, uint64_t block, uint64_t lsn);
 struct bad_block *bad_add(struct engine *engine, uint64_t block);
-void apply_leaf_change(struct engine *engine, struct engine_chunk *chunk, uint32_t number,
-                       const struct leaf_change *change, bool replayed);
+/* A block that was repaired is on the list of bad ones. */
+void apply_worn(struct engine *engine, struct extent extent, uint64_t lsn);
+/* Returns how many sectors took it, 0 if the leaf is not in memory. */
+uint32_t apply_leaf_change(struct engine *engine, struct engine_chunk *chunk, uint32_t number,
+                           const struct leaf_change *change, bool replayed);
 
 static inline struct engine_chunk *
 engine_chunk_of(const struct chunk *chunk)
@@ -576,6 +681,7 @@ void index_chunk_encode(const struct engine_chunk *chunk, void *ret_value);
 int index_load_now(struct engine *engine, struct index_position *ret_position, bool *ret_found,
                    struct dl_error *err);
 uint32_t index_fence_encode(uint32_t lease_epoch, struct index_fence_disk *ret);
+uint32_t index_lost_encode(struct index_lost_disk *ret);
 uint32_t index_bad_encode(uint64_t lsn, struct index_bad_disk *ret);
 uint32_t index_bitmap_encode(const struct alloc *alloc, uint32_t page, uint64_t lsn,
                              struct index_bitmap_disk *ret);

@@ -93,21 +93,22 @@ static_assert(offsetof(struct journal_header_disk, record_count) == 64, "journal
 
 /* Numbers are on disk: never used again. */
 enum record_kind {
-    RECORD_WRITE = 1,  /* data in blocks */
-    RECORD_ZERO = 2,   /* a zero extent */
-    RECORD_CREATE = 3, /* a chunk comes into being */
-    RECORD_EPOCH = 4,  /* config epoch of a chunk */
-    RECORD_STABLE = 5, /* stable version of a chunk */
-    RECORD_FENCE = 6,  /* lease epoch of a volume */
-    RECORD_DELETE = 7, /* a chunk is gone, its space follows by CLEAR */
-    RECORD_CLEAR = 8,  /* all sectors of a leaf of a deleted chunk become holes */
-    RECORD_FREE = 9,   /* blocks that changes of earlier blocks gave up may be used again */
-    RECORD_ABORT = 10, /* a record of an earlier block never happened */
-    RECORD_BAD = 11,   /* blocks that failed a write: never used again */
-    /*
-     * 12 to 31: kept for relocation, repair, voiding, undo, trimming of snapshots, forgetting of
-     * zeroes
-     */
+    RECORD_WRITE = 1,    /* data in blocks */
+    RECORD_ZERO = 2,     /* a zero extent */
+    RECORD_CREATE = 3,   /* a chunk comes into being */
+    RECORD_EPOCH = 4,    /* config epoch of a chunk */
+    RECORD_STABLE = 5,   /* stable version of a chunk */
+    RECORD_FENCE = 6,    /* lease epoch of a volume */
+    RECORD_DELETE = 7,   /* a chunk is gone, its space follows by CLEAR */
+    RECORD_CLEAR = 8,    /* all sectors of a leaf of a deleted chunk become holes */
+    RECORD_FREE = 9,     /* blocks that changes of earlier blocks gave up may be used again */
+    RECORD_ABORT = 10,   /* a record of an earlier block never happened */
+    RECORD_BAD = 11,     /* blocks that failed a write, or were repaired: never used again */
+    RECORD_ATTEMPT = 12, /* a recovery attempt begins: what is above its steps is void */
+    RECORD_REPORT = 13,  /* ... its pulling has ended */
+    RECORD_IN_SYNC = 14, /* ... it is over: the chunk was promoted */
+    RECORD_MERGE = 15,   /* sectors pulled from another slot, or repaired from it */
+    /* 16 to 31: kept for relocation, undo, trimming of snapshots, forgetting of zeroes */
 };
 
 struct record_header_disk {
@@ -137,9 +138,12 @@ struct record_write_disk {
     le32 offset_sectors;
     le32 length_sectors;
     le16 extent_count;
-    le16 reserved;
+    le16 flags; /* enum record_write_flags */
 };
 static_assert(sizeof(struct record_write_disk) == 48, "write record");
+enum record_write_flags {
+    RECORD_WRITE_PROMOTES = 1u << 0, /* the chunk was recovering, and is not any more */
+};
 #define RECORD_WRITE_BYTES_MAX \
     (sizeof(struct record_write_disk) + 256 * (sizeof(struct extent_disk) + sizeof(le32)))
 static_assert(sizeof(struct journal_header_disk) + RECORD_WRITE_BYTES_MAX <= UNIT_BYTES,
@@ -155,14 +159,69 @@ struct record_create_disk {
 };
 static_assert(sizeof(struct record_create_disk) == 32, "create record");
 
-/* RECORD_EPOCH, RECORD_STABLE, RECORD_DELETE, RECORD_CLEAR: one number of a chunk. */
+/*
+ * RECORD_EPOCH, RECORD_STABLE, RECORD_DELETE, RECORD_CLEAR, RECORD_REPORT, RECORD_IN_SYNC: one or
+ * two numbers of a chunk.
+ */
 struct record_chunk_disk {
     struct record_header_disk header;
-    le32 number; /* EPOCH: config epoch; CLEAR: the leaf */
+    le32 number; /* EPOCH, IN_SYNC: config epoch; CLEAR: the leaf; STABLE, REPORT: attempt */
     le64 local_id;
-    le64 value; /* STABLE: stable version */
+    le64 value; /* STABLE, REPORT: stable version */
 };
 static_assert(sizeof(struct record_chunk_disk) == 24, "chunk record");
+
+#define STEPS_DISK 4u
+struct step_disk {
+    le32 first_sector;
+    le32 reserved;
+    le64 stable_version;
+};
+static_assert(sizeof(struct step_disk) == 16, "step");
+
+struct record_attempt_disk {
+    struct record_header_disk header;
+    le32 attempt;
+    le64 local_id;
+    le32 config_epoch;
+    le32 lease_epoch; /* the volume's fence rises to it */
+    le32 step_count;
+    le32 reserved;
+    struct step_disk steps[STEPS_DISK];
+};
+static_assert(sizeof(struct record_attempt_disk) == 96, "attempt record");
+
+/* This, run_count runs, extent_count extents, one le32 CRC per sector with data. */
+struct record_merge_disk {
+    struct record_header_disk header;
+    le32 attempt;
+    le64 local_id;
+    le64 stable_version; /* of the source */
+    le32 cursor_sectors; /* all below it has been pulled; 0: it stays */
+    le16 run_count;
+    le16 extent_count;
+    le16 data_sectors;
+    le16 flags; /* enum record_merge_flags */
+    le32 reserved;
+};
+static_assert(sizeof(struct record_merge_disk) == 40, "merge record");
+enum record_merge_flags {
+    RECORD_MERGE_REPAIR = 1u << 0, /* takes the place of exactly the same version */
+};
+
+struct merge_run_disk {
+    le32 sector;
+    uint8_t count_minus_one;
+    uint8_t kind; /* enum sector_kind */
+    le16 reserved;
+    le32 birth;
+    le32 reserved_1;
+    le64 version;
+};
+static_assert(sizeof(struct merge_run_disk) == 24, "merge run");
+/* So many bytes of runs, extents and CRCs fit into a record, and it into the smallest block. */
+#define RECORD_MERGE_BODY_MAX \
+    (UNIT_BYTES - sizeof(struct journal_header_disk) - sizeof(struct record_merge_disk))
 
 struct record_fence_disk {
     struct record_header_disk header;
@@ -194,6 +253,7 @@ static_assert(sizeof(struct record_extents_disk) == 8, "extents record");
 #define INDEX_KEPT     'K' /* K, local id u64, leaf u32, snapshot u32: reserved for snapshots */
 #define INDEX_BITMAP   'B' /* B, page u32 */
 #define INDEX_BAD      'X' /* X, block u64 */
+#define INDEX_LOST     'Z' /* Z: leaves were lost, blocks that were theirs stay in use */
 
 #define INDEX_VALUE_FORMAT 1u
 
@@ -223,15 +283,28 @@ struct index_chunk_disk {
     le32 state;      /* enum chunk_state */
     le32 leaf_count; /* no leaf at or above it has a key, or had one */
     le32 pending_count;
-    le32 reserved;
+    le32 recovery_bytes; /* behind the pending writes: a struct index_recovery_disk, or 0 */
 };
 static_assert(sizeof(struct index_chunk_disk) == 64, "chunk value");
+
+/* Of a recovering chunk. */
+struct index_recovery_disk {
+    le32 attempt;
+    le32 cursor_sectors;
+    le64 heard_version;
+    le64 reported_version;
+    le32 step_count;
+    le32 reserved;
+    struct step_disk steps[STEPS_DISK];
+};
+static_assert(sizeof(struct index_recovery_disk) == 96, "recovery value");
 
 struct pending_disk {
     le64 version;
     le32 offset_sectors;
-    le32 length_sectors;
+    le32 length_sectors; /* highest bit: PENDING_PULLED */
 };
+#define PENDING_PULLED (1u << 31)
 static_assert(sizeof(struct pending_disk) == 16, "pending write");
 
 struct index_fence_disk {
@@ -239,6 +312,12 @@ struct index_fence_disk {
     le32 lease_epoch;
 };
 static_assert(sizeof(struct index_fence_disk) == 8, "fence value");
+
+struct index_lost_disk {
+    le32 crc;
+    le32 reserved;
+};
+static_assert(sizeof(struct index_lost_disk) == 8, "lost leaves value");
 
 struct index_bad_disk {
     le32 crc;

@@ -57,6 +57,7 @@ group_free_list(struct list *groups)
         struct group *group = list_entry(list_pop_front(groups), struct group, node);
 
         vec_fini(&group->freed);
+        vec_fini(&group->worn);
         vec_fini(&group->failed);
         free(group->ios);
         free(group->iovs);
@@ -75,9 +76,16 @@ group_free_all(struct engine *engine)
 /* --- compose --- */
 
 static bool
-op_has_blocks(const struct op *op)
+op_is_write(const struct op *op)
 {
     return op->kind == RECORD_WRITE || op->kind == RECORD_ZERO;
+}
+
+/* Data of it goes to the disk with its group. */
+static bool
+op_has_data(const struct op *op)
+{
+    return (op->kind == RECORD_WRITE || op->kind == RECORD_MERGE) && !op->joined && !op->barrier;
 }
 
 /* Blocks that the op may give up when it is applied. */
@@ -86,8 +94,12 @@ op_debt(const struct op *op)
 {
     if (op->barrier)
         return 0;
-    if (op_has_blocks(op))
+    if (op_is_write(op))
         return op->write->length_sectors;
+    if (op->kind == RECORD_ATTEMPT)
+        return op->attempt->leaf_count * LEAF_SECTORS;
+    if (op->kind == RECORD_MERGE)
+        return merge_of_write(op->write)->sector_count;
     return op->kind == RECORD_CLEAR ? LEAF_SECTORS : 0;
 }
 
@@ -98,6 +110,9 @@ op_record_bytes(const struct op *op)
         return 0;
     if (op->kind == RECORD_WRITE)
         return journal_record_bytes(op->kind, op->extent_count, op->write->length_sectors);
+    if (op->kind == RECORD_MERGE)
+        return journal_merge_bytes(merge_of_write(op->write)->run_count, op->extent_count,
+                                   op->write->length_sectors);
     return journal_record_bytes(op->kind, op->extent_count, 0);
 }
 
@@ -125,10 +140,29 @@ compose_write(struct journal_compose *compose, struct op *op)
         .birth = write->birth,
         .offset_sectors = write->offset_sectors,
         .length_sectors = write->length_sectors,
+        .flags = op->promotes ? RECORD_WRITE_PROMOTES : 0,
     };
 
     op->record_idx = journal_put_write(compose, &record, op->extents, op->extent_count,
                                        write->crcs);
+}
+
+static void
+compose_merge(struct journal_compose *compose, struct op *op)
+{
+    const struct merge *merge = merge_of_write(op->write);
+    struct journal_record record = {
+        .kind = RECORD_MERGE,
+        .local_id = op->chunk->chunk->local_id,
+        .number = merge->request->attempt,
+        .stable_version = merge->request->stable_version,
+        .offset_sectors = merge->cursor,
+        .length_sectors = op->write->length_sectors,
+        .flags = merge->request->repair ? RECORD_MERGE_REPAIR : 0,
+    };
+
+    op->record_idx = journal_put_merge(compose, &record, merge->runs, merge->run_count, op->extents,
+                                       op->extent_count, op->write->crcs);
 }
 
 static void
@@ -147,16 +181,20 @@ static void
 compose_other(struct journal_compose *compose, struct op *op)
 {
     struct journal_record record = {.kind = op->kind, .number = op->number, .lsn = op->lsn};
-    const struct store_change *change = op->change;
-
+    record.version = op->version;
+    record.stable_version = op->version;
+    if (op->kind == RECORD_ATTEMPT) {
+        record.config_epoch = op->attempt->change->config_epoch;
+        record.lease_epoch = op->attempt->change->lease_epoch;
+        record.step_count = op->attempt->step_count;
+        memcpy(record.steps, op->attempt->steps, sizeof(record.steps));
+    }
     if (op->chunk != NULL) {
         record.local_id = op->chunk->chunk->local_id;
         record.key = op->chunk->chunk->key;
     }
-    if (op->kind == RECORD_STABLE)
-        record.stable_version = change->stable_version;
     if (op->kind == RECORD_FENCE)
-        record.key.volume = change->key.volume;
+        record.key.volume = op->volume->volume->volume;
     op->record_idx = journal_put(compose, &record);
 }
 
@@ -173,8 +211,10 @@ group_take_op(struct engine *engine, struct group *group, struct journal_compose
     engine->debt_sectors += debt;
     if (op->barrier)
         return;
-    if (op_has_blocks(op)) {
+    if (op_is_write(op)) {
         compose_write(compose, op);
+    } else if (op->kind == RECORD_MERGE) {
+        compose_merge(compose, op);
     } else if (op->kind == RECORD_BAD) {
         compose_runs(compose, op);
     } else {
@@ -229,26 +269,39 @@ group_take_ready(struct engine *engine, struct group *group, struct journal_comp
     }
 }
 
-static void
-group_take_freed(struct engine *engine, struct group *group, struct journal_compose *compose)
+/* One record: of what may be used again, or of what is worn.  Returns false if nothing was put. */
+static bool
+group_take_queue(struct engine *engine, struct group *group, struct journal_compose *compose)
 {
     struct extent run;
+    bool worn, next_worn, any = false;
 
-    if (journal_room_bytes(compose) <
-        sizeof(struct record_extents_disk) + sizeof(struct extent_disk))
-        return;
-    journal_put_runs_begin(compose, RECORD_FREE);
-    while (alloc_queue_peek(&engine->alloc, &run)) {
+    if (!alloc_queue_peek(&engine->alloc, &run, &worn) ||
+        journal_room_bytes(compose) <
+            sizeof(struct record_extents_disk) + sizeof(struct extent_disk))
+        return false;
+    journal_put_runs_begin(compose, worn ? RECORD_BAD : RECORD_FREE);
+    while (alloc_queue_peek(&engine->alloc, &run, &next_worn) && next_worn == worn) {
         uint32_t put = journal_put_run(compose, run.block, run.count);
+        struct extent part = {.block = run.block, .count = put};
         int err;
 
         if (put == 0)
             break;
         alloc_queue_pop(&engine->alloc, put);
-        err = vec_push(&group->freed, ((struct extent){.block = run.block, .count = put}));
+        err = worn ? vec_push(&group->worn, part) : vec_push(&group->freed, part);
         dl_assert(err == 0);
+        any = true;
     }
     journal_put_runs_end(compose);
+    return any;
+}
+
+static void
+group_take_freed(struct engine *engine, struct group *group, struct journal_compose *compose)
+{
+    while (group_take_queue(engine, group, compose))
+        ;
     if (DLBLK_MUTANT(reuse_before_durable)) {
         group_apply_freed(engine, group);
         vec_clear(&group->freed);
@@ -337,13 +390,13 @@ group_collect_data(struct group *group)
     struct op *op;
 
     list_for_each_entry (op, &group->ops, node)
-        if (op->kind == RECORD_WRITE && !op->joined && !op->barrier)
+        if (op_has_data(op))
             extent_count += op->extent_count;
     group_reserve_ios(group, extent_count);
     list_for_each_entry (op, &group->ops, node) {
         const uint8_t *payload;
 
-        if (op->kind != RECORD_WRITE || op->joined || op->barrier)
+        if (!op_has_data(op))
             continue;
         payload = op->write->payload;
         for (uint32_t i = 0; i < op->extent_count; i++) {

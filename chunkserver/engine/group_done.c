@@ -28,7 +28,7 @@ extent_overlaps(struct extent a, struct extent b)
 static bool
 op_has_failed(const struct group *group, const struct op *op)
 {
-    if (op->kind != RECORD_WRITE || op->joined || op->barrier)
+    if ((op->kind != RECORD_WRITE && op->kind != RECORD_MERGE) || op->joined || op->barrier)
         return false;
     for (size_t i = 0; i < group->failed.count; i++)
         for (uint32_t j = 0; j < op->extent_count; j++)
@@ -101,6 +101,7 @@ group_release(struct engine *engine, struct group *group)
     engine->group_count--;
     list_remove(&group->node);
     vec_clear(&group->freed);
+    vec_clear(&group->worn);
     vec_clear(&group->failed);
     list_push_back(&engine->groups_free, &group->node);
 }
@@ -121,22 +122,38 @@ group_apply_freed(struct engine *engine, struct group *group)
         apply_bitmap(engine, run.block, group->lsn);
         engine->counters.blocks_freed += run.count;
     }
+    for (size_t i = 0; i < group->worn.count; i++) {
+        alloc_worn_durable(&engine->alloc, group->worn.items[i].count);
+        apply_worn(engine, group->worn.items[i], group->lsn);
+    }
 }
 
-/* Apply all of the group; its ops go to `done`, to be finished when everything is in order. */
-static void
+/*
+ * Apply all of the group; its ops go to `done`, to be finished when everything is in order.  Returns
+ * false if more leaves change than one turn should touch: then it goes on next turn.  The group is
+ * durable, so what is seen of it meanwhile cannot go back.
+ */
+static bool
 group_ack(struct engine *engine, struct group *group, struct list *done)
 {
+    struct op *op;
+
     dl_assert(group->lsn == engine->acked_lsn);
+    engine->applying = true;
+    list_for_each_entry (op, &group->ops, node) {
+        if (op->aborted || op->applied == UINT32_MAX)
+            continue;
+        if (!apply_op(engine, op, group->lsn))
+            return false;
+        op->applied = UINT32_MAX;
+    }
+    engine->applying = false;
     dl_assert(engine->debt_sectors >= group->debt_sectors);
     engine->debt_sectors -= group->debt_sectors;
     while (!list_is_empty(&group->ops)) {
-        struct op *op = list_first_entry(&group->ops, struct op, node);
-
+        op = list_first_entry(&group->ops, struct op, node);
         if (op->aborted)
             group_return_aborted(engine, group, op);
-        else
-            apply_op(engine, op, group->lsn);
         list_remove(&op->node);
         list_push_back(done, &op->node);
     }
@@ -150,6 +167,7 @@ group_ack(struct engine *engine, struct group *group, struct list *done)
         engine->durable_mark = group->mark;
     engine->stats.groups_acknowledged++;
     group_release(engine, group);
+    return true;
 }
 
 static void
@@ -184,7 +202,7 @@ group_last_ackable(struct engine *engine)
     return last;
 }
 
-static void
+void
 group_ack_all(struct engine *engine)
 {
     struct group *last = group_last_ackable(engine);
@@ -195,8 +213,13 @@ group_ack_all(struct engine *engine)
         return;
     list_init(&done);
     last_lsn = last->lsn;
-    while (engine->acked_lsn <= last_lsn)
-        group_ack(engine, list_first_entry(&engine->groups, struct group, node), &done);
+    while (engine->acked_lsn <= last_lsn &&
+           group_ack(engine, list_first_entry(&engine->groups, struct group, node), &done))
+        ;
+    if (engine->applying) {
+        engine->counters.applied_in_slices++;
+        engine_kick(engine);
+    }
     engine_arm_idle(engine);
     group_finish_ops(engine, &done);
 }
@@ -271,7 +294,11 @@ group_abandon(struct engine *engine, struct group *group)
         if (op->aborted)
             group_return_aborted(engine, group, op);
     for (size_t i = 0; i < group->freed.count; i++)
-        alloc_queue_back(&engine->alloc, group->freed.items[i].block, group->freed.items[i].count);
+        alloc_queue_back(&engine->alloc, group->freed.items[i].block, group->freed.items[i].count,
+                         false);
+    for (size_t i = 0; i < group->worn.count; i++)
+        alloc_queue_back(&engine->alloc, group->worn.items[i].block, group->worn.items[i].count,
+                         true);
     group_release(engine, group);
     while (!list_is_empty(&ops))
         op_finish(engine, list_entry(list_pop_front(&ops), struct op, node), engine->stopped);

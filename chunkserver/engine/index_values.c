@@ -129,7 +129,24 @@ index_position_decode(const void *value, uint32_t value_bytes, struct index_posi
 size_t
 index_chunk_bytes(const struct chunk *chunk)
 {
-    return sizeof(struct index_chunk_disk) + chunk->pending_count * sizeof(struct pending_disk);
+    return sizeof(struct index_chunk_disk) + chunk->pending_count * sizeof(struct pending_disk) +
+           (chunk->attempt != 0 ? sizeof(struct index_recovery_disk) : 0);
+}
+
+static void
+recovery_encode(const struct chunk *chunk, struct index_recovery_disk *ret)
+{
+    *ret = (struct index_recovery_disk){
+        .attempt = le32_of(chunk->attempt),
+        .cursor_sectors = le32_of(chunk->cursor_sectors),
+        .heard_version = le64_of(chunk->heard_version),
+        .reported_version = le64_of(chunk->reported_version),
+        .step_count = le32_of(chunk->step_count),
+    };
+    for (uint32_t i = 0; i < chunk->step_count; i++) {
+        ret->steps[i].first_sector = le32_of(chunk->steps[i].first_sector);
+        ret->steps[i].stable_version = le64_of(chunk->steps[i].stable_version);
+    }
 }
 
 void
@@ -148,6 +165,7 @@ index_chunk_encode(const struct engine_chunk *chunk, void *ret_value)
         .state = le32_of(from->state),
         .leaf_count = le32_of(chunk->leaf_count),
         .pending_count = le32_of(from->pending_count),
+        .recovery_bytes = le32_of(from->attempt != 0 ? sizeof(struct index_recovery_disk) : 0),
     };
     uint8_t *at = (uint8_t *)ret_value + sizeof(disk);
 
@@ -156,12 +174,27 @@ index_chunk_encode(const struct engine_chunk *chunk, void *ret_value)
         struct pending_disk pending = {
             .version = le64_of(from->pending[i].version),
             .offset_sectors = le32_of(from->pending[i].offset_sectors),
-            .length_sectors = le32_of(from->pending[i].length_sectors),
+            .length_sectors = le32_of(from->pending[i].length_sectors |
+                                      (from->pending[i].pulled ? PENDING_PULLED : 0)),
         };
 
         memcpy(at, &pending, sizeof(pending));
     }
+    if (from->attempt != 0) {
+        struct index_recovery_disk recovery;
+
+        recovery_encode(from, &recovery);
+        memcpy(at, &recovery, sizeof(recovery));
+    }
     value_seal(ret_value, index_chunk_bytes(from));
+}
+
+uint32_t
+index_lost_encode(struct index_lost_disk *ret)
+{
+    *ret = (struct index_lost_disk){0};
+    value_seal(ret, sizeof(*ret));
+    return sizeof(*ret);
 }
 
 uint32_t
@@ -227,24 +260,58 @@ chunk_value_is_sound(const struct index_chunk_disk *disk, const uint8_t *value,
 {
     uint32_t pending_count = le32_get(disk->pending_count);
     uint32_t state = le32_get(disk->state);
+    uint32_t recovery_bytes = le32_get(disk->recovery_bytes);
 
     return pending_count <= UINT32_MAX / sizeof(struct pending_disk) - 64 &&
-           value_bytes == sizeof(*disk) + pending_count * sizeof(struct pending_disk) &&
+           (recovery_bytes == 0 || recovery_bytes == sizeof(struct index_recovery_disk)) &&
+           value_bytes ==
+               sizeof(*disk) + pending_count * sizeof(struct pending_disk) + recovery_bytes &&
            value_is_sound(value, value_bytes) && le32_get(disk->format) == INDEX_VALUE_FORMAT &&
            (state == CHUNK_PRESENT || state == CHUNK_DELETING) &&
            le32_get(disk->leaf_count) <= CHUNK_LEAVES_MAX;
 }
 
-static void
+static bool
 load_pending(struct chunk *chunk, const uint8_t *at, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++, at += sizeof(struct pending_disk)) {
         struct pending_disk pending;
 
+        uint32_t length;
+
         memcpy(&pending, at, sizeof(pending));
-        chunk_pending_add(chunk, le64_get(pending.version), le32_get(pending.offset_sectors),
-                          le32_get(pending.length_sectors));
+        length = le32_get(pending.length_sectors);
+        if (length == 0 || (length & ~PENDING_PULLED) > CHUNK_SECTORS_MAX ||
+            le32_get(pending.offset_sectors) >= CHUNK_SECTORS_MAX)
+            return false;
+        if ((length & PENDING_PULLED) != 0)
+            chunk_pending_add_pulled(chunk, le64_get(pending.version),
+                                     le32_get(pending.offset_sectors), length & ~PENDING_PULLED);
+        else
+            chunk_pending_add(chunk, le64_get(pending.version), le32_get(pending.offset_sectors),
+                              length);
     }
+    return true;
+}
+
+static bool
+load_recovery(struct chunk *chunk, const uint8_t *at)
+{
+    struct index_recovery_disk disk;
+
+    memcpy(&disk, at, sizeof(disk));
+    chunk->attempt = le32_get(disk.attempt);
+    chunk->cursor_sectors = le32_get(disk.cursor_sectors);
+    chunk->heard_version = le64_get(disk.heard_version);
+    chunk->reported_version = le64_get(disk.reported_version);
+    chunk->step_count = le32_get(disk.step_count);
+    if (chunk->attempt == 0 || chunk->step_count == 0 || chunk->step_count > CHUNK_STEPS_MAX)
+        return false;
+    for (uint32_t i = 0; i < chunk->step_count; i++) {
+        chunk->steps[i].first_sector = le32_get(disk.steps[i].first_sector);
+        chunk->steps[i].stable_version = le64_get(disk.steps[i].stable_version);
+    }
+    return chunk->steps[0].first_sector == 0;
 }
 
 static int
@@ -280,7 +347,12 @@ load_chunk(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t 
     chunk->last_lsn = le64_get(disk.lsn);
     chunk->leaf_count = le32_get(disk.leaf_count);
     (void)chunk_stable_raise(chunk->chunk, le64_get(disk.stable_version));
-    load_pending(chunk->chunk, value + sizeof(disk), le32_get(disk.pending_count));
+    chunk->stored_lsn = le64_get(disk.lsn);
+    if (le32_get(disk.recovery_bytes) != 0 &&
+        !load_recovery(chunk->chunk, value + value_bytes - sizeof(struct index_recovery_disk)))
+        return load_corrupt(load, INDEX_CHUNK, local_id);
+    if (!load_pending(chunk->chunk, value + sizeof(disk), le32_get(disk.pending_count)))
+        return load_corrupt(load, INDEX_CHUNK, local_id);
     if (le32_get(disk.state) == CHUNK_DELETING)
         chunk_table_delete(load->engine->chunks, chunk->chunk);
     return 0;
@@ -339,6 +411,20 @@ load_bad(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t *v
 }
 
 static int
+load_lost(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t *value,
+          uint32_t value_bytes)
+{
+    struct index_load *load = context;
+
+    (void)key;
+    if (key_bytes != 1 || value_bytes != sizeof(struct index_lost_disk) ||
+        !value_is_sound(value, value_bytes))
+        return load_corrupt(load, INDEX_LOST, 0);
+    load->engine->leaves_lost = true;
+    return 0;
+}
+
+static int
 load_prefix(struct index_load *load, char prefix, index_scan_fn fn)
 {
     struct index *index = load->engine->index;
@@ -367,6 +453,8 @@ index_load_now(struct engine *engine, struct index_position *ret_position, bool 
         result = load_prefix(&load, INDEX_BITMAP, load_bitmap);
     if (result == 0)
         result = load_prefix(&load, INDEX_BAD, load_bad);
+    if (result == 0)
+        result = load_prefix(&load, INDEX_LOST, load_lost);
     *ret_found = load.position_found;
     return result;
 }

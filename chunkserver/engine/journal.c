@@ -35,6 +35,14 @@ record_kind_name(enum record_kind kind)
         return "ABORT";
     case RECORD_BAD:
         return "BAD";
+    case RECORD_ATTEMPT:
+        return "ATTEMPT";
+    case RECORD_REPORT:
+        return "REPORT";
+    case RECORD_IN_SYNC:
+        return "IN_SYNC";
+    case RECORD_MERGE:
+        return "MERGE";
     }
     return "unknown";
 }
@@ -65,7 +73,13 @@ journal_record_bytes(enum record_kind kind, uint32_t extent_count, uint32_t sect
     case RECORD_STABLE:
     case RECORD_DELETE:
     case RECORD_CLEAR:
+    case RECORD_REPORT:
+    case RECORD_IN_SYNC:
         return sizeof(struct record_chunk_disk);
+    case RECORD_ATTEMPT:
+        return sizeof(struct record_attempt_disk);
+    case RECORD_MERGE: /* journal_merge_bytes() */
+        break;
     case RECORD_FENCE:
         return sizeof(struct record_fence_disk);
     case RECORD_ABORT:
@@ -76,6 +90,13 @@ journal_record_bytes(enum record_kind kind, uint32_t extent_count, uint32_t sect
                           extent_count * sizeof(struct extent_disk));
     }
     dl_unreachable();
+}
+
+uint32_t
+journal_merge_bytes(uint32_t run_count, uint32_t extent_count, uint32_t data_sectors)
+{
+    return (uint32_t)(sizeof(struct record_merge_disk) + run_count * sizeof(struct merge_run_disk) +
+                      extent_count * sizeof(struct extent_disk) + data_sectors * sizeof(le32));
 }
 
 static struct record_header_disk
@@ -98,6 +119,19 @@ journal_put_room(struct journal_compose *compose, uint32_t bytes)
     return at;
 }
 
+static void
+put_extents_and_crcs(uint8_t *at, const struct extent *extents, uint32_t extent_count,
+                     const uint32_t *crcs, uint32_t crc_count)
+{
+    for (uint32_t i = 0; i < extent_count; i++, at += sizeof(struct extent_disk)) {
+        struct extent_disk extent = extent_of(extents[i].block, extents[i].count);
+
+        memcpy(at, &extent, sizeof(extent));
+    }
+    for (uint32_t i = 0; i < crc_count; i++, at += sizeof(le32))
+        le32_store(at, crcs[i]);
+}
+
 uint32_t
 journal_put_write(struct journal_compose *compose, const struct journal_record *record,
                   const struct extent *extents, uint32_t extent_count, const uint32_t *crcs)
@@ -115,19 +149,62 @@ journal_put_write(struct journal_compose *compose, const struct journal_record *
         .offset_sectors = le32_of(record->offset_sectors),
         .length_sectors = le32_of(record->length_sectors),
         .extent_count = le16_of((uint16_t)extent_count),
+        .flags = le16_of(record->flags),
     };
 
     dl_assert(record->kind == RECORD_WRITE || extent_count == 0);
     memcpy(at, &disk, sizeof(disk));
-    at += sizeof(disk);
-    for (uint32_t i = 0; i < extent_count; i++, at += sizeof(struct extent_disk)) {
-        struct extent_disk extent = extent_of(extents[i].block, extents[i].count);
-
-        memcpy(at, &extent, sizeof(extent));
-    }
-    for (uint32_t i = 0; i < crc_count; i++, at += sizeof(le32))
-        le32_store(at, crcs[i]);
+    put_extents_and_crcs(at + sizeof(disk), extents, extent_count, crcs, crc_count);
     return compose->record_count - 1;
+}
+
+uint32_t
+journal_put_merge(struct journal_compose *compose, const struct journal_record *record,
+                  const struct merge_run_disk *runs, uint32_t run_count,
+                  const struct extent *extents, uint32_t extent_count, const uint32_t *crcs)
+{
+    uint32_t bytes = journal_merge_bytes(run_count, extent_count, record->length_sectors);
+    uint8_t *at = journal_put_room(compose, bytes);
+    struct record_merge_disk disk = {
+        .header = record_header_of(RECORD_MERGE, bytes),
+        .attempt = le32_of(record->number),
+        .local_id = le64_of(record->local_id),
+        .stable_version = le64_of(record->stable_version),
+        .cursor_sectors = le32_of(record->offset_sectors),
+        .run_count = le16_of((uint16_t)run_count),
+        .extent_count = le16_of((uint16_t)extent_count),
+        .data_sectors = le16_of((uint16_t)record->length_sectors),
+        .flags = le16_of(record->flags),
+    };
+
+    dl_assert(record->kind == RECORD_MERGE);
+    memcpy(at, &disk, sizeof(disk));
+    at += sizeof(disk);
+    if (run_count > 0)
+        memcpy(at, runs, run_count * sizeof(*runs));
+    put_extents_and_crcs(at + run_count * sizeof(*runs), extents, extent_count, crcs,
+                         record->length_sectors);
+    return compose->record_count - 1;
+}
+
+static void
+journal_put_attempt(uint8_t *at, uint32_t bytes, const struct journal_record *record)
+{
+    struct record_attempt_disk disk = {
+        .header = record_header_of(record->kind, bytes),
+        .attempt = le32_of(record->number),
+        .local_id = le64_of(record->local_id),
+        .config_epoch = le32_of(record->config_epoch),
+        .lease_epoch = le32_of(record->lease_epoch),
+        .step_count = le32_of(record->step_count),
+    };
+
+    for (uint32_t i = 0; i < record->step_count; i++)
+        disk.steps[i] = (struct step_disk){
+            .first_sector = le32_of(record->steps[i].first_sector),
+            .stable_version = le64_of(record->steps[i].stable_version),
+        };
+    memcpy(at, &disk, sizeof(disk));
 }
 
 static void
@@ -174,7 +251,12 @@ journal_put(struct journal_compose *compose, const struct journal_record *record
     case RECORD_STABLE:
     case RECORD_DELETE:
     case RECORD_CLEAR:
+    case RECORD_REPORT:
+    case RECORD_IN_SYNC:
         journal_put_chunk(at, bytes, record);
+        break;
+    case RECORD_ATTEMPT:
+        journal_put_attempt(at, bytes, record);
         break;
     case RECORD_FENCE:
         fence = (struct record_fence_disk){.header = record_header_of(record->kind, bytes),
@@ -192,6 +274,7 @@ journal_put(struct journal_compose *compose, const struct journal_record *record
     case RECORD_ZERO:
     case RECORD_FREE:
     case RECORD_BAD:
+    case RECORD_MERGE:
         dl_unreachable();
     }
     return compose->record_count - 1;
@@ -355,11 +438,26 @@ journal_iter_init(struct journal_iter *iter, const void *bytes, const struct jou
     iter->record_count = header->record_count;
 }
 
+/* Extents and CRCs of so many sectors. */
+static int
+parse_data(const uint8_t *at, uint32_t sectors, struct journal_record *record)
+{
+    uint32_t blocks = 0;
+
+    record->extents = (const struct extent_disk *)at;
+    for (uint32_t i = 0; i < record->extent_count; i++)
+        blocks += extent_get(&record->extents[i]).count;
+    if (blocks != sectors)
+        return -DL_E_DISK_DAMAGED;
+    record->crcs = (const le32 *)(record->extents + record->extent_count);
+    return 0;
+}
+
 static int
 parse_write(const uint8_t *at, uint32_t bytes, struct journal_record *record)
 {
     struct record_write_disk disk;
-    uint32_t sectors, blocks = 0;
+    uint32_t sectors;
 
     if (bytes < sizeof(disk))
         return -DL_E_DISK_DAMAGED;
@@ -372,6 +470,9 @@ parse_write(const uint8_t *at, uint32_t bytes, struct journal_record *record)
     record->offset_sectors = le32_get(disk.offset_sectors);
     record->length_sectors = le32_get(disk.length_sectors);
     record->extent_count = le16_get(disk.extent_count);
+    record->flags = le16_get(disk.flags);
+    if ((record->flags & ~(unsigned)RECORD_WRITE_PROMOTES) != 0)
+        return -DL_E_DISK_DAMAGED;
     if (record->offset_sectors >= CHUNK_SECTORS_MAX || record->length_sectors == 0 ||
         record->length_sectors > CHUNK_SECTORS_MAX - record->offset_sectors)
         return -DL_E_DISK_DAMAGED;
@@ -379,12 +480,80 @@ parse_write(const uint8_t *at, uint32_t bytes, struct journal_record *record)
     if (sectors > STORE_IO_SECTORS_MAX || record->extent_count > sectors ||
         bytes != journal_record_bytes(record->kind, record->extent_count, sectors))
         return -DL_E_DISK_DAMAGED;
-    record->extents = (const struct extent_disk *)(at + sizeof(disk));
-    for (uint32_t i = 0; i < record->extent_count; i++)
-        blocks += extent_get(&record->extents[i]).count;
-    if (blocks != sectors)
+    return parse_data(at + sizeof(disk), sectors, record);
+}
+
+/* The sectors of a MERGE; those with data are counted by the record. */
+static int
+parse_runs(struct journal_record *record)
+{
+    uint32_t data = 0;
+
+    for (uint32_t i = 0; i < record->run_count; i++) {
+        const struct merge_run_disk *run = &record->runs[i];
+        uint32_t count = run->count_minus_one + 1u;
+        uint32_t sector = le32_get(run->sector);
+
+        if (sector >= CHUNK_SECTORS_MAX || count > CHUNK_SECTORS_MAX - sector ||
+            run->kind > SECTOR_DATA || (run->kind == SECTOR_HOLE) != (le64_get(run->version) == 0))
+            return -DL_E_DISK_DAMAGED;
+        data += run->kind == SECTOR_DATA ? count : 0;
+    }
+    return data == record->length_sectors ? 0 : -DL_E_DISK_DAMAGED;
+}
+
+static int
+parse_merge(const uint8_t *at, uint32_t bytes, struct journal_record *record)
+{
+    struct record_merge_disk disk;
+    int err;
+
+    if (bytes < sizeof(disk))
         return -DL_E_DISK_DAMAGED;
-    record->crcs = (const le32 *)(record->extents + record->extent_count);
+    memcpy(&disk, at, sizeof(disk));
+    record->number = le32_get(disk.attempt);
+    record->local_id = le64_get(disk.local_id);
+    record->stable_version = le64_get(disk.stable_version);
+    record->offset_sectors = le32_get(disk.cursor_sectors);
+    record->length_sectors = le16_get(disk.data_sectors);
+    record->run_count = le16_get(disk.run_count);
+    record->extent_count = le16_get(disk.extent_count);
+    record->flags = le16_get(disk.flags);
+    if (record->length_sectors > STORE_IO_SECTORS_MAX || record->run_count > STORE_IO_SECTORS_MAX ||
+        record->extent_count > record->length_sectors ||
+        record->offset_sectors > CHUNK_SECTORS_MAX ||
+        (record->flags & ~(unsigned)RECORD_MERGE_REPAIR) != 0 ||
+        bytes !=
+            journal_merge_bytes(record->run_count, record->extent_count, record->length_sectors))
+        return -DL_E_DISK_DAMAGED;
+    record->runs = (const struct merge_run_disk *)(at + sizeof(disk));
+    err = parse_runs(record);
+    return err != 0 ? err
+                    : parse_data(at + sizeof(disk) + record->run_count * sizeof(record->runs[0]),
+                                 record->length_sectors, record);
+}
+
+static int
+parse_attempt(const uint8_t *at, struct journal_record *record)
+{
+    struct record_attempt_disk disk;
+
+    memcpy(&disk, at, sizeof(disk));
+    record->number = le32_get(disk.attempt);
+    record->local_id = le64_get(disk.local_id);
+    record->config_epoch = le32_get(disk.config_epoch);
+    record->lease_epoch = le32_get(disk.lease_epoch);
+    record->step_count = le32_get(disk.step_count);
+    if (record->number == 0 || record->step_count == 0 || record->step_count > CHUNK_STEPS_MAX)
+        return -DL_E_DISK_DAMAGED;
+    for (uint32_t i = 0; i < record->step_count; i++) {
+        struct chunk_step *step = &record->steps[i];
+
+        step->first_sector = le32_get(disk.steps[i].first_sector);
+        step->stable_version = le64_get(disk.steps[i].stable_version);
+        if (i == 0 ? step->first_sector != 0 : step->first_sector <= step[-1].first_sector)
+            return -DL_E_DISK_DAMAGED;
+    }
     return 0;
 }
 
@@ -463,6 +632,8 @@ parse_record(const uint8_t *at, uint32_t bytes, struct journal_record *record)
     case RECORD_WRITE:
     case RECORD_ZERO:
         return parse_write(at, bytes, record);
+    case RECORD_MERGE:
+        return parse_merge(at, bytes, record);
     case RECORD_FREE:
     case RECORD_BAD:
         return parse_extents(at, bytes, record);
@@ -473,6 +644,9 @@ parse_record(const uint8_t *at, uint32_t bytes, struct journal_record *record)
     case RECORD_CLEAR:
     case RECORD_FENCE:
     case RECORD_ABORT:
+    case RECORD_ATTEMPT:
+    case RECORD_REPORT:
+    case RECORD_IN_SYNC:
         break;
     default: /* a byte from the disk can be anything */
         return -DL_E_DISK_DAMAGED;
@@ -485,6 +659,8 @@ parse_record(const uint8_t *at, uint32_t bytes, struct journal_record *record)
         return parse_fence(at, record);
     if (record->kind == RECORD_ABORT)
         return parse_abort(at, record);
+    if (record->kind == RECORD_ATTEMPT)
+        return parse_attempt(at, record);
     return parse_chunk(at, record);
 }
 

@@ -25,7 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "chunkserver/chunk_store.h"
+#include "chunkserver/chunk_table.h"
 #include "chunkserver/engine/format.h"
 
 /* A run of blocks of the data region. */
@@ -51,18 +51,25 @@ struct journal_record {
     enum record_kind kind;
     uint64_t local_id; /* all but FENCE, FREE, ABORT, BAD */
     /*
-     * WRITE, ZERO, EPOCH: config epoch.  CREATE: incarnation.  FENCE: lease epoch.  CLEAR: leaf.
-     * ABORT: index of the record.
+     * WRITE, ZERO, EPOCH, IN_SYNC: config epoch.  CREATE: incarnation.  FENCE: lease epoch.  CLEAR:
+     * leaf.  ABORT: index of the record.  STABLE, ATTEMPT, REPORT, MERGE: attempt.
      */
     uint32_t number;
     uint64_t lsn;            /* ABORT: of the block whose record never happened */
     struct chunk_key key;    /* CREATE; FENCE: only key.volume */
     uint64_t version;        /* WRITE, ZERO */
-    uint64_t stable_version; /* WRITE, ZERO, STABLE */
-    uint32_t birth, offset_sectors, length_sectors; /* WRITE, ZERO */
-    uint32_t extent_count;                          /* WRITE, FREE, BAD: parsed ones only */
+    uint64_t stable_version; /* WRITE, ZERO, STABLE, REPORT, MERGE */
+    uint32_t birth;          /* WRITE, ZERO */
+    uint32_t offset_sectors; /* WRITE, ZERO; MERGE: the cursor */
+    uint32_t length_sectors; /* WRITE, ZERO; MERGE: of them, with data */
+    uint16_t flags;          /* WRITE, ZERO: enum record_write_flags; MERGE: _merge_flags */
+    uint32_t config_epoch, lease_epoch, step_count; /* ATTEMPT */
+    struct chunk_step steps[CHUNK_STEPS_MAX];       /* ATTEMPT */
+    uint32_t run_count;                             /* MERGE: parsed ones only */
+    const struct merge_run_disk *runs;
+    uint32_t extent_count; /* WRITE, MERGE, FREE, BAD: parsed ones only */
     const struct extent_disk *extents;
-    const le32 *crcs; /* WRITE: one per sector */
+    const le32 *crcs; /* WRITE, MERGE: one per sector with data */
 };
 
 /* --- compose --- */
@@ -95,6 +102,12 @@ uint32_t journal_put_write(struct journal_compose *compose, const struct journal
                            const struct extent *extents, uint32_t extent_count,
                            const uint32_t *crcs);
 uint32_t journal_put(struct journal_compose *compose, const struct journal_record *record);
+/* A MERGE: record without runs, extents and CRCs, which follow. */
+uint32_t journal_merge_bytes(uint32_t run_count, uint32_t extent_count, uint32_t data_sectors);
+uint32_t journal_put_merge(struct journal_compose *compose, const struct journal_record *record,
+                           const struct merge_run_disk *runs, uint32_t run_count,
+                           const struct extent *extents, uint32_t extent_count,
+                           const uint32_t *crcs);
 
 /*
  * A FREE or BAD record: begin, then runs (of any length; returns how many of its blocks found

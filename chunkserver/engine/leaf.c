@@ -11,29 +11,65 @@
 
 /* --- changes --- */
 
-/* Returns whether the sector changed. */
+/* Does what comes take the place of a void sector? */
 static bool
-sector_apply(struct leaf_sector *sector, const struct leaf_sector *new, uint64_t lsn,
-             leaf_give_up_fn give_up, void *context)
+void_takes(const struct leaf_sector *sector, const struct leaf_sector *new,
+           const struct leaf_change *change)
 {
-    bool clear = leaf_sector_kind(new) == SECTOR_HOLE;
-    const struct leaf_sector *loser;
+    if (new->version >= sector->version)
+        return true;
+    return change->rule != LEAF_WRITE &&
+           (sector->birth != SECTOR_VOID_DAMAGED || change->stable_version >= sector->version);
+}
 
-    if (clear && sector->version == 0)
-        return false;
+/* Does the sector take what comes? */
+static bool
+sector_takes(const struct leaf_sector *sector, const struct leaf_sector *new,
+             const struct leaf_change *change)
+{
+    unsigned kind = leaf_sector_kind(new), old = leaf_sector_kind(sector);
+
+    if (change->rule == LEAF_WRITE && kind == SECTOR_HOLE)
+        return sector->version != 0;
+    if (kind == SECTOR_VOID)
+        return sector->version > change->version;
+    if (old == SECTOR_VOID)
+        return void_takes(sector, new, change);
+    if (change->rule == LEAF_REPAIR)
+        return new->version == sector->version &&old == SECTOR_DATA &&kind == SECTOR_DATA;
     /*
      * Not "the later record wins": two records of one window may overlap, and retries and the
      * rewrites of a takeover can bring an older version later.
      */
-    loser = clear || new->version > sector->version ? sector : new;
+    return new->version > sector->version;
+}
+
+/* Returns whether the sector changed. */
+static bool
+sector_apply(struct leaf_sector *sector, const struct leaf_sector *new,
+             const struct leaf_change *change, leaf_give_up_fn give_up, void *context)
+{
+    bool takes = sector_takes(sector, new, change);
+    const struct leaf_sector *loser = takes ? sector : new;
+
     if (leaf_sector_kind(loser) == SECTOR_DATA) {
         dl_assert(new->block_kind != sector->block_kind);
-        give_up(context, leaf_sector_block(loser), lsn);
+        give_up(context, leaf_sector_block(loser), change->lsn,
+                takes && change->rule == LEAF_REPAIR);
     }
-    if (loser == new)
+    if (!takes)
         return false;
     *sector = *new;
     return true;
+}
+
+void
+leaf_set_void(struct leaf_sector *sectors, uint64_t version)
+{
+    for (uint32_t i = 0; i < LEAF_SECTORS; i++) {
+        sectors[i] = (struct leaf_sector){.version = version, .birth = SECTOR_VOID_DAMAGED};
+        sectors[i].block_kind = leaf_block_kind(SECTOR_VOID, 0);
+    }
 }
 
 struct leaf_result
@@ -43,17 +79,17 @@ leaf_apply(struct leaf_sector *sectors, const struct leaf_change *change, leaf_g
     struct leaf_result result = {0};
 
     dl_assert(change->count > 0 && change->first + change->count <= LEAF_SECTORS);
-    dl_assert(change->kind == SECTOR_HOLE || change->version > 0);
+    dl_assert(change->kind == SECTOR_HOLE || change->kind == SECTOR_VOID || change->version > 0);
     for (uint32_t i = 0; i < change->count; i++) {
         bool data = change->kind == SECTOR_DATA;
         struct leaf_sector new = {
-            .version = change->version,
+            .version = change->version + (change->kind == SECTOR_VOID),
             .block_kind = leaf_block_kind(change->kind, data ? change->blocks[i] : 0),
             .birth = change->birth,
             .crc = data ? change->crcs[i] : 0,
         };
 
-        if (sector_apply(&sectors[change->first + i], &new, change->lsn, give_up, context))
+        if (sector_apply(&sectors[change->first + i], &new, change, give_up, context))
             result.changed |= UINT64_C(1) << (change->first + i);
         else
             result.outdated++;
@@ -70,9 +106,11 @@ leaf_apply_delta(struct leaf_sector *sectors, const struct leaf_delta *delta,
     struct leaf_change change = {
         .lsn = delta->lsn,
         .version = delta->version,
+        .stable_version = delta->stable_version,
         .birth = delta->birth,
         .first = delta->first,
         .count = delta->count,
+        .rule = delta->rule,
         .kind = delta->kind,
         .blocks = blocks,
         .crcs = crcs,
@@ -101,10 +139,12 @@ leaf_delta_init(struct leaf_delta *delta, const struct leaf_change *change, bool
     *delta = (struct leaf_delta){
         .lsn = change->lsn,
         .version = change->version,
+        .stable_version = change->stable_version,
         .birth = change->birth,
         .first = change->first,
         .count = change->count,
         .kind = change->kind,
+        .rule = change->rule,
         .replayed = replayed,
     };
     for (uint32_t i = 0; change->kind == SECTOR_DATA && i < change->count; i++) {
@@ -217,11 +257,12 @@ leaf_encode(const struct leaf_sector *sectors, uint64_t mask, bool whole, uint64
 }
 
 static void
-ignore_block(void *context, uint64_t block, uint64_t lsn)
+ignore_block(void *context, uint64_t block, uint64_t lsn, bool worn)
 {
     (void)context;
     (void)block;
     (void)lsn;
+    (void)worn;
 }
 
 uint32_t
@@ -231,8 +272,13 @@ leaf_encode_delta(const struct leaf_delta *delta, void *ret_bytes)
     struct leaf_result result;
 
     memset(sectors, 0, sizeof(sectors));
+    /* Nobody knows what is at or below its version: all of it is void then. */
+    if (delta->kind == SECTOR_VOID)
+        leaf_set_void(sectors, UINT64_MAX);
     result = leaf_apply_delta(sectors, delta, ignore_block, NULL);
-    return leaf_encode(sectors, result.changed, delta->kind == SECTOR_HOLE, delta->lsn, ret_bytes);
+    return leaf_encode(sectors, result.changed,
+                       delta->kind == SECTOR_HOLE && delta->rule == LEAF_WRITE, delta->lsn,
+                       ret_bytes);
 }
 
 /* One run of a fragment; crcs points to its first CRC. */

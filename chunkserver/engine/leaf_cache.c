@@ -4,8 +4,9 @@
  *
  *     ABSENT ---request---> LOADING ---get done---> LOADED ---evicted---> (not in memory)
  *        deltas wait in      |                        changes apply at once
- *        either state        `---unreadable---> CORRUPT until the next start
- *                                                 changes are written back as deltas
+ *        either state        |--makes no sense-> LOADED, all of it void
+ *                            `--cannot be read-> CORRUPT until the next start
+ *                                                  changes are written back as deltas
  *
  * Invariants:
  * 1. A leaf is in memory while it is loaded or corrupt, or has deltas, or somebody waits for it;
@@ -150,6 +151,28 @@ leaf_forget_all(struct engine *engine, struct engine_chunk *chunk)
     for (uint32_t i = 0; i < chunk->leaf_capacity; i++)
         if (chunk->leaves[i] != NULL)
             leaf_forget(engine, chunk->leaves[i]);
+}
+
+struct leaf *
+leaf_range_missing(struct engine *engine, struct engine_chunk *chunk, struct leaf_range range)
+{
+    for (uint32_t number = range.first; number < range.end; number++) {
+        struct leaf *leaf = leaf_find(chunk, number);
+
+        if (leaf == NULL || leaf->state == LEAF_ABSENT || leaf->state == LEAF_LOADING)
+            return leaf_get(engine, chunk, number);
+        leaf_touch(engine, leaf);
+    }
+    return NULL;
+}
+
+bool
+leaf_range_is_corrupt(const struct engine_chunk *chunk, struct leaf_range range)
+{
+    for (uint32_t number = range.first; number < range.end; number++)
+        if (leaf_find(chunk, number)->state == LEAF_CORRUPT)
+            return true;
+    return false;
 }
 
 struct leaf_range
@@ -314,7 +337,7 @@ struct give_up {
 };
 
 static void
-leaf_give_up(void *context, uint64_t block, uint64_t lsn)
+leaf_give_up(void *context, uint64_t block, uint64_t lsn, bool worn)
 {
     struct give_up *give_up = context;
     struct engine *engine = give_up->engine;
@@ -324,7 +347,8 @@ leaf_give_up(void *context, uint64_t block, uint64_t lsn)
         return;
     }
     engine->counters.blocks_given_up++;
-    give_up->leaf->needs_free_seq = alloc_give_up(&engine->alloc, block, 1);
+    give_up->leaf->needs_free_seq = worn ? alloc_give_up_worn(&engine->alloc, block)
+                                         : alloc_give_up(&engine->alloc, block, 1);
 }
 
 struct leaf_result
@@ -359,7 +383,7 @@ leaf_apply_deltas(struct engine *engine, struct leaf *leaf)
             continue;
         result = leaf_apply_delta(leaf->sectors, delta, leaf_give_up, &give_up);
         leaf->changed |= result.changed;
-        if (delta->kind != SECTOR_HOLE)
+        if (delta->kind == SECTOR_DATA || delta->kind == SECTOR_ZERO)
             engine->counters.writes_outdated += result.outdated;
         applied++;
     }
@@ -387,6 +411,24 @@ leaf_wait(struct engine *engine, struct leaf *leaf, struct leaf_waiter *waiter)
     list_push_back(&leaf->waiters, &waiter->node);
 }
 
+/*
+ * The index gave a value that makes no sense.  Its sectors are void, not above the highest version
+ * that the chunk may have: what is written later, or comes from another slot, heals them one by
+ * one.  In the index all stays as it is until something changes; then the leaf is put whole.
+ */
+static void
+leaf_set_damaged(struct engine *engine, struct leaf *leaf)
+{
+    uint64_t bound = leaf->chunk->version_max;
+
+    leaf_set_void(leaf->sectors, bound > 0 ? bound : 1);
+    leaf->damaged = true;
+    leaf->stored_lsn = 0;
+    leaf->fragments = LEAF_FRAGMENTS_MAX;
+    engine->counters.leaves_damaged++;
+    engine->stats.crc_errors++;
+}
+
 static int
 leaf_take_value(struct engine *engine, struct leaf *leaf, const struct index_get *get, int err)
 {
@@ -394,11 +436,15 @@ leaf_take_value(struct engine *engine, struct leaf *leaf, const struct index_get
 
     if (err == -DL_E_NOT_FOUND)
         return 0;
-    if (err != 0)
-        return -DL_E_INDEX_CORRUPT;
+    if (err != 0 && err != -DL_E_INDEX_CORRUPT)
+        return err;
     leaf->stored = true;
-    return leaf_decode(get->value, get->value_bytes, blocks, leaf->sectors, &leaf->stored_lsn,
-                       &leaf->fragments);
+    if (err == 0)
+        err = leaf_decode(get->value, get->value_bytes, blocks, leaf->sectors, &leaf->stored_lsn,
+                          &leaf->fragments);
+    if (err != 0)
+        leaf_set_damaged(engine, leaf);
+    return 0;
 }
 
 static void

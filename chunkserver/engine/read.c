@@ -21,8 +21,7 @@ read_seq_min(const struct engine *engine)
     return list_first_entry(&engine->reads, struct read_op, node)->read->started_seq;
 }
 
-/* The op is over; its request is returned. */
-static struct store_read *
+struct store_read *
 read_op_end(struct read_op *op)
 {
     struct engine *engine = op->engine;
@@ -75,8 +74,7 @@ read_on_io(struct disk_io *io, int result)
     read_io_done(op, result);
 }
 
-/* Sectors [first, first + count) of the request lie in blocks from `block` on. */
-static void
+void
 read_submit(struct read_op *op, uint32_t first, uint32_t count, uint64_t block)
 {
     struct engine *engine = op->engine;
@@ -126,6 +124,9 @@ read_map(struct read_op *op)
 
         read->kinds[i] = (uint8_t)kind;
         read->crcs[i] = sector->crc;
+        if (kind == SECTOR_VOID)
+            read->err = sector->birth == SECTOR_VOID_DAMAGED ? -DL_E_INDEX_CORRUPT
+                                                             : -DL_E_NOT_IN_SYNC;
         if (kind != SECTOR_DATA) {
             memset((uint8_t *)read->buffer + (size_t)i * SECTOR_BYTES, 0, SECTOR_BYTES);
             continue;
@@ -145,36 +146,13 @@ read_map(struct read_op *op)
         read_submit(op, run_first, run_count, run_block);
 }
 
-/* The first leaf of the range that is not in memory yet; NULL: all are there. */
-static struct leaf *
-read_find_missing(const struct read_op *op, struct leaf_range range)
-{
-    for (uint32_t number = range.first; number < range.end; number++) {
-        struct leaf *leaf = leaf_find(op->chunk, number);
-
-        if (leaf == NULL || leaf->state == LEAF_ABSENT || leaf->state == LEAF_LOADING)
-            return leaf_get(op->engine, op->chunk, number);
-        leaf_touch(op->engine, leaf);
-    }
-    return NULL;
-}
-
-static bool
-read_meets_corrupt(const struct read_op *op, struct leaf_range range)
-{
-    for (uint32_t number = range.first; number < range.end; number++)
-        if (leaf_find(op->chunk, number)->state == LEAF_CORRUPT)
-            return true;
-    return false;
-}
-
 /* Wait for a leaf, or begin to read, or find that nothing is to be read. */
 static void
 read_step(struct read_op *op)
 {
     const struct store_read *read = op->read;
     struct leaf_range range = leaf_range(op->chunk, read->offset_sectors, read->length_sectors);
-    struct leaf *missing = read_find_missing(op, range);
+    struct leaf *missing = leaf_range_missing(op->engine, op->chunk, range);
 
     if (missing != NULL) {
         op->engine->stats.leaf_misses++;
@@ -184,10 +162,10 @@ read_step(struct read_op *op)
         return;
     }
     op->engine->stats.leaf_hits++;
-    if (read_meets_corrupt(op, range))
+    if (leaf_range_is_corrupt(op->chunk, range))
         op->read->err = -DL_E_INDEX_CORRUPT;
     else
-        read_map(op);
+        read_map(op); /* of void sectors it leaves the same error */
 }
 
 static void
@@ -224,7 +202,7 @@ read_check(const struct store_read *read)
     return 0;
 }
 
-static struct read_op *
+struct read_op *
 read_op_create(struct engine *engine, struct store_read *read, struct engine_chunk *chunk)
 {
     struct read_op *op = freelist_take(&engine->read_ops);

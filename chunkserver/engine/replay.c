@@ -341,7 +341,7 @@ verify_block(struct replay *replay, uint64_t lsn, uint8_t *data, uint64_t *ret_n
         const struct abort_entry *aborted;
         enum verify_result verified;
 
-        if (record.kind != RECORD_WRITE)
+        if (record.kind != RECORD_WRITE && record.kind != RECORD_MERGE)
             continue;
         replay->engine->counters.replay_verified++;
         verified = verify_record(replay, &record, data);
@@ -529,7 +529,7 @@ apply_block(struct replay *replay, uint64_t lsn)
         result = apply_record(engine, &record, lsn, replay->err);
         if (result != 0)
             return result;
-        if (record.kind == RECORD_FREE)
+        if (record.kind == RECORD_FREE || record.kind == RECORD_BAD)
             note_frees(replay, &record, lsn);
     }
     if (result < 0)

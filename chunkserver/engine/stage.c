@@ -47,6 +47,21 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
     leaf_drop_deltas(engine, leaf);
 }
 
+/*
+ * With this leaf the index forgets which blocks the damaged one had.  Nobody knows them: they stay in
+ * use, and whoever compares the map with the leaves must know why.
+ */
+static void
+stage_lost(struct engine *engine)
+{
+    uint8_t key = INDEX_LOST;
+    struct index_lost_disk value;
+    uint32_t bytes = index_lost_encode(&value);
+
+    engine->leaves_lost = true;
+    stage(engine, STAGED_PUT, &key, 1, &value, bytes);
+}
+
 static void
 stage_leaf(struct engine *engine, struct leaf *leaf)
 {
@@ -65,6 +80,9 @@ stage_leaf(struct engine *engine, struct leaf *leaf)
         stage(engine, whole ? STAGED_PUT : STAGED_MERGE, key, key_bytes, value, bytes);
         engine->counters.leaves_put += whole;
         engine->counters.leaves_merged += !whole;
+        if (leaf->damaged)
+            stage_lost(engine);
+        leaf->damaged = false;
         leaf->stored = true;
         leaf->fragments = whole ? 1 : leaf->fragments + 1;
     }

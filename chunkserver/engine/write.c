@@ -302,7 +302,7 @@ write_submit_data(struct engine *engine, struct op *op)
 static void
 write_submit(struct engine *engine, struct op *op)
 {
-    engine->counters.blocks_allocated += op->kind == RECORD_WRITE ? op->write->length_sectors : 0;
+    engine->counters.blocks_allocated += op->kind == RECORD_ZERO ? 0 : op->write->length_sectors;
     if (op->kind == RECORD_ZERO || op->write->length_sectors <= LARGE_WRITE_SECTORS) {
         op_ready(engine, op);
         return;
@@ -313,10 +313,11 @@ write_submit(struct engine *engine, struct op *op)
 
 /* --- a record was aborted --- */
 
-static struct op *
-write_op_create(struct engine *engine, struct engine_chunk *chunk, struct store_write *write)
+struct op *
+write_op_create(struct engine *engine, struct engine_chunk *chunk, struct store_write *write,
+                enum record_kind kind)
 {
-    struct op *op = op_create(engine, write->zero ? RECORD_ZERO : RECORD_WRITE, chunk);
+    struct op *op = op_create(engine, kind, chunk);
 
     op->write = write;
     /* Also of one that must wait for a leaf first: a second one of its version has to find it. */
@@ -334,7 +335,8 @@ write_retry(struct engine *engine, struct op *op, struct op *abort_op)
 
     op->write = NULL;
     list_remove(&op->chunk_node);
-    again = write_op_create(engine, op->chunk, write);
+    again = write_op_create(engine, op->chunk, write, op->kind);
+    again->promotes = op->promotes;
     again->attempts = (uint8_t)(op->attempts + 1);
     again->start_seq = op->start_seq;
     op_mark_slow(engine, again);
@@ -409,8 +411,35 @@ write_accept(struct engine *engine, struct op *op)
 
     if (write->config_epoch > chunk->config_epoch)
         chunk->config_epoch = write->config_epoch;
-    (void)chunk_stable_raise(chunk, write->stable_version);
+    (void)chunk_stable_hear(chunk, write->attempt, write->stable_version);
+    op->promotes = write->attempt == 0 && chunk->attempt != 0;
     write_submit(engine, op);
+}
+
+void
+write_go(struct engine *engine, struct op *op)
+{
+    dl_assert(op->kind == RECORD_MERGE);
+    if (op->write->length_sectors == 0)
+        op_ready(engine, op);
+    else if (!write_take_blocks(engine, op, true))
+        op_finish(engine, op, -DL_E_NO_SPACE);
+    else
+        write_submit(engine, op);
+    engine_kick(engine);
+}
+
+/* Of a recovering chunk: a write of its attempt, or one that says that it was promoted. */
+static int
+write_check_attempt(const struct engine_chunk *chunk, const struct store_write *write)
+{
+    const struct chunk *known = chunk->chunk;
+
+    if (recover_is_beginning(chunk))
+        return -DL_E_EPOCH_OLD;
+    if (known->attempt == 0 || write->attempt == known->attempt)
+        return 0;
+    return write->attempt == 0 && write->config_epoch > known->attempt ? 0 : -DL_E_EPOCH_OLD;
 }
 
 static void
@@ -552,9 +581,11 @@ write_begin(struct engine *engine, struct store_write *write)
     list_init(&write->node);
     if (err == 0)
         err = write_find_chunk(engine, write, &chunk);
+    if (err == 0)
+        err = write_check_attempt(chunk, write);
     if (err == 0 && write_is_duplicate(engine, chunk, write)) {
         /* No record of its own carries it. */
-        change_stable_hint(&engine->store, &write->key, write->stable_version);
+        change_stable_heard(engine, chunk, write->attempt, write->stable_version);
         return;
     }
     if (err == 0 && chunk->chunk->pending_count >=
@@ -564,7 +595,7 @@ write_begin(struct engine *engine, struct store_write *write)
         engine_finish_write_later(engine, write, err);
         return;
     }
-    op = write_op_create(engine, chunk, write);
+    op = write_op_create(engine, chunk, write, write->zero ? RECORD_ZERO : RECORD_WRITE);
     op->waiter.fn = write_on_leaf;
     engine->counters.writes_small += write->length_sectors <= LARGE_WRITE_SECTORS && !write->zero;
     engine->counters.writes_large += write->length_sectors > LARGE_WRITE_SECTORS && !write->zero;

@@ -340,7 +340,8 @@ writeback_step(struct engine *engine)
 {
     struct writeback *wb = &engine->writeback;
 
-    if (engine->stopped != 0)
+    /* A group that is half applied is not staged: its LSN would stand for all of it. */
+    if (engine->stopped != 0 || engine->applying)
         return;
     if (wb->state == WRITEBACK_IDLE && writeback_flush_is_due(engine))
         writeback_flush(engine);

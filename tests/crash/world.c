@@ -130,6 +130,7 @@ world_try_open(struct world *world, struct dl_error *err)
         .cache_bytes = world->profile.cache_bytes,
         .records_max = world->profile.records_max,
         .writeback_items = writeback_items[world->seed % 3],
+        .slice_leaves = 1 + (uint32_t)(world->seed % 4),
     };
     int result;
 

@@ -153,6 +153,7 @@ test_life_of_a_block(void **state)
 {
     struct alloc alloc;
     struct extent extent, run;
+    bool worn;
     uint64_t free_blocks;
 
     (void)state;
@@ -167,11 +168,11 @@ test_life_of_a_block(void **state)
     assert_int_equal(alloc_give_up(&alloc, extent.block, 2), 2);
     assert_int_equal(alloc_give_up(&alloc, extent.block + 2, 2), 4);
     /* Neighbours are named by one run. */
-    assert_true(alloc_queue_peek(&alloc, &run));
+    assert_true(alloc_queue_peek(&alloc, &run, &worn));
     assert_int_equal(run.block, extent.block);
     assert_int_equal(run.count, 4);
     alloc_queue_pop(&alloc, 3);
-    assert_true(alloc_queue_peek(&alloc, &run));
+    assert_true(alloc_queue_peek(&alloc, &run, &worn));
     assert_int_equal(run.block, extent.block + 3);
     /* No read is in flight: free at once. */
     alloc_free_durable(&alloc, extent.block, 3, false, 0);
@@ -295,16 +296,16 @@ model_take(struct model *model, struct alloc *alloc, struct fake_rng *rng)
 static void
 model_free(struct model *model, struct alloc *alloc, struct fake_rng *rng)
 {
-    bool reads = model->reads_min < model->reads_next;
+    bool reads = model->reads_min < model->reads_next, worn;
     struct extent run;
 
-    if (!alloc_queue_peek(alloc, &run))
+    if (!alloc_queue_peek(alloc, &run, &worn))
         return;
     run.count = (uint32_t)fake_rng_range(rng, 1, run.count);
     alloc_queue_pop(alloc, run.count);
     model_set(model, run, QUEUED, NAMED);
     if (fake_rng_percent(rng, 5)) {
-        alloc_queue_back(alloc, run.block, run.count);
+        alloc_queue_back(alloc, run.block, run.count, false);
         model_set(model, run, NAMED, QUEUED);
         return;
     }

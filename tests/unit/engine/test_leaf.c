@@ -17,16 +17,17 @@
 #define BLOCKS 100000u
 
 struct given {
-    uint32_t count;
+    uint32_t count, worn;
     uint64_t last_block, last_lsn;
     uint8_t times[BLOCKS];
 };
 
 static void
-note(void *context, uint64_t block, uint64_t lsn)
+note(void *context, uint64_t block, uint64_t lsn, bool worn)
 {
     struct given *given = context;
 
+    given->worn += worn;
     given->count++;
     given->last_block = block;
     given->last_lsn = lsn;
