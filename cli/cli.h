@@ -154,6 +154,9 @@ CLI_COMMAND(cli_volume_delete);
 CLI_COMMAND(cli_server_list);
 CLI_COMMAND(cli_cluster_status);
 CLI_COMMAND(cli_bench);
+CLI_COMMAND(cli_attach);
+CLI_COMMAND(cli_detach);
+CLI_COMMAND(cli_devices);
 
 extern const char *const cli_domain_names[]; /* enum dlblk_domain - 1; ends with NULL */
 const char *cli_domain_name(enum dlblk_domain domain);

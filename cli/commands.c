@@ -82,6 +82,36 @@ const struct cli_command cli_commands[] = {
         .run = cli_cluster_status,
     },
     {
+        .name = "attach",
+        .arguments = "VOLUME [OPTION...]",
+        .summary = "make a volume a block device of this machine",
+        .text =
+            "\nPrints the device, /dev/ublkb0, when it can be used.  A process beside its server\n"
+            "starts another one if that dies; requests in flight are not lost.\n"
+            "Needs root and Linux 6.1 or later with ublk.  Without that: --nbd.\n",
+        .examples = "  dlblk attach db1\n"
+                    "  mkfs.ext4 $(dlblk attach db1 --queues 2)\n"
+                    "  dlblk attach db1 --read-only --id 7\n",
+        .run = cli_attach,
+    },
+    {
+        .name = "detach",
+        .arguments = "VOLUME|DEVICE [OPTION...]",
+        .summary = "take the block device away again",
+        .text = "\nRefused while somebody has it mounted or open.\n",
+        .examples = "  dlblk detach db1\n"
+                    "  dlblk detach /dev/ublkb0\n",
+        .run = cli_detach,
+    },
+    {
+        .name = "devices",
+        .arguments = "[OPTION...]",
+        .summary = "list this machine's block devices of volumes",
+        .examples = "  dlblk devices\n"
+                    "  dlblk devices --json | jq -r '.devices[].device'\n",
+        .run = cli_devices,
+    },
+    {
         .name = "bench",
         .arguments = "VOLUME [OPTION...]",
         .summary = "measure a volume's speed",

@@ -300,13 +300,14 @@ target_on_started(struct control_job *job)
         return;
     }
     sm_move(&target->sm, TARGET_SERVING);
+    daemon_ready(target->daemon, node.text);
+    /* First of all: it may be what gives the log its place. */
+    if (target->options->on_ready != NULL)
+        target->options->on_ready(target->options->context, node.text);
     log_info("ublk", target->name, "%s %s: %s, %u queues, depth %u%s",
              target->options->recover != NULL ? "taken over as" : "attached as", node.text,
              text_of_size(target->shape.size_bytes).text, target->info.queue_count,
              target->state.queue_depth, target->shape.read_only ? ", read-only" : "");
-    daemon_ready(target->daemon, node.text);
-    if (target->options->on_ready != NULL)
-        target->options->on_ready(target->options->context, node.text);
 }
 
 static int

@@ -1,0 +1,44 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Operations per second at depth 16, 4 KiB: the device against the same volume through dlblk bench,
+# and a null device.  Under emulation only the ratio means something.
+# shellcheck source=tests/vm/functions.sh
+. /vm/functions.sh
+start_cluster
+create_volume v 128M
+device=$(attach v)
+fio --name=fill --filename="$device" --direct=1 --rw=write --bs=512k --size=128M >/dev/null 2>&1
+
+iops_of_device() { # DEVICE MODE
+    fio --name=f --filename="$1" --direct=1 --ioengine=io_uring --rw="$2" --bs=4k --iodepth=16 \
+        --time_based --runtime=5 --ramp_time=1 --randrepeat=0 --output-format=json 2>/dev/null |
+        jq ".jobs[0].$3.iops | floor"
+}
+
+iops_of_bench() { # MODE
+    dlblk bench v --rw "$1" --bs 4K --depth 16 --seconds 5 --ramp 1 --destroy-data --json 2>/dev/null |
+        jq ".jobs[0].$2.iops | floor"
+}
+
+declare -A ublk bench null
+for round in 1 2; do
+    [ $round = 2 ] && device=$(attach v)
+    ublk[read$round]=$(iops_of_device "$device" randread read)
+    ublk[write$round]=$(iops_of_device "$device" randwrite write)
+    dlblk detach v
+    bench[read$round]=$(iops_of_bench randread read)
+    bench[write$round]=$(iops_of_bench randwrite write)
+done
+dlblk-ublk serve --background --null 128M n >/dev/null 2>&1
+null[read]=$(iops_of_device /dev/ublkb0 randread read)
+null[write]=$(iops_of_device /dev/ublkb0 randwrite write)
+dlblk detach n
+for what in read write; do
+    one=$((ublk[${what}1] > ublk[${what}2] ? ublk[${what}1] : ublk[${what}2]))
+    other=$((bench[${what}1] > bench[${what}2] ? bench[${what}1] : bench[${what}2]))
+    note "4 KiB rand$what, depth 16: /dev/ublkb0 $one/s, dlblk bench $other/s, null target" \
+        "${null[$what]}/s"
+    check "rand$what: the device has $((one * 100 / other)) % of the library's operations, at least 60" \
+        test $((one * 100)) -ge $((other * 60))
+done
+finish 2
