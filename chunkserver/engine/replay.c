@@ -178,11 +178,54 @@ unit_counts(const struct replay *replay, const struct unit *unit)
 }
 
 /*
+ * Does a block lie here that ended at `lsn`, but for some damage?  Of what names it (magic, uuid,
+ * LSN, units) one may be wrong.
+ */
+static bool
+unit_ended_at(struct replay *replay, uint64_t lsn, uint64_t units)
+{
+    const struct engine *engine = replay->engine;
+    struct journal_header_disk header;
+    struct journal_header whole;
+    uint64_t start = lsn - units;
+
+    if (unit_at(replay, start)->state == UNIT_UNREADABLE)
+        return true;
+    if (engine->disk->ops->read_now(engine->disk, replay->buffer, UNIT_BYTES,
+                                    unit_offset(replay, start % replay->unit_count)) != 0)
+        return true;
+    /* With a header that is whole it is that block, or an older one: an old copy of the disk. */
+    if (journal_header_check(replay->buffer, engine->superblock.disk_uuid, &whole, NULL) == 0)
+        return whole.lsn == start && whole.units == units;
+    memcpy(&header, replay->buffer, sizeof(header));
+    return (le32_get(header.magic) == JOURNAL_MAGIC) +
+               (memcmp(header.disk_uuid, engine->superblock.disk_uuid, sizeof(header.disk_uuid)) ==
+                0) +
+               (le64_get(header.lsn) == start) + (le16_get(header.units) == units) >=
+           3;
+}
+
+/*
+ * The index needs nothing below its position: damage of the block before it is no reason to refuse
+ * the disk.
+ */
+static bool
+ring_was_damaged_before(struct replay *replay, uint64_t lsn)
+{
+    for (uint64_t units = 1; units <= JOURNAL_UNITS_MAX; units++)
+        if (unit_ended_at(replay, lsn, units)) {
+            replay->engine->stats.media_errors++;
+            return true;
+        }
+    return false;
+}
+
+/*
  * Was the journal ever written up to here?  The block that ends at the position stays until what
  * follows has gone all around.
  */
 static bool
-ring_reaches(const struct replay *replay, uint64_t lsn)
+ring_reaches(struct replay *replay, uint64_t lsn)
 {
     for (uint64_t place = 0; place < replay->unit_count; place++) {
         const struct unit *unit = &replay->units[place];
@@ -190,7 +233,7 @@ ring_reaches(const struct replay *replay, uint64_t lsn)
         if (unit_counts(replay, unit) && unit->lsn + unit->units == lsn)
             return true;
     }
-    return false;
+    return ring_was_damaged_before(replay, lsn);
 }
 
 static int

@@ -263,6 +263,50 @@ test_unreadable_block_below_the_cut(void **state)
     world_open(&rig->world);
 }
 
+/*
+ * What the index has already is not needed any more: no block below its position makes the disk
+ * refused, or count as damaged, not even the last one.
+ */
+static void
+test_blocks_below_the_position(void **state)
+{
+    static const uint64_t places[] = {5, 20, 41, 13, 90};
+    struct rig *rig = *state;
+    bool damaged;
+
+    world_open(&rig->world);
+    write_one_by_one(&rig->world, 5);
+    world_quiet(&rig->world);
+    world_kill(&rig->world);
+    fake_disk_settle(&rig->world.disk);
+    rig_look(rig);
+    for (uint32_t n = 0; n < rig->block_count; n++) {
+        struct world *world = &rig->world;
+        const struct block_seen *block = &rig->blocks[n];
+        size_t bytes = world->disk.disk.size_bytes;
+        uint8_t *image = malloc(bytes);
+
+        assert_non_null(image);
+        fake_disk_peek(&world->disk, image, bytes, 0);
+        for (uint32_t p = 0; p <= sizeof(places) / sizeof(places[0]); p++) {
+            bool unreadable = p == sizeof(places) / sizeof(places[0]);
+
+            if (unreadable)
+                fake_disk_set_bad(&world->disk, block->offset_bytes, 4096, true);
+            else
+                flip(rig, block->offset_bytes + places[p]);
+            assert_int_equal(rig_open(rig, &damaged), 0);
+            assert_false(damaged);
+            assert_null(engine_check(world->engine));
+            world_kill(world);
+            fake_disk_settle(&world->disk);
+            fake_disk_set_bad(&world->disk, block->offset_bytes, 4096, false);
+            fake_disk_poke(&world->disk, image, bytes, 0);
+        }
+        free(image);
+    }
+}
+
 /* Later blocks say that it was durable: no crash does that. */
 static void
 test_block_between_cut_and_mark(void **state)
@@ -642,12 +686,12 @@ UNIT_MAIN(RIG_TEST(test_first_superblock_copy_damaged),
           RIG_TEST(test_second_superblock_copy_damaged), RIG_TEST(test_superblock_copy_unreadable),
           RIG_TEST(test_both_superblock_copies_damaged),
           RIG_TEST(test_both_superblock_copies_unreadable), RIG_TEST(test_block_below_the_cut),
-          RIG_TEST(test_unreadable_block_below_the_cut), RIG_TEST(test_block_between_cut_and_mark),
-          RIG_TEST(test_block_before_the_last), RIG_TEST(test_damage_is_remembered),
-          RIG_TEST(test_unreadable_block_above_the_cut), RIG_TEST(test_last_block),
-          RIG_TEST(test_last_block_unreadable), RIG_TEST(test_last_block_half_unreadable),
-          RIG_TEST(test_older_disk_of_an_earlier_life), RIG_TEST(test_older_disk_of_the_same_life),
-          RIG_TEST(test_foreign_block_behind_the_end), RIG_TEST(test_empty_index),
-          RIG_TEST(test_index_of_another_disk),
+          RIG_TEST(test_unreadable_block_below_the_cut), RIG_TEST(test_blocks_below_the_position),
+          RIG_TEST(test_block_between_cut_and_mark), RIG_TEST(test_block_before_the_last),
+          RIG_TEST(test_damage_is_remembered), RIG_TEST(test_unreadable_block_above_the_cut),
+          RIG_TEST(test_last_block), RIG_TEST(test_last_block_unreadable),
+          RIG_TEST(test_last_block_half_unreadable), RIG_TEST(test_older_disk_of_an_earlier_life),
+          RIG_TEST(test_older_disk_of_the_same_life), RIG_TEST(test_foreign_block_behind_the_end),
+          RIG_TEST(test_empty_index), RIG_TEST(test_index_of_another_disk),
           RIG_TEST(test_flipped_bit_in_what_is_loaded_at_open),
           RIG_TEST(test_flipped_bit_in_a_leaf), RIG_TEST(test_flipped_bit_in_data))

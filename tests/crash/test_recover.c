@@ -80,7 +80,7 @@ static void
 rig_open(struct rig *rig)
 {
     struct engine_options options = {.cache_bytes = fake_rng_percent(&rig->rng, 50) ? 1 : 0,
-                                     .writeback_items = fake_rng_percent(&rig->rng, 50) ? 3 : 0,
+                                     .writeback_items = fake_rng_percent(&rig->rng, 50) ? 1 : 0,
                                      .slice_leaves = (uint32_t)fake_rng_range(&rig->rng, 1, 3)};
     struct dl_error err = {0};
     char *wrong;
@@ -642,9 +642,20 @@ history_attempt(struct rig *rig)
     assert_int_equal(rig_chunk(rig)->pending_count, 0);
     if (!history_check_voids(rig))
         return false;
-    while (rig_chunk(rig)->cursor_sectors < SECTORS)
+    while (rig_chunk(rig)->cursor_sectors < SECTORS) {
         if (!history_window(rig) || !history_settle(rig, 5))
             return false;
+        /* Write-back begins, and gets somewhere. */
+        if (fake_rng_percent(&rig->rng, 30)) {
+            fake_env_run_for(&rig->env, fake_rng_range(&rig->rng, 10, 60) * 100000000u);
+            for (uint64_t turns = fake_rng_below(&rig->rng, 30); turns > 0; turns--)
+                (void)fake_env_turn(&rig->env);
+        }
+        if (fake_rng_percent(&rig->rng, 15)) {
+            rig_cut(rig);
+            return false;
+        }
+    }
     cursor = rig_chunk(rig)->cursor_sectors;
     assert_int_equal(cursor, SECTORS);
     change_start(rig, &change,
@@ -795,6 +806,45 @@ test_attempt(void **state)
     rig_quiet(rig);
     rig_fini(rig);
     free(rig);
+}
+
+/*
+ * The index has the chunk as it was after its attempt, or after its promotion, and is replayed from
+ * before it: nothing of it happens twice.
+ */
+static void
+test_replay_of_what_the_index_has(void **state)
+{
+    uint64_t replayed = 0;
+
+    (void)state;
+    for (uint64_t seed = 0; seed < 300; seed++) {
+        struct rig *rig = calloc(1, sizeof(*rig));
+        struct test_voids voids;
+        bool never = false;
+
+        assert_non_null(rig);
+        rig_init(rig, seed);
+        for (uint32_t i = 0; i < 3; i++)
+            assert_int_equal(write_now(rig, LEASE(1) + 1 + i, i * 64, 4), 0);
+        assert_int_equal(change_now(rig, attempt_of(rig, 5)), 0);
+        if (seed % 2 == 0)
+            assert_int_equal(change_now(rig, (struct store_change){.kind = STORE_IN_SYNC,
+                                                                   .incarnation = 1,
+                                                                   .config_epoch = 6}),
+                             0);
+        fake_env_run_for(&rig->env, 4900000000u);
+        (void)fake_env_run(&rig->env, &never, fake_rng_below(&rig->rng, 60));
+        rig_cut(rig);
+        replayed += engine_counters(rig->engine)->replayed_records > 0;
+        assert_int_equal(rig_chunk(rig)->attempt, seed % 2 == 0 ? 0 : 5);
+        assert_int_equal(rig_chunk(rig)->pending_count, 0);
+        assert_true(voids_run(rig, &voids, 0, SECTORS, 0));
+        assert_int_equal(voids.voids.count, 12);
+        rig_fini(rig);
+        free(rig);
+    }
+    assert_true(replayed > 50);
 }
 
 /* What comes is taken where it is void or older; what is above the source's S is listed. */
@@ -1017,6 +1067,7 @@ test_damaged_leaf(void **state)
     free(rig);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_attempt), cmocka_unit_test(test_merge),
-          cmocka_unit_test(test_merge_of_many_versions), cmocka_unit_test(test_repair),
-          cmocka_unit_test(test_damaged_leaf), cmocka_unit_test(test_histories))
+UNIT_MAIN(cmocka_unit_test(test_attempt), cmocka_unit_test(test_replay_of_what_the_index_has),
+          cmocka_unit_test(test_merge), cmocka_unit_test(test_merge_of_many_versions),
+          cmocka_unit_test(test_repair), cmocka_unit_test(test_damaged_leaf),
+          cmocka_unit_test(test_histories))
