@@ -834,7 +834,7 @@ test_replay_of_what_the_index_has(void **state)
                                                                    .config_epoch = 6}),
                              0);
         fake_env_run_for(&rig->env, 4900000000u);
-        (void)fake_env_run(&rig->env, &never, fake_rng_below(&rig->rng, 60));
+        (void)fake_env_run(&rig->env, &never, fake_rng_below(&rig->rng, 20));
         rig_cut(rig);
         replayed += engine_counters(rig->engine)->replayed_records > 0;
         assert_int_equal(rig_chunk(rig)->attempt, seed % 2 == 0 ? 0 : 5);
@@ -844,7 +844,8 @@ test_replay_of_what_the_index_has(void **state)
         rig_fini(rig);
         free(rig);
     }
-    assert_true(replayed > 50);
+    print_message("%llu of 300 replayed something\n", (unsigned long long)replayed);
+    assert_true(replayed > 20);
 }
 
 /* What comes is taken where it is void or older; what is above the source's S is listed. */
