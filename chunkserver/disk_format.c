@@ -189,7 +189,7 @@ static int
 refuse_unreadable_copy(const struct disk_tool_options *options, const struct superblock_copy *copy,
                        struct dl_error *err)
 {
-    if (copy->err != -DL_E_DISK_DAMAGED && strstr(copy->problem, "version") == NULL)
+    if (!copy->is_ours)
         return 0;
     (void)dl_error_set(err, -DL_E_DISK_FOREIGN,
                        "%s holds a dlblk superblock that cannot be used: %s", options->path,

@@ -102,7 +102,7 @@ print_error(const struct dl_error *err)
     (void)fprintf(stderr, PROGRAM ": %s\n", err->text);
     if (err->hint[0] != '\0')
         (void)fprintf(stderr, PROGRAM ": %s\n", err->hint);
-    return err->code == -DL_E_USAGE ? EXIT_USAGE : EXIT_FAILED;
+    return err->code == -DL_E_USAGE || err->code == -DL_E_CONFIG_INVALID ? EXIT_USAGE : EXIT_FAILED;
 }
 
 static int

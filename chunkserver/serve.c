@@ -161,8 +161,11 @@ serve_open_store(struct serve *serve, struct dl_error *err)
 
     result = disk_file_open(serve->options->disk_path, &file_options, &serve->file, err);
     /* Whether it is a disk at all is said before what is wrong with its index. */
-    if (result == 0)
+    if (result == 0) {
         result = superblock_load_now(disk_file_disk(serve->file), &superblock, err);
+        if (result != 0)
+            dl_error_prefix(err, "%s: ", serve->options->disk_path);
+    }
     if (result == 0)
         result = disk_uring_create(&serve->disk, serve->loop, disk_file_disk(serve->file),
                                    disk_file_fd(serve->file), err);

@@ -204,6 +204,7 @@ superblock_copies_read_now(struct disk *disk, struct superblock_copy ret_copies[
                            dl_err_str(err));
             continue;
         }
+        copy->is_ours = memcmp(buffer, SUPERBLOCK_MAGIC, REGION_MAGIC_BYTES) == 0;
         copy->err = superblock_decode(buffer, &copy->superblock, copy->problem);
         copy->valid = copy->err == 0;
     }

@@ -63,7 +63,8 @@ struct superblock {
 struct superblock_copy {
     uint64_t offset_bytes;
     bool valid;
-    int err; /* if it is not valid: as of superblock_decode(), or -DL_E_MEDIA_READ */
+    bool is_ours; /* it has our magic, whatever else is wrong with it */
+    int err;      /* if it is not valid: as of superblock_decode(), or -DL_E_MEDIA_READ */
     char problem[SUPERBLOCK_PROBLEM_BYTES]; /* ... and why */
     struct superblock superblock;
 };
