@@ -9,9 +9,9 @@
  * AHEAD_SEGMENTS_MAX; and when it has got half way through them, the next are asked for before it
  * needs them.
  *
- * One ALLOCATE is under way at a time; what is wanted meanwhile goes with the next.  It is under way
- * (allocating_count is not 0) until all who waited for its answer have been woken: they may ask for
- * more.
+ * One ALLOCATE is under way at a time; what is wanted meanwhile goes with the next.  It is under
+ * way (allocating_count is not 0) until all who waited for its answer have been woken: they may ask
+ * for more.
  */
 #include <stdlib.h>
 

@@ -170,7 +170,8 @@ const struct engine_counters *engine_counters(struct engine *engine);
 
 /*
  * Nothing under way: no request, no write-back, no deletion, no block waiting to be freed, nothing
- * that the index does not have for good.  An engine that is left alone gets there, some seconds after its last request.
+ * that the index does not have for good.  An engine that is left alone gets there, some seconds
+ * after its last request.
  */
 bool engine_is_quiet(const struct engine *engine);
 

@@ -6,6 +6,7 @@
  */
 #include "tests/unit/client/fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -568,8 +569,8 @@ test_readers_that_can_not_come_back(void **state)
             f->cluster.attach_err = errors[i];
             f->cluster.attach_err_count = 1;
         } else if (i == 3) {
-            (void)strcpy(volume->name, "x");
-            (void)strcpy(other->name, "v");
+            (void)snprintf(volume->name, sizeof(volume->name), "x");
+            (void)snprintf(other->name, sizeof(other->name), "v");
             other->lease_epoch = volume->lease_epoch;
         }
         fixture_meta_drop_links(f);

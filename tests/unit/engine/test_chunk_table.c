@@ -141,7 +141,7 @@ test_pending_memory_is_bounded(void **state)
     chunk_table_destroy(table);
 }
 
-/* Parts of a write that were pulled are listed with the range that holds them, and answer nothing. */
+/* Pulled parts of a write are listed with the range that holds them, and answer nothing. */
 static void
 test_pulled_parts(void **state)
 {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chunkserver's disk on the reactor: what was written is read back, in one piece and in several;
- * completions never come from inside the start call, and none of the calls blocks: with all of them
- * made, nothing has happened yet; errors and short I/Os arrive as errors; many I/Os at a time all
- * complete once.
+ * The chunkserver's disk on the reactor: what was written is read back, in one piece and in
+ * several; completions never come from inside the start call, and none of the calls blocks: with
+ * all of them made, nothing has happened yet; errors and short I/Os arrive as errors; many I/Os at
+ * a time all complete once.
  *
- * Runs on two filesystems: the one of $TMPDIR or /tmp, and /dev/shm, whose files the kernel can only
- * serve with threads of its own.
+ * Runs on two filesystems: the one of $TMPDIR or /tmp, and /dev/shm, whose files the kernel can
+ * only serve with threads of its own.
  */
 #include "tests/unit/lib/unit.h"
 
@@ -298,7 +298,7 @@ BLOCKING_CALL(ssize_t, preadv2,
               (fd, iov, count, offset, flags))
 BLOCKING_CALL(int, fdatasync, (int fd), (fd))
 
-/* Creation and all kinds of I/O leave the reactor alone; the blocking forms show that calls count. */
+/* Creation and all kinds of I/O leave the reactor alone; the blocking forms show that it counts. */
 static void
 test_no_call_blocks(void **state)
 {
