@@ -356,10 +356,11 @@ apply_merge_chunk(struct engine_chunk *engine_chunk, const struct merge_record *
 
     if (!apply_is_news(engine_chunk, merge->lsn) || chunk->state != CHUNK_PRESENT)
         return;
-    for (uint32_t i = 0; i < merge->run_count && !repair; i++) {
+    /* Of a repair: no news, unless it healed what was damaged. */
+    for (uint32_t i = 0; i < merge->run_count; i++) {
         const struct merge_run_disk *run = &merge->runs[i];
 
-        if (le64_get(run->version) > record->stable_version)
+        if (repair || le64_get(run->version) > record->stable_version)
             chunk_pending_add_pulled(chunk, le64_get(run->version), le32_get(run->sector),
                                      run->count_minus_one + 1u);
     }

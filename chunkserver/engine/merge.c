@@ -77,6 +77,8 @@ merge_take_part(struct merge *merge)
             };
         if (sector->kind == SECTOR_DATA)
             merge->crcs[data++] = sector->crc;
+        if (sector->version > merge->chunk->version_max)
+            merge->chunk->version_max = sector->version;
         merge->sector_count++;
     }
     merge->write.length_sectors = data;

@@ -100,6 +100,22 @@ open_index(struct engine *engine, struct index_position *position, struct dl_err
     return found ? open_check_index(engine, position, err) : 0;
 }
 
+/*
+ * No sector of the chunk has a higher version.  What was pulled is not above what a source said to be
+ * stable, or it is listed.
+ */
+static uint64_t
+open_version_max(const struct chunk *chunk)
+{
+    uint64_t versions[] = {chunk_version_max(chunk), chunk->heard_version, chunk->reported_version,
+                           chunk->step_count > 0 ? chunk->steps[0].stable_version : 0};
+    uint64_t highest = 0;
+
+    for (size_t i = 0; i < sizeof(versions) / sizeof(versions[0]); i++)
+        highest = versions[i] > highest ? versions[i] : highest;
+    return highest;
+}
+
 /* Replay is over: what it left is complete, and may change by requests from now on. */
 static void
 open_serve(struct engine *engine, const struct index_position *position)
@@ -110,7 +126,7 @@ open_serve(struct engine *engine, const struct index_position *position)
     engine->writeback.batch_position = position->position;
     engine->writeback.lsn_max = position->lsn_highest;
     HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next) {
-        engine_chunk_of(chunk)->version_max = chunk_version_max(chunk);
+        engine_chunk_of(chunk)->version_max = open_version_max(chunk);
         if (chunk->state == CHUNK_DELETING)
             delete_begin(engine, engine_chunk_of(chunk));
     }
