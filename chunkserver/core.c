@@ -4,8 +4,8 @@
  * core_internal.h.
  *
  * Stop:
- *   1. links are paused; operations here are finished and their replies taken, for at most
- *      STOP_REPLIES_NS
+ *   1. links are paused, nothing is pulled any more; operations here are finished and their
+ *      replies taken, for at most STOP_REPLIES_NS
  *   2. all links are closed
  *   3. nothing is left with the store: the store is stopped
  *   4. on_stopped
@@ -100,6 +100,14 @@ core_check_returned(struct chunkserver_core *core, struct session *session)
     } else if (session->paused) {
         session_update_pause(session);
     }
+}
+
+uint32_t
+core_pulls_max(struct chunkserver_core *core)
+{
+    uint64_t quiet_ns = env_now_ns(core->env) - core->foreground_ns;
+
+    return core->foreground_ns != 0 && quiet_ns < PULL_FOREGROUND_NS ? PULLS_FOREGROUND : PULLS_MAX;
 }
 
 /* --- pools --- */
@@ -198,11 +206,40 @@ stable_op_release(struct stable_op *op)
     session_operation_ended(session);
 }
 
+/* Only those who pull are paused when there are no more: clients don't wait for them. */
+struct pull_op *
+pull_op_acquire(struct chunkserver_core *core, struct session *session)
+{
+    struct pull_op *op = pool_acquire(&core->pull_ops);
+
+    dl_assert(op != NULL);
+    op->session = session;
+    op->buffer = NULL;
+    session->operations++;
+    if (core->pull_ops.free_count == 0)
+        core_update_pauses(core);
+    return op;
+}
+
+void
+pull_op_release(struct pull_op *op)
+{
+    struct session *session = op->session;
+    struct chunkserver_core *core = session->core;
+    bool was_empty = core->pull_ops.free_count == 0;
+
+    dl_assert(op->buffer == NULL);
+    pool_release(&core->pull_ops, op);
+    if (was_empty)
+        core_update_pauses(core);
+    session_operation_ended(session);
+}
+
 static uint32_t
 core_operations_in_use(const struct chunkserver_core *core)
 {
     return pool_taken_count(&core->write_ops) + pool_taken_count(&core->read_ops) +
-           pool_taken_count(&core->stable_ops);
+           pool_taken_count(&core->stable_ops) + pool_taken_count(&core->pull_ops);
 }
 
 /* --- stop --- */
@@ -232,6 +269,7 @@ core_close_links(struct chunkserver_core *core)
 
     list_for_each_entry (session, &core->sessions, node)
         session_close(session);
+    peers_stop(core);
     meta_link_stop(core);
 }
 
@@ -246,8 +284,11 @@ core_stop_step(struct chunkserver_core *core)
     if (!core->links_closed && (late || core_operations_in_use(core) + core->meta_requests == 0)) {
         core->links_closed = true;
         core_close_links(core);
+        if (core->store_stopping)
+            return; /* the last peer was gone at once, and came here */
     }
     if (!core->links_closed || !list_is_empty(&core->sessions) || core->meta_requests > 0 ||
+        !list_is_empty(&core->recoveries) || !list_is_empty(&core->peers) ||
         !meta_link_is_down(core))
         return;
     dl_assert(core_operations_in_use(core) == 0);
@@ -267,6 +308,7 @@ chunkserver_core_stop(struct chunkserver_core *core, void (*on_stopped)(void *co
     core->stop_deadline_ns = env_now_ns(core->env) + STOP_REPLIES_NS;
     core_update_pauses(core);
     env_timer_start(core->env, &core->tick_timer, 0);
+    recoveries_stop(core);
 }
 
 /* --- life --- */
@@ -278,6 +320,7 @@ core_on_tick(struct env_timer *timer)
 
     env_timer_start(core->env, &core->tick_timer, core->stopping ? STOP_TICK_NS : CORE_TICK_NS);
     sessions_tick(core, env_now_ns(core->env));
+    peers_tick(core, env_now_ns(core->env));
     core_stop_step(core);
 }
 
@@ -316,11 +359,15 @@ core_init_pools(struct chunkserver_core *core)
 
     if (pool_init(&core->write_ops, sizeof(struct write_op), count) != 0 ||
         pool_init(&core->read_ops, sizeof(struct read_op), count) != 0 ||
-        pool_init(&core->stable_ops, sizeof(struct stable_op), count) != 0)
+        pool_init(&core->stable_ops, sizeof(struct stable_op), count) != 0 ||
+        pool_init(&core->pull_ops, sizeof(struct pull_op), PULL_OPS) != 0)
         return -DL_E_NO_MEMORY;
     core->write_buffers = buffer_pool_create(core->options.write_buffer_bytes);
     core->read_buffers = buffer_pool_create(core->options.read_buffer_bytes);
-    return core->write_buffers == NULL || core->read_buffers == NULL ? -DL_E_NO_MEMORY : 0;
+    core->pull_buffers = buffer_pool_create(2 * (size_t)PULLS_MAX * BUFFER_BYTES_MAX);
+    return core->write_buffers == NULL || core->read_buffers == NULL || core->pull_buffers == NULL
+               ? -DL_E_NO_MEMORY
+               : 0;
 }
 
 /* After a crash (see chunkserver_core_destroy()) operations are still under way: they end here. */
@@ -341,14 +388,26 @@ core_free_sessions(struct chunkserver_core *core)
         free(session);
 }
 
+/* The same: they are allocated one by one. */
+static void
+core_free_meta_requests(struct chunkserver_core *core)
+{
+    struct list *node;
+
+    while ((node = list_pop_front(&core->meta_request_list)) != NULL)
+        free(list_entry(node, struct meta_request, node));
+}
+
 static void
 core_free(struct chunkserver_core *core)
 {
     buffer_pool_destroy(core->write_buffers);
     buffer_pool_destroy(core->read_buffers);
+    buffer_pool_destroy(core->pull_buffers);
     pool_fini(&core->write_ops);
     pool_fini(&core->read_ops);
     pool_fini(&core->stable_ops);
+    pool_fini(&core->pull_ops);
     free(core->advertise);
     free(core->host);
     free(core->rack);
@@ -370,6 +429,10 @@ chunkserver_core_create(struct chunkserver_core **ret_core, struct env *env,
     core->store = store;
     core->chunks = store->chunks;
     list_init(&core->sessions);
+    list_init(&core->pull_queue);
+    list_init(&core->meta_request_list);
+    list_init(&core->recoveries);
+    list_init(&core->peers);
     if (core_init_options(core, options) != 0 || core_init_pools(core) != 0) {
         core_free(core);
         return -DL_E_NO_MEMORY;
@@ -393,6 +456,11 @@ chunkserver_core_destroy(struct chunkserver_core *core)
     pool_release_all(&core->write_ops);
     pool_release_all(&core->read_ops);
     pool_release_all(&core->stable_ops);
+    pool_release_all(&core->pull_ops);
+    recoveries_free(core);
+    peers_free(core);
+    HASH_CLEAR(by_key, core->slot_changes);
+    core_free_meta_requests(core);
     core_free_sessions(core);
     core_free(core);
 }
@@ -405,6 +473,7 @@ chunkserver_core_get_stats(const struct chunkserver_core *core,
     ret_stats->operations_in_use = core_operations_in_use(core);
     ret_stats->write_buffer_used_bytes = buffer_pool_used_bytes(core->write_buffers);
     ret_stats->read_buffer_used_bytes = buffer_pool_used_bytes(core->read_buffers);
+    ret_stats->recoveries_running = (uint32_t)list_length(&core->recoveries);
     ret_stats->server_id = core->meta.server_id;
     ret_stats->registered = core->meta.state == META_REGISTERED;
 }

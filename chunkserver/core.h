@@ -78,11 +78,17 @@ struct chunkserver_core_stats {
     uint64_t reads_failed, writes_failed; /* answered with an error */
     uint64_t crc_wire_errors;             /* payloads damaged on their way here */
     uint64_t refused_lease, refused_epoch, refused_unknown;
+    uint64_t refused_attempt;         /* NOT_YET, NOT_IN_SYNC */
     uint64_t fences, deletes, epochs; /* requests of the metadata service */
-    uint64_t pauses;                  /* times that a pool was used up */
-    uint64_t violations;              /* links closed because of what they sent */
-    uint64_t greetings_refused;       /* another cluster's, another disk's, or too early */
-    uint64_t replies_dropped;         /* to links that went away */
+    uint64_t pendings;
+    uint64_t pulls, pulls_failed;               /* of other chunkservers */
+    uint64_t recoveries, recovery_pulls;        /* attempts begun here; answers merged */
+    uint64_t recovery_failures, recovery_bytes; /* PULLs that failed; data that was pulled */
+    uint32_t recoveries_running;
+    uint64_t pauses;            /* times that a pool was used up */
+    uint64_t violations;        /* links closed because of what they sent */
+    uint64_t greetings_refused; /* another cluster's, another disk's, or too early */
+    uint64_t replies_dropped;   /* to links that went away */
     uint64_t meta_connects;
     uint32_t operations_in_use;
     size_t write_buffer_used_bytes, read_buffer_used_bytes;

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * core_internal.h: what the files of the chunkserver's core share: core.c (life, pools,
- * back-pressure), session.c (links of clients), data_op.c (READ, WRITE, STABLE), meta_session.c
- * (the link to the metadata service), meta_request.c (what the metadata service asks for).
+ * back-pressure), session.c (links of clients), data_op.c (READ, WRITE, STABLE), pending_op.c
+ * (PENDING), pull_op.c (PULL of other chunkservers), meta_session.c (the link to the metadata
+ * service), meta_request.c (what the metadata service asks for), slot_tell.c (what it says of
+ * slots), recovery.c (slots that recover), peer.c (links to the chunkservers they recover from).
  *
  * Ownership: a session lives until its link is down and no operation names it (`operations`).  An
  * operation is with the store until the store's on_done, then with the link until on_sent, then in
@@ -38,6 +40,18 @@
 /* One who has not taken so many small replies is not read from. */
 #define SESSION_SMALL_MAX 256u
 
+/*
+ * PULLs, as source and as target: so many at a time each; the rest waits.  While clients ask for
+ * something it is one.
+ */
+#define PULLS_MAX          8u
+#define PULLS_FOREGROUND   1u
+#define PULL_FOREGROUND_NS (10 * CORE_NS_PER_MS)
+#define PULL_OPS           64u
+#define PULL_SOURCES_MAX   8u
+/* Of a packed PullReply: at most a run for each sector. */
+#define PULL_REPLY_BYTES (STORE_IO_SECTORS_MAX * 48u + 64u)
+
 /* --- operations --- */
 
 struct write_op {
@@ -54,17 +68,37 @@ struct read_op {
     struct store_read read;
     struct session *session;
     uint64_t request_id;
+    uint32_t config_epoch; /* the request's */
+    uint64_t local_id;     /* of the chunk */
     void *buffer;
     uint32_t buffer_bytes;
     struct frame_out reply;
     uint8_t reply_tail[STORE_IO_SECTORS_MAX * (sizeof(le32) + 1)]; /* CRCs, then kinds */
 };
 
+/* STABLE, and PENDING. */
 struct stable_op {
     struct store_change change;
     struct session *session;
     uint64_t request_id;
+    uint32_t config_epoch; /* PENDING: the request's, and whose */
+    struct chunk_key key;
     struct frame_out reply;
+};
+
+struct pull_op {
+    struct store_pull pull;
+    struct session *session;
+    uint64_t request_id;
+    struct list node; /* of core->pull_queue, while it waits */
+    void *buffer;     /* NULL: it waits */
+    uint32_t config_epoch;
+    uint64_t local_id;
+    struct frame_out reply;
+    struct store_change teaching; /* of a mutant */
+    uint64_t wanted[STORE_WINDOW_WORDS];
+    struct store_sector sectors[STORE_IO_SECTORS_MAX];
+    uint8_t body[PULL_REPLY_BYTES];
 };
 
 /* --- sessions --- */
@@ -82,8 +116,9 @@ struct session {
         read_buffer_bytes;
     struct write_op *incoming; /* its payload is being received */
     bool greeted;
-    bool closing; /* refused: whatever comes is ignored, the link is closed soon */
-    bool closed;  /* link_close() was called */
+    bool is_chunkserver; /* that pulls from here; else a client */
+    bool closing;        /* refused: whatever comes is ignored, the link is closed soon */
+    bool closed;         /* link_close() was called */
     bool paused;
     uint64_t heard_ns;    /* when the last frame, or the head of one, came */
     uint64_t progress_ns; /* when a reply was last taken, or the first of several was queued */
@@ -118,6 +153,34 @@ struct meta_session {
     struct env_timer timer;
 };
 
+/* Which request of the metadata service is answered, and where. */
+struct meta_request {
+    struct list node; /* of core->meta_request_list */
+    struct chunkserver_core *core;
+    uint64_t connection;
+    uint64_t request_id;
+    uint16_t opcode;
+};
+
+/*
+ * A change of one slot: with the store, or behind another one of the same slot (the head of the
+ * line is in core->slot_changes).
+ */
+struct slot_change {
+    struct store_change change; /* its on_done is this module's */
+    struct chunkserver_core *core;
+    struct list followers, node;
+    UT_hash_handle by_key;
+    void (*on_done)(struct slot_change *slot, int err); /* may free it */
+};
+
+/* From whom a slot may pull. */
+struct pull_source {
+    uint32_t slot;
+    uint8_t uuid[CHUNKSERVER_UUID_BYTES];
+    struct dl_address address;
+};
+
 /* --- the core --- */
 
 struct chunkserver_core {
@@ -129,8 +192,13 @@ struct chunkserver_core {
     struct list sessions; /* also those whose link is down */
 
     struct pool write_ops, read_ops, stable_ops;
+    struct pool pull_ops;
     struct buffer_pool *write_buffers, *read_buffers;
-    bool starved; /* links are paused, or will be at the end of their payload */
+    struct buffer_pool *pull_buffers; /* as source and as target: PULLS_MAX each */
+    struct list pull_queue;           /* of others, waiting */
+    uint32_t pulls_as_source, pulls_as_target;
+    uint64_t foreground_ns; /* when a client asked for something last */
+    bool starved;           /* links are paused, or will be at the end of their payload */
 
     struct env_task
         turn_task; /* the store's turn_end, once per turn in which something was started */
@@ -138,7 +206,12 @@ struct chunkserver_core {
 
     struct meta_session meta;
     uint32_t meta_requests; /* FENCE, CHUNK_DELETE, SLOT_TELL with the store */
-    bool admitted;          /* the metadata service has taken the disk once in this life */
+    struct list meta_request_list;
+    struct slot_change *slot_changes; /* uthash head: the first of each slot's line */
+    struct list recoveries;           /* struct recovery */
+    uint64_t next_recovery_id;
+    struct list peers; /* struct peer */
+    bool admitted;     /* the metadata service has taken the disk once in this life */
 
     bool stopping, links_closed, store_stopping, stopped;
     uint64_t stop_deadline_ns;
@@ -170,12 +243,18 @@ struct read_op *read_op_acquire(struct chunkserver_core *core, struct session *s
 void read_op_release(struct read_op *op);
 struct stable_op *stable_op_acquire(struct chunkserver_core *core, struct session *session);
 void stable_op_release(struct stable_op *op);
+struct pull_op *pull_op_acquire(struct chunkserver_core *core, struct session *session);
+void pull_op_release(struct pull_op *op);
+/* How many PULLs may be under way, as source and as target each. */
+uint32_t core_pulls_max(struct chunkserver_core *core);
 
 /* session.c */
 void session_reply(struct session *session,
                    struct frame_out *reply); /* on_sent is set; the link is up */
 void session_reply_sent(struct session *session);
 void session_operation_ended(struct session *session); /* may free it */
+/* A reply that frees itself.  NULL: no memory, the peer will ask again. */
+void session_send(struct session *session, struct frame_out *frame);
 /* An error without an operation: on a request that could not be taken. */
 void session_refuse(struct session *session, const struct frame *frame, int err);
 /* The same, and the link is closed: the peer does not keep to the protocol. */
@@ -189,6 +268,12 @@ void write_op_receive(struct session *session, const struct frame *frame);
 void read_op_receive(struct session *session, const struct frame *frame);
 void stable_op_receive(struct session *session, const struct frame *frame);
 
+/* pending_op.c */
+void pending_op_receive(struct session *session, const struct frame *frame);
+
+/* pull_op.c */
+void pull_op_receive(struct session *session, const struct frame *frame);
+
 /* meta_session.c */
 void meta_link_start(struct chunkserver_core *core);
 void meta_link_stop(struct chunkserver_core *core);
@@ -199,10 +284,59 @@ bool meta_link_is_down(const struct chunkserver_core *core);
  * up.
  */
 void meta_request_receive(struct chunkserver_core *core, const struct frame *frame);
+/* A request, first in what it is part of, that is answered later. */
+void meta_request_begin(struct meta_request *request, struct chunkserver_core *core,
+                        const struct frame *frame);
+void meta_request_end(struct meta_request *request);
+void meta_request_reply(const struct meta_request *request, int err, const char *text,
+                        const ProtobufCMessage *message);
+/* One that is answered without being begun. */
+void meta_refuse(struct chunkserver_core *core, const struct frame *frame, int err,
+                 const char *text);
+/*
+ * What FENCE and PENDING say of a chunk.  writes and pointers have room for its pending writes;
+ * returns how many there are below version_end.  Of a recovering chunk nothing but the attempt is
+ * told.
+ */
+size_t pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t version_end,
+                          Dl__PendingWrite *writes, Dl__PendingWrite **pointers);
 /*
  * Sends, or drops, if `connection` is no longer the one that is up.  frame may be NULL (no memory):
  * dropped too.
  */
 void meta_link_send(struct chunkserver_core *core, uint64_t connection, struct frame_out *frame);
+/*
+ * A request of ours: its id, which is never used again in this process; 0: not registered, or no
+ * memory.
+ */
+uint64_t meta_link_request(struct chunkserver_core *core, uint16_t opcode,
+                           const ProtobufCMessage *message);
+
+/* slot_tell.c */
+void tell_receive(struct chunkserver_core *core, const struct frame *frame,
+                  const Dl__SlotTell *message);
+/* slot->change is filled but for on_done; slot->on_done is set. */
+void slot_change_start(struct chunkserver_core *core, struct slot_change *slot);
+/* An attempt is about to begin: nothing else is done with this slot. */
+bool slot_is_beginning(const struct chunkserver_core *core, const struct chunk_key *key);
+
+/* recovery.c */
+/* The chunk has this attempt, durably: pull. */
+void recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint32_t attempt,
+                    uint32_t segment_sectors, const struct pull_source *sources,
+                    uint32_t source_count);
+/* The chunk is another one, or in-sync, or gone. */
+void recovery_check(struct chunkserver_core *core, const struct chunk_key *key);
+void recoveries_on_registered(struct chunkserver_core *core);
+void recoveries_on_report_reply(struct chunkserver_core *core, uint64_t request_id, int status);
+void recoveries_on_peer_up(struct chunkserver_core *core);
+/* Nothing is pulled any more; each ends when the store has nothing of it. */
+void recoveries_stop(struct chunkserver_core *core);
+void recoveries_free(struct chunkserver_core *core);
+
+/* peer.c */
+void peers_tick(struct chunkserver_core *core, uint64_t now_ns);
+void peers_stop(struct chunkserver_core *core);
+void peers_free(struct chunkserver_core *core);
 
 #endif

@@ -6,10 +6,13 @@
  *   lease epoch below the volume's fence            -> LEASE_OLD
  *   config epoch below the chunk's                  -> EPOCH_OLD
  *   unknown chunk, config epoch above the first     -> CHUNK_UNKNOWN
+ *   the slot's recovery attempt is not the request's -> NOT_YET, EPOCH_OLD (WRITE, STABLE)
+ *   the slot recovers                               -> NOT_IN_SYNC (READ)
  *   (WRITE) a sector's CRC is not what was sent     -> CRC_WIRE
  * An unknown chunk under the first config epoch is created by a WRITE, reads as holes, and has
  * nothing to be stable.  All is decided at once, before the store is asked: a fence that comes
- * later waits for what was accepted before.
+ * later waits for what was accepted before.  Only a READ is looked at again when its data is here:
+ * meanwhile the chunk may have become another one, or may be recovering.
  */
 #include <string.h>
 
@@ -74,6 +77,49 @@ request_undecodable(struct session *session, const struct frame *frame, int err)
         session_refuse(session, frame, err);
     else
         session_malformed(session, frame, err);
+}
+
+/*
+ * May this WRITE or STABLE, which names this attempt (0: none), act on the chunk?  Rule 10 of
+ * docs/recovery.md.
+ */
+static int
+target_check_attempt(struct chunkserver_core *core, const struct chunk_key *key,
+                     const struct chunk *chunk, uint32_t attempt)
+{
+    uint32_t own = chunk == NULL ? 0 : chunk->attempt;
+
+    if (attempt == own && !slot_is_beginning(core, key))
+        return 0;
+    core->stats.refused_attempt++;
+    return -DL_E_NOT_YET;
+}
+
+/*
+ * The same of a WRITE.  Without an attempt, under a config epoch above the chunk's attempt, it
+ * says that the slot was promoted.
+ */
+static int
+write_check_attempt(struct chunkserver_core *core, const struct data_write *write,
+                    const struct chunk_key *key, const struct chunk *chunk)
+{
+    if (chunk != NULL && chunk->attempt != 0 && write->attempt == 0 &&
+        !slot_is_beginning(core, key))
+        return write->target.config_epoch > chunk->attempt ? 0 : -DL_E_EPOCH_OLD;
+    return target_check_attempt(core, key, chunk, write->attempt);
+}
+
+/* May it be read? */
+static int
+target_check_in_sync(struct chunkserver_core *core, const struct chunk_key *key,
+                     const struct chunk *chunk)
+{
+    if (DLBLK_MUTANT(chunkserver_serve_recovering))
+        return 0;
+    if (!slot_is_beginning(core, key) && (chunk == NULL || chunk->attempt == 0))
+        return 0;
+    core->stats.refused_attempt++;
+    return -DL_E_NOT_IN_SYNC;
 }
 
 /* --- WRITE --- */
@@ -143,6 +189,7 @@ write_op_start(struct write_op *op, const struct data_write *write, const struct
         .birth = write->snapshot_seq,
         .version = write->version,
         .stable_version = write->stable_version,
+        .attempt = write->attempt,
         .offset_sectors = target->offset_sectors,
         .length_sectors = target->length_sectors,
         .zero = (target->flags & WRITE_ZERO) != 0,
@@ -153,6 +200,8 @@ write_op_start(struct write_op *op, const struct data_write *write, const struct
         .crcs = op->crcs,
         .on_done = write_op_on_stored,
     };
+    if (DLBLK_MUTANT(chunkserver_write_without_attempt))
+        store_write->attempt = chunk == NULL ? 0 : chunk->attempt;
     core->store->ops->write_start(core->store, store_write);
     core_store_started(core);
 }
@@ -165,9 +214,10 @@ write_op_accept(struct write_op *op, const struct data_write *write)
     struct chunk *chunk = NULL;
     int err = target_check(core, &write->target, &key, &chunk);
 
-    /* There are no recovery attempts yet: a write that names one is for another time. */
-    if (err == 0 && write->attempt != 0)
-        err = -DL_E_NOT_YET;
+    if (err == 0)
+        err = write_check_attempt(core, write, &key, chunk);
+    if (err == -DL_E_NOT_YET && DLBLK_MUTANT(chunkserver_write_without_attempt))
+        err = 0;
     if (err == 0) {
         err = write_op_check_crcs(op, write);
         if (err != 0)
@@ -254,10 +304,31 @@ read_op_finish(struct read_op *op, int err)
     session_reply(session, &op->reply);
 }
 
+/*
+ * The chunk may have changed under the read: what the store gave may be of an attempt that began
+ * meanwhile, or of a new chunk in the old one's place.
+ */
+static int
+read_op_check_again(struct read_op *op)
+{
+    struct chunkserver_core *core = op->session->core;
+    const struct chunk *chunk = chunk_table_find(core->chunks, &op->read.key);
+
+    if (DLBLK_MUTANT(chunkserver_serve_recovering))
+        return 0;
+    if (chunk == NULL || chunk->local_id != op->local_id)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (op->config_epoch < chunk->config_epoch)
+        return -DL_E_EPOCH_OLD;
+    return target_check_in_sync(core, &op->read.key, chunk);
+}
+
 static void
 read_op_on_stored(struct store_read *read, int err)
 {
-    read_op_finish(list_entry(read, struct read_op, read), err);
+    struct read_op *op = list_entry(read, struct read_op, read);
+
+    read_op_finish(op, err != 0 ? err : read_op_check_again(op));
 }
 
 /* What an unknown chunk under the first config epoch reads as. */
@@ -283,13 +354,17 @@ read_op_accept(struct read_op *op, const struct data_read *read)
     op->read.data_sectors = 0;
     op->read.on_done = read_op_on_stored;
     op->read.node = (struct list){NULL, NULL};
+    op->config_epoch = read->target.config_epoch;
     int err = target_check(core, &read->target, &op->read.key, &chunk);
+    if (err == 0)
+        err = target_check_in_sync(core, &op->read.key, chunk);
     if (err != 0) {
         read_op_finish(op, err);
     } else if (chunk == NULL) {
         read_op_fill_holes(op);
         read_op_finish(op, 0);
     } else {
+        op->local_id = chunk->local_id;
         core->store->ops->read_start(core->store, &op->read);
         core_store_started(core);
     }
@@ -354,6 +429,11 @@ stable_op_accept(struct stable_op *op, const struct data_stable *stable)
     struct chunk *chunk = NULL;
     int err = target_check(core, &stable->target, &key, &chunk);
 
+    /* Not acted upon, and not confirmed either: it is sent again. */
+    if (err == 0)
+        err = target_check_attempt(core, &key, chunk, stable->attempt);
+    if (err == -DL_E_NOT_YET && chunk != NULL && DLBLK_MUTANT(chunkserver_foreign_stable))
+        err = 0;
     if (err != 0 || chunk == NULL) {
         stable_op_finish(op, err);
         return;
@@ -363,6 +443,7 @@ stable_op_accept(struct stable_op *op, const struct data_stable *stable)
         .key = key,
         .lease_epoch = stable->target.lease_epoch,
         .config_epoch = stable->target.config_epoch,
+        .attempt = chunk->attempt,
         .stable_version = stable->stable_version,
         .on_done = stable_op_on_stored,
     };

@@ -22,15 +22,7 @@
 #define PENDING_CHUNK_BYTES   64u
 #define FENCE_REPLY_BYTES_MAX (FRAME_BODY_BYTES_MAX - 1024u)
 
-/* Which request is answered, and where. */
-struct meta_request {
-    struct chunkserver_core *core;
-    uint64_t connection;
-    uint64_t request_id;
-    uint16_t opcode;
-};
-
-static void
+void
 meta_request_begin(struct meta_request *request, struct chunkserver_core *core,
                    const struct frame *frame)
 {
@@ -38,18 +30,20 @@ meta_request_begin(struct meta_request *request, struct chunkserver_core *core,
     request->connection = core->meta.connection;
     request->request_id = frame->request_id;
     request->opcode = frame->opcode;
+    list_push_back(&core->meta_request_list, &request->node);
     core->meta_requests++;
 }
 
-static void
-meta_request_end(const struct meta_request *request)
+void
+meta_request_end(struct meta_request *request)
 {
     dl_assert(request->core->meta_requests > 0);
+    list_remove(&request->node);
     request->core->meta_requests--;
     core_stop_step(request->core);
 }
 
-static void
+void
 meta_request_reply(const struct meta_request *request, int err, const char *text,
                    const ProtobufCMessage *message)
 {
@@ -63,8 +57,7 @@ meta_request_reply(const struct meta_request *request, int err, const char *text
     meta_link_send(request->core, request->connection, frame);
 }
 
-/* A request that is answered without being begun. */
-static void
+void
 meta_refuse(struct chunkserver_core *core, const struct frame *frame, int err, const char *text)
 {
     meta_link_send(core, core->meta.connection,
@@ -79,14 +72,13 @@ struct fence_request {
     uint32_t first_segment;
 };
 
-/* Fills reply->writes with the pending writes of older owners; how many. */
-static size_t
+size_t
 pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t version_end,
                    Dl__PendingWrite *writes, Dl__PendingWrite **pointers)
 {
     size_t count = 0;
 
-    for (uint32_t i = 0; i < chunk->pending_count; i++) {
+    for (uint32_t i = 0; chunk->attempt == 0 && i < chunk->pending_count; i++) {
         const struct pending_write *pending = &chunk->pending[i];
 
         if (pending->version >= version_end ||
@@ -103,7 +95,8 @@ pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t 
     reply->segment = chunk->key.segment;
     reply->slot = chunk->key.slot;
     reply->config_epoch = chunk->config_epoch;
-    reply->stable_version = chunk->stable_version;
+    reply->stable_version = chunk->attempt == 0 ? chunk->stable_version : 0;
+    reply->attempt = chunk->attempt;
     reply->n_writes = count;
     reply->writes = pointers;
     return count;
@@ -179,7 +172,7 @@ fence_parts_collect(struct fence_parts *parts, const struct fence_request *fence
     if (volume == NULL || fence->change.lease_epoch == WIRE_LEASE_EPOCH_TOMBSTONE)
         return; /* a deleted volume: nobody will look at its pending writes again */
     list_for_each_entry (chunk, &volume->chunks, volume_node)
-        if (chunk->state == CHUNK_PRESENT && chunk->pending_count > 0 &&
+        if (chunk->state == CHUNK_PRESENT && (chunk->pending_count > 0 || chunk->attempt != 0) &&
             chunk->key.segment >= fence->first_segment && !parts->no_memory)
             fence_parts_add(parts, chunk);
     if (!parts->no_memory && parts->chunk_count > 0)
@@ -208,7 +201,7 @@ fence_reply_parts(const struct fence_request *fence, const struct fence_parts *p
     for (size_t i = 0; i < parts->chunk_count; i++) {
         count = pending_chunk_fill(&chunks[chunk_count], parts->chunks[i], version_end,
                                    writes + write_count, write_pointers + write_count);
-        if (count == 0)
+        if (count == 0 && parts->chunks[i]->attempt == 0)
             continue;
         write_count += count;
         chunk_pointers[chunk_count] = &chunks[chunk_count];
@@ -286,7 +279,7 @@ struct delete_request;
 
 struct delete_one {
     struct delete_request *owner;
-    struct store_change change;
+    struct slot_change slot;
 };
 
 struct delete_request {
@@ -297,16 +290,17 @@ struct delete_request {
 };
 
 static void
-delete_on_done(struct store_change *change, int err)
+delete_on_done(struct slot_change *slot, int err)
 {
-    struct delete_request *owner = list_entry(change, struct delete_one, change)->owner;
+    struct delete_request *owner = list_entry(slot, struct delete_one, slot)->owner;
+    Dl__ChunkDeleteReply reply = DL__CHUNK_DELETE_REPLY__INIT;
 
+    recovery_check(owner->request.core, &slot->change.key);
     dl_assert(owner->pending > 0);
     if (err != 0 && owner->err == 0)
         owner->err = err;
     if (--owner->pending > 0)
         return;
-    Dl__ChunkDeleteReply reply = DL__CHUNK_DELETE_REPLY__INIT;
     meta_request_reply(&owner->request, owner->err, NULL, &reply.base);
     meta_request_end(&owner->request);
     free(owner);
@@ -316,15 +310,15 @@ static void
 delete_one_start(struct delete_request *owner, struct delete_one *one, const Dl__ChunkRef *ref)
 {
     one->owner = owner;
-    one->change.kind = STORE_DELETE;
-    one->change.key = (struct chunk_key){
+    one->slot.change.kind = STORE_DELETE;
+    one->slot.change.key = (struct chunk_key){
         .volume = ref->volume,
         .segment = ref->segment,
         .slot = ref->slot,
     };
-    one->change.incarnation = ref->incarnation;
-    one->change.on_done = delete_on_done;
-    owner->request.core->store->ops->change_start(owner->request.core->store, &one->change);
+    one->slot.change.incarnation = ref->incarnation;
+    one->slot.on_done = delete_on_done;
+    slot_change_start(owner->request.core, &one->slot);
 }
 
 static void
@@ -347,54 +341,6 @@ delete_receive(struct chunkserver_core *core, const struct frame *frame,
     owner->pending = message->n_chunks;
     for (size_t i = 0; i < message->n_chunks; i++)
         delete_one_start(owner, &owner->ones[i], message->chunks[i]);
-    core_store_started(core);
-}
-
-/* --- SLOT_TELL --- */
-
-struct epoch_request {
-    struct meta_request request;
-    struct store_change change;
-};
-
-static void
-epoch_on_done(struct store_change *change, int err)
-{
-    struct epoch_request *epoch = list_entry(change, struct epoch_request, change);
-    Dl__SlotTellReply reply = DL__SLOT_TELL_REPLY__INIT;
-
-    meta_request_reply(&epoch->request, err, NULL, &reply.base);
-    meta_request_end(&epoch->request);
-    free(epoch);
-}
-
-static void
-epoch_receive(struct chunkserver_core *core, const struct frame *frame, const Dl__SlotTell *message)
-{
-    struct epoch_request *epoch;
-
-    core->stats.epochs++;
-    if (message->slot >= WIRE_SLOTS_MAX || message->config_epoch == 0) {
-        meta_refuse(core, frame, -DL_E_MESSAGE_MALFORMED, "not a slot, or not a config epoch");
-        return;
-    }
-    epoch = calloc(1, sizeof(*epoch));
-    if (epoch == NULL) {
-        meta_refuse(core, frame, -DL_E_NO_MEMORY, NULL);
-        return;
-    }
-    meta_request_begin(&epoch->request, core, frame);
-    epoch->change.kind = STORE_EPOCH;
-    epoch->change.key = (struct chunk_key){
-        .volume = message->volume,
-        .segment = message->segment,
-        .slot = message->slot,
-    };
-    epoch->change.config_epoch = message->config_epoch;
-    epoch->change.create = message->incarnation != 0;
-    epoch->change.on_done = epoch_on_done;
-    core->store->ops->change_start(core->store, &epoch->change);
-    core_store_started(core);
 }
 
 /* --- dispatch --- */
@@ -428,7 +374,7 @@ meta_request_dispatch(struct chunkserver_core *core, const struct frame *frame,
         delete_receive(core, frame, body);
         break;
     case OP_SLOT_TELL:
-        epoch_receive(core, frame, body);
+        tell_receive(core, frame, body);
         break;
     default:
         dl_unreachable();

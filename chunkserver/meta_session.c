@@ -80,6 +80,12 @@ meta_link_send(struct chunkserver_core *core, uint64_t connection, struct frame_
         frame->on_sent(frame, -DL_E_CONNECTION_LOST);
 }
 
+uint64_t
+meta_link_request(struct chunkserver_core *core, uint16_t opcode, const ProtobufCMessage *message)
+{
+    return core->meta.state == META_REGISTERED ? meta_send_request(core, opcode, message) : 0;
+}
+
 static void
 meta_send_hello(struct chunkserver_core *core)
 {
@@ -231,6 +237,7 @@ meta_on_registered(struct chunkserver_core *core, const struct frame *frame)
              dl_address_format(meta_address(core)).text, reply->server_id);
     protobuf_c_message_free_unpacked(message, NULL);
     env_timer_start(core->env, &core->meta.timer, core->meta.heartbeat_ns);
+    recoveries_on_registered(core);
 }
 
 static void
@@ -238,8 +245,11 @@ meta_on_reply(struct chunkserver_core *core, const struct frame *frame)
 {
     struct meta_session *meta = &core->meta;
 
-    if (meta->awaited_request_id == 0 || frame->request_id != meta->awaited_request_id)
+    if (meta->awaited_request_id == 0 || frame->request_id != meta->awaited_request_id) {
+        if (frame->opcode == OP_RECOVERY_REPORT)
+            recoveries_on_report_reply(core, frame->request_id, frame->status);
         return; /* of a heartbeat: that it came is what counts */
+    }
     meta->awaited_request_id = 0;
     if (meta->state == META_GREETING)
         meta_on_hello(core, frame);

@@ -3,6 +3,8 @@
  * session.c: the chunkserver's side of a client's link: HELLO, dispatch, refusals, silence.  See
  * core_internal.h.
  *
+ * Clients come with data requests, other chunkservers with PULL.
+ *
  * A link is greeted by the first frame, HELLO, or refused; nothing else is looked at before.  What
  * violates the protocol is answered with an error where the stream is in step, and the link is
  * closed SESSION_LINGER_NS later, or when the peer closes it.
@@ -69,7 +71,7 @@ session_on_small_sent(struct frame_out *frame, int err)
  * A reply that is its own memory: nobody waits for its end.  NULL: no memory, the peer will ask
  * again.
  */
-static void
+void
 session_send(struct session *session, struct frame_out *frame)
 {
     if (frame == NULL || session->link == NULL) {
@@ -148,7 +150,8 @@ void
 session_update_pause(struct session *session)
 {
     struct chunkserver_core *core = session->core;
-    bool pause = core->starved || core->stopping || session_has_too_much(session);
+    bool pause = core->starved || core->stopping || session_has_too_much(session) ||
+                 (session->is_chunkserver && core->pull_ops.free_count == 0);
 
     /*
      * In the middle of a payload: its place is taken already, and is free again only when it has
@@ -254,10 +257,12 @@ hello_check(const struct chunkserver_core *core, const Dl__Hello *hello, struct 
             err, -DL_E_VERSION_UNSUPPORTED,
             "this chunkserver speaks protocol versions %u to %u, the client %u to %u",
             WIRE_VERSION_MIN, WIRE_VERSION, hello->version_min, hello->version_max);
-    if (hello->role != DL__ROLE__ROLE_CLIENT)
+    if (hello->role != DL__ROLE__ROLE_CLIENT && hello->role != DL__ROLE__ROLE_CHUNKSERVER)
         return dl_error_set(err, -DL_E_ROLE_WRONG,
-                            "a chunkserver serves clients (role %d), the peer came in role %d",
-                            (int)DL__ROLE__ROLE_CLIENT, (int)hello->role);
+                            "a chunkserver serves clients (role %d) and chunkservers (role %d), "
+                            "the peer came in role %d",
+                            (int)DL__ROLE__ROLE_CLIENT, (int)DL__ROLE__ROLE_CHUNKSERVER,
+                            (int)hello->role);
     if (hello->features_required != 0)
         return dl_error_set(err, -DL_E_VERSION_UNSUPPORTED,
                             "the client requires features %#lx, this chunkserver has none of them",
@@ -311,8 +316,10 @@ session_on_hello(struct session *session, const struct frame *frame)
     hello = (const Dl__Hello *)(const void *)message;
     if (hello_check(session->core, hello, &err) == 0) {
         session->greeted = true;
+        session->is_chunkserver = hello->role == DL__ROLE__ROLE_CHUNKSERVER;
         session_send_hello(session, frame, hello);
-        log_debug("chunkserver", session_name(session).text, "client %s",
+        log_debug("chunkserver", session_name(session).text, "%s %s",
+                  session->is_chunkserver ? "chunkserver" : "client",
                   text_quote(hello->software).text);
     } else {
         session->core->stats.greetings_refused++;
@@ -343,8 +350,8 @@ session_on_payload(void *core_pointer, struct link *link, const struct frame *fr
     struct chunkserver_core *core = core_pointer;
     struct session *session = link->user;
 
-    if (session == NULL || !session->greeted || session->closing || frame->opcode != OP_WRITE ||
-        frame_is_reply(frame))
+    if (session == NULL || !session->greeted || session->closing || session->is_chunkserver ||
+        frame->opcode != OP_WRITE || frame_is_reply(frame))
         return NULL;
     session->heard_ns = env_now_ns(core->env);
     return write_op_acquire(core, session, frame->payload_bytes)->buffer;
@@ -358,31 +365,64 @@ session_on_ping(struct session *session, const struct frame *frame)
 }
 
 static void
-session_dispatch(struct session *session, const struct frame *frame)
+session_dispatch_client(struct session *session, const struct frame *frame)
 {
-    if (!session->greeted) {
-        session_on_hello(session, frame);
-        return;
-    }
-    if (frame_is_reply(frame))
-        return; /* we ask clients nothing: an answer to nothing */
     switch (frame->opcode) {
     case OP_READ:
+        session->core->foreground_ns = session->heard_ns;
         read_op_receive(session, frame);
         break;
     case OP_WRITE:
+        session->core->foreground_ns = session->heard_ns;
         write_op_receive(session, frame);
         break;
     case OP_STABLE:
         stable_op_receive(session, frame);
         break;
-    case OP_PING:
-        session_on_ping(session, frame);
+    case OP_PENDING:
+        pending_op_receive(session, frame);
+        break;
+    case OP_PULL:
+        session_refuse(session, frame, -DL_E_ROLE_WRONG);
         break;
     default:
         session_refuse(session, frame, -DL_E_OPCODE_UNKNOWN);
         break;
     }
+}
+
+static void
+session_dispatch_chunkserver(struct session *session, const struct frame *frame)
+{
+    switch (frame->opcode) {
+    case OP_PULL:
+        pull_op_receive(session, frame);
+        break;
+    case OP_READ:
+    case OP_WRITE:
+    case OP_STABLE:
+    case OP_PENDING:
+        session_refuse(session, frame, -DL_E_ROLE_WRONG);
+        break;
+    default:
+        session_refuse(session, frame, -DL_E_OPCODE_UNKNOWN);
+        break;
+    }
+}
+
+static void
+session_dispatch(struct session *session, const struct frame *frame)
+{
+    if (!session->greeted)
+        session_on_hello(session, frame);
+    else if (frame_is_reply(frame))
+        return; /* we ask those who connect nothing: an answer to nothing */
+    else if (frame->opcode == OP_PING)
+        session_on_ping(session, frame);
+    else if (session->is_chunkserver)
+        session_dispatch_chunkserver(session, frame);
+    else
+        session_dispatch_client(session, frame);
 }
 
 static void

@@ -418,6 +418,21 @@ frame_out_empty(struct frame_out *frame, uint16_t opcode, uint16_t flags, uint64
     frame_out_finish(frame, opcode, flags, request_id, status, 0, NULL, 0);
 }
 
+void
+frame_out_message_reply(struct frame_out *frame, uint16_t opcode, uint64_t request_id,
+                        const void *body, uint32_t body_bytes, void *payload,
+                        uint32_t payload_bytes)
+{
+    frame_out_no_payload(frame);
+    if (payload_bytes != 0) {
+        frame->payload_one = (struct iovec){.iov_base = payload, .iov_len = payload_bytes};
+        frame->payload = &frame->payload_one;
+        frame->payload_count = 1;
+        frame->payload_bytes = payload_bytes;
+    }
+    frame_out_finish(frame, opcode, FRAME_REPLY, request_id, 0, 0, body, body_bytes);
+}
+
 /* --- control messages --- */
 
 void

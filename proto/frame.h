@@ -149,6 +149,13 @@ void frame_out_stable(struct frame_out *frame, uint64_t request_id,
 void frame_out_empty(struct frame_out *frame, uint16_t opcode, uint16_t flags, uint64_t request_id,
                      int status);
 
+/*
+ * A reply with a packed message as its body and a payload, both borrowed; payload_bytes may be 0.
+ */
+void frame_out_message_reply(struct frame_out *frame, uint16_t opcode, uint64_t request_id,
+                             const void *body, uint32_t body_bytes, void *payload,
+                             uint32_t payload_bytes);
+
 /* --- control messages: an allocated frame_out that frees itself --- */
 
 /*

@@ -863,6 +863,9 @@ test_config_epoch(void **state)
     message.volume = VOLUME;
     message.slot = 1;
     message.config_epoch = 4;
+    peer_send_message(&fx->meta, OP_SLOT_TELL, 999, &message.base);
+    assert_int_equal(wait_reply(fx, &fx->meta, 999)->status, -DL_E_MESSAGE_MALFORMED);
+    message.state = DL__SLOT_STATE__SLOT_IN_SYNC;
     peer_send_message(&fx->meta, OP_SLOT_TELL, 1000, &message.base);
     assert_int_equal(wait_reply(fx, &fx->meta, 1000)->status, 0);
     assert_int_equal(
