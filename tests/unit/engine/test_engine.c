@@ -735,6 +735,37 @@ test_zeroes_free_space(void **state)
     rig_fini(&rig);
 }
 
+/*
+ * Zeroes of the largest chunk change 4096 leaves: 256 in a turn.  What comes behind waits; what was
+ * there before is gone when it is answered.
+ */
+static void
+test_many_zeroes_take_turns(void **state)
+{
+    struct test_write *zeroes, *after;
+    struct rig rig;
+
+    (void)state;
+    rig_init(&rig, 1);
+    assert_int_equal(write_now(&rig, VERSION(1), CHUNK_SECTORS_MAX - 8, 8), 0);
+    zeroes = write_make(&rig, VERSION(2), 0, 1);
+    zeroes->write.zero = true;
+    zeroes->write.length_sectors = CHUNK_SECTORS_MAX;
+    write_start(zeroes);
+    after = write_make(&rig, VERSION(3), 100, 1);
+    write_start(after);
+    assert_true(fake_env_run(&rig.env, &after->done, TURNS_MAX));
+    assert_true(zeroes->done && zeroes->done_order < after->done_order);
+    assert_int_equal(engine_counters(rig.engine)->applied_in_slices, CHUNK_LEAVES_MAX / 256 - 1);
+    assert_int_equal(write_end(zeroes), 0);
+    assert_int_equal(write_end(after), 0);
+    expect_sector(&rig, CHUNK_SECTORS_MAX - 1, 0, 0);
+    expect_sector(&rig, 100, VERSION(3), 100);
+    rig_quiet(&rig);
+    assert_int_equal(used_blocks(&rig), 1);
+    rig_fini(&rig);
+}
+
 static void
 test_deletion_frees_space(void **state)
 {
@@ -1121,7 +1152,8 @@ UNIT_MAIN(
     cmocka_unit_test(test_last_stable_hint_is_flushed), cmocka_unit_test(test_twin_with_reserve),
     cmocka_unit_test(test_pending_is_bounded), cmocka_unit_test(test_duplicate_teaches_the_epoch),
     cmocka_unit_test(test_idle_engine_sleeps), cmocka_unit_test(test_fence_waits_for_large_writes),
-    cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_deletion_frees_space),
+    cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_many_zeroes_take_turns),
+    cmocka_unit_test(test_deletion_frees_space),
     cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
     cmocka_unit_test(test_requests_out_of_range), cmocka_unit_test(test_failed_data_write),
     cmocka_unit_test(test_data_write_that_always_fails),
