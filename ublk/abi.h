@@ -80,8 +80,9 @@ static_assert(sizeof(struct ublk_device_info) == 64, "ABI");
 static_assert(offsetof(struct ublk_device_info, flags) == 24, "ABI");
 
 #define UBLK_QUEUE_DEPTH_MAX 4096u
-/* In server_flags: a device of dlblk's. */
+/* In server_flags: a device of dlblk's, and in the lower bits the process that added it. */
 #define UBLK_SERVER_IS_DLBLK 0x646c626c6b000000ull
+#define UBLK_SERVER_PID_MASK 0x0000000000ffffffull
 
 /* --- what the block device is like --- */
 

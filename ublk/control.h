@@ -70,7 +70,13 @@ int ublk_control_info(struct ublk_control *control, uint32_t id, struct ublk_dev
 static inline bool
 ublk_info_is_dlblk(const struct ublk_device_info *info)
 {
-    return info->server_flags == UBLK_SERVER_IS_DLBLK;
+    return (info->server_flags & ~UBLK_SERVER_PID_MASK) == UBLK_SERVER_IS_DLBLK;
+}
+
+static inline int
+ublk_info_adder_pid(const struct ublk_device_info *info)
+{
+    return (int)(info->server_flags & UBLK_SERVER_PID_MASK);
 }
 
 const char *ublk_state_name(uint16_t state);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ublk/devices.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -52,6 +53,38 @@ remove_leftover(struct ublk_control *control, const struct ublk_state *state,
     ublk_state_remove(state->id);
 }
 
+/* --- leftovers --- */
+
+/* A device that was added and never started, by a process that is no more. */
+static void
+remove_if_orphan(struct ublk_control *control, uint32_t id)
+{
+    struct ublk_device_info info;
+    struct ublk_state state;
+
+    if (ublk_control_info(control, id, &info, NULL) != 0 || !ublk_info_is_dlblk(&info) ||
+        info.state != UBLK_STATE_DEAD || supervise_is_serving(ublk_info_adder_pid(&info)))
+        return;
+    if (ublk_state_load(id, &state, NULL) == 0 && supervise_is_serving(state.pid))
+        return;
+    (void)ublk_control_delete(control, id, NULL);
+    ublk_state_remove(id);
+}
+
+static void
+remove_orphans(struct ublk_control *control)
+{
+    DIR *directory = opendir("/sys/class/ublk-char");
+    const struct dirent *entry;
+    unsigned id;
+
+    while (directory != NULL && (entry = readdir(directory)) != NULL)
+        if (sscanf(entry->d_name, "ublkc%u", &id) == 1)
+            remove_if_orphan(control, id);
+    if (directory != NULL)
+        (void)closedir(directory);
+}
+
 /* --- finding --- */
 
 struct search {
@@ -98,6 +131,7 @@ devices_find_waiting(const char *volume, struct ublk_state *ret_state, struct dl
     if (result != 0)
         return result;
     search.control = control;
+    remove_orphans(control);
     result = ublk_state_for_each(search_one, &search);
     return result == 1 ? 0 : result == 0 ? -ENOENT : result;
 }

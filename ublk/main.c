@@ -417,6 +417,8 @@ main(int argc, char **argv)
     char line[LINE_BYTES];
     int status;
 
+    /* A server would keep open what its caller happened to have open: the device, say. */
+    (void)close_range(STDERR_FILENO + 1, ~0u, 0);
     daemon_init(PROGRAM, argc, argv);
     init_arguments(&arguments);
     status = parse_options(argc, argv, &arguments);

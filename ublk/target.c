@@ -377,7 +377,7 @@ target_add(struct target *target, struct dl_error *err)
         .dev_id = target->options->id,
         .flags = UBLK_F_COMP_IN_TASK | UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE |
                  (ublk_control_is_encoded(target->control) ? UBLK_F_CMD_IOCTL_ENCODE : 0),
-        .server_flags = UBLK_SERVER_IS_DLBLK,
+        .server_flags = UBLK_SERVER_IS_DLBLK | ((uint64_t)getpid() & UBLK_SERVER_PID_MASK),
     };
     result = ublk_control_add(target->control, &target->info, err);
     if (result != 0)

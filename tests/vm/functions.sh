@@ -207,6 +207,11 @@ counter() {
     device_of "$1" ".counters.$2"
 }
 
+# No device, no process of a server.
+nothing_left() {
+    ! find /dev -maxdepth 1 -name 'ublk[bc][0-9]*' | grep . && ! pidof dlblk-ublk
+}
+
 # A list of all files with their checksums, and of all names with their modes.
 manifest_of() {
     (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum &&

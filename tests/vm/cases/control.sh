@@ -9,10 +9,6 @@
 start_cluster
 create_volume v 64M
 
-nothing_left() {
-    ! ls /dev/ublkb* /dev/ublkc* 2>/dev/null && ! pidof dlblk-ublk
-}
-
 # --- each step fails ---
 
 spoiled() { # COMMAND: the exit status of an attach whose command the kernel refuses
@@ -31,6 +27,7 @@ done
 for command in 4 8 32 6; do
     LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$command DLBLK_FAIL_KILL=1 \
         dlblk-ublk serve v >/tmp/out 2>&1
+    check "killed before ${steps[$command]}" test $? = 137
     check "killed before ${steps[$command]}: the next attach works" test "$(attach v)" = /dev/ublkb0
     dlblk detach v
     check "killed before ${steps[$command]}: nothing is left" wait_for 10 nothing_left
@@ -73,10 +70,34 @@ check "recover" dlblk-ublk recover --background --supervise
 check "the write that waited is done" wait $writer
 check "it is there" cmp /tmp/data <(dd if="$device" bs=64k count=16 iflag=direct status=none)
 exec 9<&-
-pid=$(device_of v .pid)
+
+# --- the line of the systemd unit ---
+
+dlblk detach v
+mkdir -p /usr/local
+ln -sf /usr/bin /usr/local/sbin
+line=$(sed -n 's/^ExecStart=//p' '/vm/dlblk-ublk@.service' | sed 's/%i/v/')
+$line >$results/unit.out 2>&1 &
+unit=$!
+check "ExecStart attaches" wait_for 20 sh -c 'dlblk devices | grep -q attached'
+exec 9<>/dev/ublkb0
+dd if=/tmp/data of=/dev/ublkb0 bs=64k seek=32 oflag=direct conv=notrunc status=none
+kill -9 "$unit"
+wait "$unit" 2>/dev/null
+$line >>$results/unit.out 2>&1 &
+unit=$!
+check "ExecStart once more takes the device over" wait_for 40 has_new_target v 0
+check "it reads as before" cmp /tmp/data <(dd if=/dev/ublkb0 bs=64k skip=32 count=16 iflag=direct status=none)
+exec 9<&-
+check "detach ends it" dlblk detach v
+wait "$unit"
+check "orderly" test $? = 0
 
 # --- somebody else took the volume ---
 
+attach v >/dev/null
+
+pid=$(device_of v .pid)
 kill -9 "$(pidof dlblk-ublk | tr ' ' '\n' | grep -v "^$pid\$")" # the supervisor
 kill -9 "$pid"
 DLBLK_RUN_DIR=/run/other dlblk attach v --id 9 --steal >/dev/null 2>&1
@@ -98,4 +119,4 @@ check "again it does nothing" dlblk-ublk attach-all
 check "two are attached" test "$(dlblk devices --json | jq '.devices | length')" = 2
 dlblk detach v
 dlblk detach w
-finish 40
+finish 46

@@ -11,13 +11,13 @@ fio --name=fill --filename="$device" --direct=1 --rw=write --bs=512k --size=128M
 
 iops_of_device() { # DEVICE MODE
     fio --name=f --filename="$1" --direct=1 --ioengine=io_uring --rw="$2" --bs=4k --iodepth=16 \
-        --time_based --runtime=5 --ramp_time=1 --randrepeat=0 --output-format=json 2>/dev/null |
+        --time_based --runtime=4 --ramp_time=1 --randrepeat=0 --output-format=json 2>/dev/null |
         jq ".jobs[0].$3.iops | floor"
 }
 
 iops_of_bench() { # MODE
-    dlblk bench v --rw "$1" --bs 4K --depth 16 --seconds 5 --ramp 1 --destroy-data --json 2>/dev/null |
-        jq ".jobs[0].$2.iops | floor"
+    dlblk bench v --rw "$1" --bs 4K --depth 16 --seconds 4 --ramp 1 --destroy-data --json 2>/dev/null |
+        jq ".$2.iops | floor"
 }
 
 declare -A ublk bench null

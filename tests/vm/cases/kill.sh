@@ -75,5 +75,5 @@ fio --name=all --filename=/dev/ublkb0 --direct=1 --ioengine=libaio --rw=write --
     --size=16M --verify=crc32c >$results/fio2.out 2>&1
 check "written and verified sequentially" grep -q 'err= 0' $results/fio2.out
 check "detach" dlblk detach v
-check "no device is left" sh -c '! ls /dev/ublkb* /dev/ublkc* 2>/dev/null'
+check "nothing is left" wait_for 10 nothing_left
 finish 8
