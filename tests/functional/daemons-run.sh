@@ -135,10 +135,27 @@ serve v
 check "and can be read" nbdcopy "$uri" null:
 stop_serving
 
+# --- what the machine does not allow ---
+
+without_io_uring() {
+    timeout 20 python3 "$source_dir/tests/functional/without_io_uring.py" "$@"
+}
+dlblk-meta init --dir "$scratch/m" >"$scratch/init.log"
+check_fails 1 "io_uring is not permitted" "dlblk without io_uring" without_io_uring dlblk volume list
+check_fails 1 "io_uring is not permitted" "dlblk-meta without io_uring" without_io_uring \
+    dlblk-meta serve --dir "$scratch/m" --listen 127.0.0.1:$((base_port + 8))
+local_cluster stop --only server3
+check_fails 1 "io_uring is not permitted" "dlblk-chunkserver without io_uring" without_io_uring \
+    dlblk-chunkserver "$cluster/server3.disk" --listen 127.0.0.1:$((base_port + 8))
+for program in "dlblk-meta serve --dir $scratch/m" "dlblk-chunkserver $cluster/server3.disk"; do
+    # shellcheck disable=SC2086
+    check_fails 1 "open files are allowed" "${program%% *} with few descriptors" \
+        timeout 20 prlimit --nofile=40:40 $program --listen 127.0.0.1:$((base_port + 8))
+done
+
 # --- addresses ---
 
 # What listens for all does so in a network of its own, that has nobody else in it.
-dlblk-meta init --dir "$scratch/m" >"$scratch/init.log"
 loud() {
     "$@" >"$scratch/loud.log" 2>&1 &
     local pid=$!
@@ -153,7 +170,6 @@ loud() {
 }
 check "dlblk-meta, listening for all: says so loudly" loud unshare --net dlblk-meta serve --dir "$scratch/m" \
     --listen 0.0.0.0
-local_cluster stop --only server3
 check "dlblk-chunkserver likewise" loud unshare --net dlblk-chunkserver "$cluster/server3.disk" \
     --listen 0.0.0.0 --meta 127.0.0.1:1
 check "on loopback nobody is told" test "$(grep -l "NO AUTHENTICATION" "$cluster"/*.log | wc -l)" = 0
@@ -189,4 +205,4 @@ s = socket.socket()
 fcntl.ioctl(s, 0x8914, struct.pack(\"16sH14x\", b\"lo\", 1))'; scratch=$scratch; over_v6 7700"
 fi
 
-finish 58
+finish 67
