@@ -20,7 +20,7 @@ done
 # --- manual pages: one for each program, and for what it reads ---
 
 for page in man1/dlblk.1 man1/nbdkit-datenlord-plugin.1 man5/dlblk.conf.5 man8/dlblk-meta.8 \
-    man8/dlblk-chunkserver.8 man8/dlblk-disk.8; do
+    man8/dlblk-chunkserver.8 man8/dlblk-disk.8 man8/dlblk-ublk.8; do
     is_rendered() {
         groff -K utf8 -Tutf8 -man -ww "$root/share/man/$page" >"$scratch/page" 2>"$scratch/warnings"
         cat "$scratch/warnings"
@@ -31,7 +31,7 @@ done
 
 # --- units: with the folder that all was installed to ---
 
-for unit in dlblk-meta.service dlblk-chunkserver@.service; do
+for unit in dlblk-meta.service dlblk-chunkserver@.service dlblk-ublk@.service; do
     # The manual pages that the unit names are not where man looks.
     check "$unit is a good unit" systemd-analyze verify --man=no "$root/lib/systemd/system/$unit"
     check "$unit starts what was installed" \
@@ -41,7 +41,8 @@ done
 
 # --- every program says what it is ---
 
-for program in bin/dlblk sbin/dlblk-meta sbin/dlblk-chunkserver sbin/dlblk-disk; do
+for program in bin/dlblk sbin/dlblk-meta sbin/dlblk-chunkserver sbin/dlblk-disk \
+    sbin/dlblk-ublk; do
     "$root/$program" --version >"$scratch/version"
     check "$program --version: commit" grep -qE '\b[0-9a-f]{7,40}\b' "$scratch/version"
     check "$program --version: versions of wire and disk" \
