@@ -514,7 +514,8 @@ restore_item(void *context, const Dl__Meta__BackupItem *item, struct dl_error *e
         result = restore_counter(restore, key, value, BACKUP_SERVER_IDS_SKIP, err);
     else if (key_begins(key, "volume/"))
         result = restore_volume(restore, key, value, err);
-    else if (key_begins(key, "server/") || key_begins(key, "segment/"))
+    else if (key_begins(key, "server/") || key_begins(key, "segment/") ||
+             key_begins(key, "removal/") || key_begins(key, "event/"))
         store_batch_put(&restore->batch, key, value);
     else
         result = restore_damaged(restore, "an unknown kind", err);

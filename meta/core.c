@@ -13,6 +13,7 @@
 #include "meta/internal.h"
 #include "meta/memory.h"
 #include "meta/meta.pb-c.h"
+#include "meta/recovery.h"
 #include "meta/schema.h"
 
 #define TICK_NS (250 * NS_PER_MS)
@@ -100,6 +101,8 @@ core_set_defaults(struct meta_options *options)
     o->grace_ns = o->grace_ns != 0 ? o->grace_ns : 2 * NS_PER_S;
     o->hello_ns = o->hello_ns != 0 ? o->hello_ns : 10 * NS_PER_S;
     o->silent_ns = o->silent_ns != 0 ? o->silent_ns : 5 * NS_PER_S;
+    o->out_after_ns = o->out_after_ns != 0 ? o->out_after_ns : 600 * NS_PER_S;
+    o->recovery_per_server = o->recovery_per_server != 0 ? o->recovery_per_server : 4;
     o->servers_max = o->servers_max != 0 ? o->servers_max : META_SERVERS_MAX;
     o->volumes_max = o->volumes_max != 0 ? o->volumes_max : META_VOLUMES_MAX;
     o->segments_max = o->segments_max != 0 ? o->segments_max : META_SEGMENTS_MAX;
@@ -121,6 +124,8 @@ core_on_tick(struct env_timer *timer)
         for (uint32_t id = 0; id < core->servers_end; id++)
             if (core->servers[id] != NULL)
                 meta_server_tick(core, core->servers[id], now_ns);
+    if (core->phase == META_SERVING)
+        meta_recovery_tick(core, now_ns);
     env_timer_start(core->env, &core->tick, TICK_NS);
 }
 
@@ -160,6 +165,7 @@ meta_core_create(struct env *env, struct store *store, const struct meta_options
     list_init(&core->ready);
     core->ready_task.fn = core_on_ready_task;
     core->tick.fn = core_on_tick;
+    meta_recovery_create(core);
     env_timer_start(env, &core->tick, TICK_NS);
     meta_load_start(core);
     return core;
@@ -185,9 +191,13 @@ meta_core_loaded(struct meta_core *core)
             core->servers[id]->lost_ns = core->serving_ns;
     HASH_ITER (hh, core->volumes, volume, following) {
         volume->owner_lost_ns = core->serving_ns;
+        /* What an owner knows that was answered is forgotten. */
+        volume->owner_answered = volume->desc.owned && volume->desc.ready;
+        volume->owner_map_seq = volume->owner_answered ? 0 : UINT64_MAX;
         if (volume->desc.deleting)
             meta_deletion_start(core, volume);
     }
+    meta_removal_loaded(core);
     meta_log(core, META_LOG_INFO, "core",
              "cluster %s: serving %u volumes with %llu segments, %u servers known",
              meta_id_format(core->cluster_id).text, core->volume_count,
@@ -240,6 +250,7 @@ core_free_op(struct meta_core *core, struct meta_op *op)
     if (op->message != NULL)
         protobuf_c_message_free_unpacked(op->message, NULL);
     store_batch_fini(&op->batch);
+    meta_change_free(op->change);
     free(op->desc);
     free(op->scratch);
     free(op);
@@ -259,6 +270,9 @@ core_free_tables(struct meta_core *core)
     }
     HASH_ITER (hh, core->volumes, volume, following_volume)
         meta_volume_destroy(core, volume);
+    for (uint32_t id = 0; id < core->servers_end; id++)
+        if (core->servers[id] != NULL && core->servers[id]->forgotten)
+            meta_server_free(core->servers[id]);
     HASH_ITER (hh, core->servers_by_uuid, server, following_server) {
         HASH_DEL(core->servers_by_uuid, server);
         meta_server_free(server);
@@ -282,6 +296,7 @@ meta_core_destroy(struct meta_core *core)
     env_timer_stop(core->env, &core->tick);
     list_for_each_entry_safe (op, following_op, &core->ops, core_node)
         core_free_op(core, op);
+    meta_recovery_free(core);
     core_free_tables(core);
     list_for_each_entry_safe (session, following_session, &core->sessions, node)
         meta_session_free(session);

@@ -40,8 +40,11 @@ struct meta_options {
     uint64_t attach_wait_ns; /* for servers, if the client names no time; 30 s */
     uint64_t grace_ns; /* after the start, for owners to come back before they count as dead; 2 s */
     uint64_t hello_ns; /* a connection says HELLO within; 10 s */
-    uint64_t silent_ns;   /* a connection without a byte for so long is closed; 5 s */
-    uint32_t servers_max; /* META_SERVERS_MAX and so on; tests have smaller ones */
+    uint64_t silent_ns;           /* a connection without a byte for so long is closed; 5 s */
+    uint64_t out_after_ns;        /* down for so long: its slots move to others; 10 min */
+    uint32_t recovery_per_server; /* slots recovering onto, and as many from, a server; 4 */
+    bool rebalance;               /* servers that have less than their share get slots of others */
+    uint32_t servers_max;         /* META_SERVERS_MAX and so on; tests have smaller ones */
     uint32_t volumes_max;
     uint32_t segments_max;
     uint32_t sessions_max;

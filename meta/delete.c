@@ -21,6 +21,7 @@
 #include "common/text.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
+#include "meta/recovery.h"
 #include "meta/schema.h"
 
 struct target {
@@ -110,11 +111,11 @@ deletion_finish(struct meta_deletion *deletion)
 
 static bool
 segment_has_server(const struct meta_volume *volume, const struct segment *segment,
-                   uint32_t server_id, uint32_t *ret_slot)
+                   uint32_t server_id, uint32_t *ret_place)
 {
-    for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
+    for (uint32_t i = 0; i < volume->segments.place_count; i++) {
         if (segment->slots[i].server_id == server_id) {
-            *ret_slot = i;
+            *ret_place = i;
             return true;
         }
     }
@@ -129,11 +130,11 @@ target_send_delete(struct target *target)
     Dl__ChunkRef *refs = meta_alloc(META_DELETE_BATCH * sizeof(*refs));
     Dl__ChunkRef **pointers = meta_alloc(META_DELETE_BATCH * sizeof(Dl__ChunkRef *));
     Dl__ChunkDelete message = DL__CHUNK_DELETE__INIT;
-    uint32_t slot;
+    uint32_t place;
 
     /* Up to the chunk behind a full batch: so that a batch follows only if there is one for it. */
     while (segment != NULL) {
-        if (segment_has_server(volume, segment, target->server_id, &slot)) {
+        if (segment_has_server(volume, segment, target->server_id, &place)) {
             Dl__ChunkRef *ref = &refs[message.n_chunks];
 
             if (message.n_chunks == META_DELETE_BATCH)
@@ -142,8 +143,8 @@ target_send_delete(struct target *target)
             dl__chunk_ref__init(ref);
             ref->volume = volume->desc.id;
             ref->segment = segment->index;
-            ref->slot = slot;
-            ref->incarnation = segment->slots[slot].incarnation;
+            ref->slot = segment->slots[place].number;
+            ref->incarnation = segment->slots[place].incarnation;
             pointers[message.n_chunks++] = ref;
         }
         target->next = segment->index + 1;
@@ -203,6 +204,7 @@ meta_deletion_start(struct meta_core *core, struct meta_volume *volume)
     struct meta_deletion *deletion = meta_alloc(sizeof(*deletion));
 
     dl_assert(volume->deletion == NULL);
+    meta_recovery_forget_volume(core, volume);
     deletion->core = core;
     deletion->volume = volume;
     deletion->target_count = volume->server_count;
@@ -218,11 +220,37 @@ meta_deletion_start(struct meta_core *core, struct meta_volume *volume)
         target->command.send = target_send;
         target->command.on_reply = target_on_reply;
     }
-    for (uint32_t i = 0; i < deletion->target_count; i++)
-        meta_command_start(&deletion->targets[i].command,
-                           meta_server_by_id(core, deletion->targets[i].server_id), false);
-    if (deletion->target_count == 0)
+    for (uint32_t i = 0; i < deletion->target_count; i++) {
+        struct meta_server *server = meta_server_by_id(core, deletion->targets[i].server_id);
+
+        if (server->desc.admin_state == META_ADMIN_REMOVING)
+            deletion->done_count += deletion->targets[i].done = true;
+        else
+            meta_command_start(&deletion->targets[i].command, server, false);
+    }
+    if (deletion->done_count == deletion->target_count)
         deletion_finish(deletion);
+}
+
+void
+meta_deletion_server_removed(struct meta_core *core, const struct meta_server *server)
+{
+    struct meta_volume *volume, *following;
+
+    HASH_ITER (hh, core->volumes, volume, following) {
+        struct meta_deletion *deletion = volume->deletion;
+
+        for (uint32_t i = 0; deletion != NULL && i < deletion->target_count; i++) {
+            struct target *target = &deletion->targets[i];
+
+            if (target->server_id != server->desc.id || target->done)
+                continue;
+            meta_command_cancel(&target->command);
+            target->done = true;
+            if (++deletion->done_count == deletion->target_count)
+                deletion_finish(deletion);
+        }
+    }
 }
 
 void

@@ -10,6 +10,7 @@
  *   segment.c  map, allocate           placement.c  which servers
  *   lease.c    attach, probe, detach   takeover.c   fences and their answers
  *   status.c   lists and status
+ *   recovery.h and what it names: ejection, recovery, servers that go and come
  *
  * Rules:
  * 1. A change is committed first and shown afterwards: a handler copies the object's desc, changes
@@ -63,6 +64,7 @@ struct meta_handler {
 };
 
 struct volume_desc;
+struct meta_change;
 
 struct meta_op {
     struct meta_core *core;
@@ -90,7 +92,10 @@ struct meta_op {
     uint32_t scratch_count;
     uint32_t probed_epoch; /* lease epoch whose owner was probed for this op; 0: none */
     bool probed_alive;
-    bool verdict; /* handler's own */
+    bool verdict;               /* handler's own */
+    uint64_t event_sequence;    /* of the last event in the batch; 0: none */
+    uint64_t cursor;            /* EVENTS */
+    struct meta_change *change; /* segments that change: recovery.h; freed with the op */
 };
 
 /* The core's own work: no session, no reply; run is called soon. */
@@ -232,6 +237,7 @@ struct meta_reader {
     struct meta_session *session;
     struct meta_volume *volume;
     char owner[META_TEXT_BYTES_MAX + 1];
+    uint64_t map_seq; /* changes of the map that it knows */
 };
 
 struct meta_probe;
@@ -253,7 +259,11 @@ struct meta_volume {
     struct meta_probe *probe;
     struct meta_takeover *takeover;
     struct meta_deletion *deletion;
-    UT_hash_handle hh; /* by desc.id */
+    uint64_t map_seq;          /* raised by each change of a segment: change.c */
+    uint64_t owner_map_seq;    /* changes that the owner knows */
+    bool owner_answered;       /* its attach was, with a map */
+    struct list held_removals; /* removal.c */
+    UT_hash_handle hh;         /* by desc.id */
 };
 
 uint32_t meta_volume_slot_count(const struct volume_desc *desc);
@@ -289,6 +299,8 @@ void meta_volume_notify(struct meta_volume *volume, struct meta_session *session
 
 /* --- servers: server.c --- */
 
+enum meta_admin_state { META_ADMIN_IN_USE, META_ADMIN_DRAINING, META_ADMIN_REMOVING };
+
 struct server_desc {
     uint32_t id;
     uint8_t uuid[META_ID_BYTES];
@@ -303,7 +315,15 @@ struct server_desc {
     uint64_t used_bytes;
     char software[META_TEXT_BYTES_MAX + 1];
     uint64_t created_ms;
+    enum meta_admin_state admin_state;
+    uint64_t start_count_highest; /* of any copy of this disk that was admitted */
+    uint64_t reset_start_count;   /* damaged, and its slots reset, at this start */
+    bool labels_set;              /* the labels are an operator's */
+    uint32_t weight_percent;      /* 0: 100 */
 };
+
+struct meta_sweep;
+struct meta_reaper;
 
 struct meta_server {
     struct server_desc desc; /* committed */
@@ -332,7 +352,17 @@ struct meta_server {
     struct meta_peer_request duplicate_ping;
     struct list duplicate_ops; /* registrations that wait for the old connection to show life */
     struct env_timer duplicate_timer;
-    struct list commands; /* of meta_command.node */
+    bool out;                   /* down, or taking no writes, for too long: its slots move */
+    uint64_t unfit_ns;          /* since when it is down or takes no writes; 0: it is fit */
+    uint64_t resume_ns;         /* ejected while it was up: not before this it recovers */
+    uint64_t backoff_ns;        /* how long that was put off */
+    struct list settle_ops;     /* registrations that wait for a sweep */
+    struct meta_sweep *settle;  /* the sweep, until the registration is committed */
+    struct meta_sweep *sweep;   /* out: its slots are being ejected */
+    struct meta_reaper *reaper; /* removal.c */
+    bool forgetting;            /* its record is going */
+    bool forgotten;             /* removed; kept in memory for those who still name it */
+    struct list commands;       /* of meta_command.node */
     uint32_t commands_in_flight;
     UT_hash_handle hh; /* by desc.uuid */
     struct meta_core *core;
@@ -340,6 +370,8 @@ struct meta_server {
 
 struct meta_server *meta_server_create(struct meta_core *core, const struct server_desc *desc);
 void meta_server_free(struct meta_server *server);
+/* Its record is gone. */
+void meta_server_forget(struct meta_core *core, struct meta_server *server);
 struct meta_server *meta_server_by_id(struct meta_core *core, uint32_t id);
 struct meta_server *meta_server_by_uuid(struct meta_core *core, const uint8_t uuid[META_ID_BYTES]);
 void meta_server_set_labels(struct meta_core *core, struct meta_server *server);
@@ -409,6 +441,8 @@ void meta_takeover_end(struct meta_core *core, struct meta_volume *volume,
                        const struct dl_error *err);
 /* An attach waits until every segment is covered; then meta_lease_reply_attach(). */
 void meta_takeover_wait_attach(struct meta_op *op, struct meta_volume *volume, uint64_t wait_ns);
+/* Slots of its volume have changed. */
+void meta_takeover_map_changed(struct meta_volume *volume);
 /* Is somebody connected waiting for his attach? */
 bool meta_takeover_has_attacher(const struct meta_volume *volume);
 void meta_takeover_text(const struct meta_core *core, const struct meta_volume *volume, char *text,
@@ -433,6 +467,11 @@ void meta_map_add_server(struct meta_map *map, const struct meta_core *core, uin
 void meta_map_add_range(struct meta_map *map, const struct meta_core *core,
                         const struct meta_volume *volume, uint32_t first, uint32_t max);
 void meta_map_fini(struct meta_map *map);
+struct placement_server;
+/* The servers that this volume may use, as placement sees them.  The caller frees them. */
+struct placement_server *meta_candidates_collect(const struct meta_core *core,
+                                                 const struct volume_desc *desc,
+                                                 uint32_t *ret_count);
 /* Are there enough failure domains for this policy?  Counts registered servers, up or not. */
 int meta_segment_check_domains(struct meta_core *core, const struct volume_desc *desc,
                                struct dl_error *err);
@@ -442,6 +481,8 @@ int meta_segment_check_domains(struct meta_core *core, const struct volume_desc 
 /* The volume's desc says deleting: begin, or go on after a restart. */
 void meta_deletion_start(struct meta_core *core, struct meta_volume *volume);
 void meta_deletion_free(struct meta_volume *volume);
+/* It never comes back: no deletion waits for it. */
+void meta_deletion_server_removed(struct meta_core *core, const struct meta_server *server);
 void meta_deletion_text(const struct meta_core *core, const struct meta_volume *volume, char *text,
                         size_t text_bytes);
 
@@ -450,7 +491,7 @@ void meta_deletion_text(const struct meta_core *core, const struct meta_volume *
 void meta_record_put_volume(struct store_batch *batch, const struct volume_desc *desc);
 void meta_record_put_server(struct store_batch *batch, const struct server_desc *desc);
 void meta_record_put_segment(struct store_batch *batch, uint64_t volume_id,
-                             const struct segment *segment, uint32_t slot_count);
+                             const struct segment *segment, uint32_t slot_count, bool told);
 void meta_record_put_counter(struct store_batch *batch, const char *name, uint64_t next);
 /* 0 or -DL_E_STORE_DAMAGED with the reason. */
 int meta_record_get_volume(struct store_item item, struct volume_desc *ret_desc,
@@ -458,9 +499,12 @@ int meta_record_get_volume(struct store_item item, struct volume_desc *ret_desc,
 int meta_record_get_server(struct store_item item, struct server_desc *ret_desc,
                            struct dl_error *err);
 int meta_record_get_counter(struct store_item item, uint64_t *ret_next, struct dl_error *err);
-/* segment has room for slot_count slots. */
+/*
+ * segment has room for slot_count slots and the incoming one.  told: all of them know this config
+ * epoch.
+ */
 int meta_record_get_segment(struct store_item item, struct segment *segment, uint32_t slot_count,
-                            struct dl_error *err);
+                            bool *ret_told, struct dl_error *err);
 
 /* --- the core: core.c, load.c --- */
 
@@ -473,6 +517,7 @@ struct meta_label {
 };
 
 struct meta_loader;
+struct meta_recovery;
 
 struct meta_core {
     struct env *env;
@@ -510,6 +555,7 @@ struct meta_core {
     void (*on_stopped)(void *context);
     void *stopped_context;
     struct meta_stats stats;
+    struct meta_recovery *recovery;
 };
 
 void meta_load_start(struct meta_core *core);
@@ -555,5 +601,14 @@ void meta_run_map_get(struct meta_op *op);
 void meta_run_allocate(struct meta_op *op);
 void meta_run_server_list(struct meta_op *op);
 void meta_run_cluster_status(struct meta_op *op);
+void meta_run_eject(struct meta_op *op);
+void meta_run_recovery_report(struct meta_op *op);
+void meta_run_server_drain(struct meta_op *op);
+void meta_run_server_undrain(struct meta_op *op);
+void meta_run_server_remove(struct meta_op *op);
+void meta_run_server_set(struct meta_op *op);
+void meta_run_volume_status(struct meta_op *op);
+void meta_run_segment_locate(struct meta_op *op);
+void meta_run_events(struct meta_op *op);
 
 #endif

@@ -35,6 +35,7 @@
 #include "common/text.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
+#include "meta/recovery.h"
 
 struct meta_probe {
     struct meta_core *core;
@@ -79,6 +80,7 @@ meta_lease_set_owner_session(struct meta_volume *volume, struct meta_session *se
     if (session == NULL)
         return;
     list_push_back(&session->owned, &volume->owner_node);
+    meta_notice_owner_back(session->core, volume);
     /*
      * Somebody waits to see whether the owner comes back, or was asked on a connection that it has
      * left: it has come, so it is asked here.
@@ -99,10 +101,15 @@ lease_owner_lost(struct meta_core *core, struct meta_volume *volume)
 void
 meta_reader_remove(struct meta_reader *reader)
 {
-    reader->volume->reader_count--;
+    struct meta_volume *volume = reader->volume;
+    struct meta_core *core = reader->session->core;
+
+    volume->reader_count--;
     list_remove(&reader->volume_node);
     list_remove(&reader->session_node);
     free(reader);
+    if (core->recovery != NULL)
+        meta_removal_release(core, volume->desc.id);
 }
 
 void
@@ -246,6 +253,7 @@ meta_lease_reply_attach(struct meta_op *op, struct meta_volume *volume)
     Dl__AttachReply reply = DL__ATTACH_REPLY__INIT;
     Dl__Volume message = DL__VOLUME__INIT;
     Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
+    struct meta_core *core = op->core;
     struct meta_map map;
 
     message.policy = &policy;
@@ -262,8 +270,14 @@ meta_lease_reply_attach(struct meta_op *op, struct meta_volume *volume)
     reply.servers = map.servers;
     reply.takeover = volume->desc.owned && volume->desc.takeover;
     reply.segments_total = volume->segments.count;
+    if (volume->desc.owned && !volume->owner_answered) {
+        volume->owner_answered = true;
+        volume->owner_map_seq = volume->map_seq;
+    }
     meta_op_reply(op, &reply.base);
     meta_map_fini(&map);
+    meta_removal_release(core, volume->desc.id);
+    meta_notice_owner_back(core, volume);
 }
 
 static void
@@ -321,6 +335,7 @@ attach_read_only(struct meta_op *op, struct meta_volume *volume)
     reader = meta_alloc(sizeof(*reader));
     reader->session = op->session;
     reader->volume = volume;
+    reader->map_seq = volume->map_seq;
     meta_text_clean(reader->owner, message->owner);
     list_push_back(&volume->readers, &reader->volume_node);
     list_push_back(&op->session->readers, &reader->session_node);
@@ -373,6 +388,18 @@ attach_push_out(struct meta_core *core, struct meta_volume *volume)
     }
 }
 
+/* After a clean detach. */
+static void
+attach_tell_lease(struct meta_core *core, const struct meta_volume *volume)
+{
+    const struct meta_repair *repair;
+
+    list_for_each_entry (repair, &core->recovery->recovering, recovering_node)
+        if (repair->key.volume_id == volume->desc.id)
+            meta_tell_segment(core, volume, NULL,
+                              meta_segments_find(&volume->segments, (uint32_t)repair->key.index));
+}
+
 static void
 attach_on_committed(struct meta_op *op)
 {
@@ -384,12 +411,45 @@ attach_on_committed(struct meta_op *op)
              volume->desc.owned ? text_quote(volume->desc.owner).text : "");
     volume->desc = *op->desc;
     attach_push_out(op->core, volume);
+    /* Whoever is the owner now has no older map. */
+    volume->owner_answered = false;
+    volume->owner_map_seq = UINT64_MAX;
+    if (op->change == NULL)
+        attach_tell_lease(op->core, volume);
+    meta_change_apply(op);
+    meta_removal_release(op->core, volume->desc.id);
     if (op->session == NULL) {
         meta_op_end(op); /* its client is gone: a lease that the next one takes over */
         return;
     }
     meta_lease_set_owner_session(volume, op->session);
     attach_go_on(op, volume);
+}
+
+/*
+ * With a takeover each recovering slot begins anew: what it pulled may be of the old owner's unfinished
+ * writes.  Without one it is told again, with the new lease, or its fence would stay below that and it could
+ * not be promoted; the record says so until it is.
+ */
+static void
+attach_recovering_slots(struct meta_op *op, struct meta_volume *volume, bool takeover)
+{
+    const struct segment_table *table = &volume->segments;
+    const struct meta_repair *repair;
+
+    list_for_each_entry (repair, &op->core->recovery->recovering, recovering_node) {
+        const struct segment *segment;
+
+        if (repair->key.volume_id != volume->desc.id)
+            continue;
+        segment = meta_segments_find(table, (uint32_t)repair->key.index);
+        if (takeover && !DLBLK_MUTANT(meta_takeover_keep_attempt))
+            meta_change_new_attempts(table, meta_change_add(op, volume, segment));
+        else
+            meta_record_put_segment(&op->batch, volume->desc.id, segment, table->slot_count, false);
+    }
+    if (op->change != NULL)
+        meta_change_put(op);
 }
 
 static void
@@ -410,6 +470,13 @@ attach_commit(struct meta_op *op, struct meta_volume *volume)
     desc->attached_ms = op->core->env->ops->wall_ms(op->core->env);
     op->volume = volume;
     meta_op_put_volume(op);
+    attach_recovering_slots(op, volume, desc->takeover);
+    if (desc->takeover)
+        meta_event_put(op, DL__EVENT_KIND__EVENT_TAKEOVER, NULL, volume, 0, volume->segments.count,
+                       "volume %s: taken over by %s, with lease %" PRIu32 "; %s%s", desc->name,
+                       text_quote(desc->owner).text, desc->lease_epoch,
+                       volume->desc.owned ? "it was " : "its last owner did not detach cleanly",
+                       volume->desc.owned ? text_quote(volume->desc.owner).text : "");
     meta_op_commit(op, attach_on_committed);
 }
 
@@ -499,6 +566,7 @@ detach_on_committed(struct meta_op *op)
     meta_lease_probe_cancel(op->core, volume);
     meta_takeover_end(op->core, volume, &err);
     lease_owner_lost(op->core, volume);
+    meta_removal_release(op->core, volume->desc.id);
     meta_op_reply(op, &reply.base);
 }
 

@@ -16,6 +16,7 @@
 #include "meta/internal.h"
 #include "meta/memory.h"
 #include "meta/meta.pb-c.h"
+#include "meta/recovery.h"
 #include "meta/schema.h"
 
 #define LOAD_PAGE 4096u
@@ -167,6 +168,7 @@ load_segment(struct meta_loader *loader, struct store_item item, struct dl_error
     struct segment *segment;
     uint64_t volume_id;
     uint32_t index;
+    bool told;
     int result;
 
     if (!schema_parse_segment(item.key, &volume_id, &index))
@@ -182,24 +184,59 @@ load_segment(struct meta_loader *loader, struct store_item item, struct dl_error
                             "segment %" PRIu32 " lies beyond the end of volume %" PRIu64, index,
                             volume_id);
     segment = meta_segments_insert(&volume->segments, index);
-    result = meta_record_get_segment(item, segment, volume->segments.slot_count, err);
+    result = meta_record_get_segment(item, segment, volume->segments.slot_count, &told, err);
     if (result < 0)
         return result;
-    for (uint32_t i = 0; i < volume->segments.slot_count; i++)
-        if (meta_server_by_id(core, segment->slots[i].server_id) == NULL)
+    for (uint32_t i = 0; i < volume->segments.place_count; i++)
+        if (segment->slots[i].server_id != 0 &&
+            meta_server_by_id(core, segment->slots[i].server_id) == NULL)
             return dl_error_set(err, -DL_E_STORE_DAMAGED,
                                 "segment %" PRIu32 " of volume %" PRIu64
                                 " names server %u, which isn't there",
                                 index, volume_id, (unsigned)segment->slots[i].server_id);
+    for (uint32_t i = 0; i < volume->segments.place_count; i++)
+        if (segment->slots[i].server_id != 0 &&
+            meta_segment_place_of(&volume->segments, segment, segment->slots[i].server_id) != i)
+            return dl_error_set(err, -DL_E_STORE_DAMAGED,
+                                "segment %" PRIu32 " of volume %" PRIu64
+                                " has two slots on server %u",
+                                index, volume_id, (unsigned)segment->slots[i].server_id);
     meta_volume_count_slots(core, volume, segment, 1);
     core->segment_count++;
+    meta_recovery_loaded_segment(core, volume, segment, told);
     return 0;
+}
+
+/* --- chunks that left the map, and the log --- */
+
+static int
+load_event(struct meta_loader *loader, struct store_item item, struct dl_error *err)
+{
+    return meta_event_load(loader->core, item, err);
+}
+
+static void
+load_events(struct meta_loader *loader)
+{
+    load_scan(loader, "event/", load_event, load_finished);
+}
+
+static int
+load_removal(struct meta_loader *loader, struct store_item item, struct dl_error *err)
+{
+    return meta_removal_load(loader->core, item, err);
+}
+
+static void
+load_removals(struct meta_loader *loader)
+{
+    load_scan(loader, "removal/", load_removal, load_events);
 }
 
 static void
 load_segments(struct meta_loader *loader)
 {
-    load_scan(loader, "segment/", load_segment, load_finished);
+    load_scan(loader, "segment/", load_segment, load_removals);
 }
 
 /* --- volumes --- */

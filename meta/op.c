@@ -15,6 +15,7 @@
 #include "common/assert.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
+#include "meta/recovery.h"
 #include "meta/schema.h"
 
 /* --- serials --- */
@@ -127,6 +128,7 @@ meta_op_end(struct meta_op *op)
     if (op->message != NULL)
         protobuf_c_message_free_unpacked(op->message, NULL);
     store_batch_fini(&op->batch);
+    meta_change_free(op->change);
     free(op->desc);
     free(op->scratch);
     free(op);
@@ -208,6 +210,9 @@ op_on_committed(struct store_commit *commit, int err)
     store_batch_fini(&op->batch);
     core->stats.commits++;
     if (err == 0 && core->phase != META_FAILED) {
+        if (op->event_sequence != 0)
+            meta_event_committed(core, op->event_sequence);
+        op->event_sequence = 0;
         op->on_committed(op);
         meta_core_commit_ended(core);
         return;

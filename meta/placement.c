@@ -265,6 +265,93 @@ placement_pick(struct placement *placement, uint64_t cost_bytes, placement_rando
     return 0;
 }
 
+static uint32_t
+placement_find(const struct placement *placement, uint32_t id)
+{
+    for (uint32_t i = 0; i < placement->server_count; i++)
+        if (placement->servers[i].id == id)
+            return i;
+    return UINT32_MAX;
+}
+
+static bool
+set_has_all(const uint32_t *set, uint32_t set_size, const uint32_t *kept, uint32_t kept_count)
+{
+    for (uint32_t k = 0; k < kept_count; k++) {
+        bool has = false;
+
+        for (uint32_t i = 0; i < set_size; i++)
+            has = has || set[i] == kept[k];
+        if (!has)
+            return false;
+    }
+    return true;
+}
+
+/* May it join?  In the marks: members of sets that have all of the others. */
+static uint64_t
+one_weight(const struct placement *placement, uint32_t idx, const uint32_t *kept,
+           uint32_t kept_count, const bool *marks)
+{
+    uint64_t weight = placement->servers[idx].weight;
+
+    if (set_has_domain(placement, kept, kept_count, placement->servers[idx].domain) ||
+        (marks != NULL && !marks[idx]))
+        return 0;
+    return weight >> 16 | (weight != 0);
+}
+
+static uint32_t
+one_draw(const struct placement *placement, const uint32_t *kept, uint32_t kept_count,
+         const bool *marks, uint64_t random)
+{
+    uint64_t total = 0;
+
+    for (uint32_t i = 0; i < placement->server_count; i++)
+        total += one_weight(placement, i, kept, kept_count, marks);
+    if (total == 0)
+        return UINT32_MAX;
+    random %= total;
+    for (uint32_t i = 0; i < placement->server_count; i++) {
+        uint64_t weight = one_weight(placement, i, kept, kept_count, marks);
+
+        if (random < weight)
+            return i;
+        random -= weight;
+    }
+    dl_unreachable();
+}
+
+int
+placement_pick_one(struct placement *placement, const uint32_t *kept_ids, uint32_t kept_count,
+                   placement_random_fn random, void *context, uint32_t *ret_id)
+{
+    uint32_t kept[PLACEMENT_SLOTS_MAX];
+    uint32_t count = 0, chosen;
+    bool *marks = meta_alloc(placement->server_count * sizeof(*marks));
+
+    dl_assert(kept_count <= PLACEMENT_SLOTS_MAX);
+    for (uint32_t i = 0; i < kept_count; i++) {
+        kept[count] = placement_find(placement, kept_ids[i]);
+        count += kept[count] != UINT32_MAX; /* it may not be a candidate any more */
+    }
+    for (uint32_t i = 0; i < placement->set_count; i++) {
+        const uint32_t *set = placement->sets + (size_t)i * placement->slot_count;
+
+        if (set_has_all(set, placement->slot_count, kept, count))
+            for (uint32_t k = 0; k < placement->slot_count; k++)
+                marks[set[k]] = true;
+    }
+    chosen = one_draw(placement, kept, count, marks, random(context));
+    if (chosen == UINT32_MAX)
+        chosen = one_draw(placement, kept, count, NULL, random(context));
+    free(marks);
+    if (chosen == UINT32_MAX)
+        return -DL_E_TOO_FEW_DOMAINS;
+    *ret_id = placement->servers[chosen].id;
+    return 0;
+}
+
 uint32_t
 placement_set_count(const struct placement *placement)
 {

@@ -4,6 +4,7 @@
  * from a peer is: a damaged record is an error that names it, and the service doesn't start.
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -189,6 +190,11 @@ meta_record_put_server(struct store_batch *batch, const struct server_desc *desc
     record.used_bytes = desc->used_bytes;
     record.software = text_of(desc->software);
     record.created_ms = desc->created_ms;
+    record.admin_state = desc->admin_state;
+    record.labels_set = desc->labels_set;
+    record.weight_percent = desc->weight_percent;
+    record.start_count_highest = desc->start_count_highest;
+    record.reset_start_count = desc->reset_start_count;
     store_batch_put_message(batch, schema_bytes(&key), &record.base);
 }
 
@@ -205,8 +211,13 @@ server_take(struct server_desc *desc, const Dl__Meta__ServerRecord *record, stru
         !text_take(desc->clique, sizeof(desc->clique), record->clique) ||
         !text_take(desc->software, sizeof(desc->software), record->software))
         return record_damaged(err, "server", desc->id, "a text is too long");
-    if (record->admin_state != 0)
+    if (record->admin_state > META_ADMIN_REMOVING)
         return record_damaged(err, "server", desc->id, "a state that this version doesn't know");
+    desc->admin_state = (enum meta_admin_state)record->admin_state;
+    desc->labels_set = record->labels_set;
+    desc->weight_percent = record->weight_percent;
+    desc->start_count_highest = max_u64(record->start_count_highest, record->start_count);
+    desc->reset_start_count = record->reset_start_count;
     memcpy(desc->uuid, record->uuid.data, META_ID_BYTES);
     memcpy(desc->instance, record->instance.data, META_ID_BYTES);
     desc->start_count = record->start_count;
@@ -240,35 +251,69 @@ meta_record_get_server(struct store_item item, struct server_desc *ret_desc, str
 
 void
 meta_record_put_segment(struct store_batch *batch, uint64_t volume_id,
-                        const struct segment *segment, uint32_t slot_count)
+                        const struct segment *segment, uint32_t slot_count, bool told)
 {
     Dl__Meta__SegmentRecord record = DL__META__SEGMENT_RECORD__INIT;
-    Dl__Meta__SlotRecord slots[META_REPLICAS_MAX];
-    Dl__Meta__SlotRecord *pointers[META_REPLICAS_MAX];
+    Dl__Meta__SlotRecord slots[META_REPLICAS_MAX + 1];
+    Dl__Meta__SlotRecord *pointers[META_REPLICAS_MAX + 1];
+    uint32_t place_count = slot_count + (segment->slots[slot_count].server_id != 0);
     struct schema_key key = schema_key_segment(volume_id, segment->index);
 
     dl_assert(slot_count <= META_REPLICAS_MAX);
-    for (uint32_t i = 0; i < slot_count; i++) {
+    for (uint32_t i = 0; i < place_count; i++) {
         dl__meta__slot_record__init(&slots[i]);
         slots[i].server_id = segment->slots[i].server_id;
         slots[i].state = segment->slots[i].state;
         slots[i].incarnation = segment->slots[i].incarnation;
         slots[i].attempt = segment->slots[i].attempt;
+        slots[i].number = i < slot_count ? 0 : segment->slots[i].number;
         pointers[i] = &slots[i];
     }
     record.config_epoch = segment->config_epoch;
-    record.n_slots = slot_count;
+    record.n_slots = place_count;
+    record.told = told;
     record.slots = pointers;
     store_batch_put_message(batch, schema_bytes(&key), &record.base);
 }
 
+/* False: it makes no sense; why says what is wrong. */
+static bool
+segment_take_slot(struct segment *segment, uint32_t place, uint32_t slot_count,
+                  const Dl__Meta__SlotRecord *record, char *why, size_t why_bytes)
+{
+    struct segment_slot *slot = &segment->slots[place];
+    bool recovering = record->state == DL__SLOT_STATE__SLOT_RECOVERING;
+
+    why[0] = '\0';
+    if (record->state < DL__SLOT_STATE__SLOT_IN_SYNC ||
+        record->state > DL__SLOT_STATE__SLOT_EJECTED)
+        (void)snprintf(why, why_bytes, "slot %" PRIu32 " has state %" PRIu32, place, record->state);
+    else if (record->server_id == 0 || record->server_id > 0xffffffu)
+        (void)snprintf(why, why_bytes, "slot %" PRIu32 " has no server", place);
+    else if (record->attempt > segment->config_epoch || record->incarnation > segment->config_epoch)
+        (void)snprintf(why, why_bytes, "slot %" PRIu32 " has an epoch above the segment's", place);
+    else if (recovering != (record->attempt != 0))
+        (void)snprintf(why, why_bytes, "slot %" PRIu32 " %s an attempt", place,
+                       recovering ? "recovers without" : "does not recover, but has");
+    else if (place == slot_count &&
+             (record->number >= slot_count || record->state == DL__SLOT_STATE__SLOT_IN_SYNC))
+        (void)snprintf(why, why_bytes, "its incoming slot replaces none");
+    slot->server_id = record->server_id & 0xffffffu;
+    slot->state = record->state & 0xfu;
+    slot->number = (place < slot_count ? place : record->number) & 0xfu;
+    slot->incarnation = record->incarnation;
+    slot->attempt = record->attempt;
+    return why[0] == '\0';
+}
+
 int
 meta_record_get_segment(struct store_item item, struct segment *segment, uint32_t slot_count,
-                        struct dl_error *err)
+                        bool *ret_told, struct dl_error *err)
 {
     Dl__Meta__SegmentRecord *record = record_unpack(item, &dl__meta__segment_record__descriptor);
     uint64_t volume_id = 0;
-    int result = 0;
+    char why[64];
+    bool good;
 
     (void)schema_parse_segment(item.key, &volume_id, &segment->index);
     if (record == NULL)
@@ -276,29 +321,21 @@ meta_record_get_segment(struct store_item item, struct segment *segment, uint32_
                             "the record of segment %" PRIu32 " of volume %" PRIu64
                             " is damaged: it is no such message",
                             segment->index, volume_id);
-    if (record->n_slots != slot_count || record->config_epoch == 0)
-        result = dl_error_set(
+    good = record->config_epoch != 0 &&
+           (record->n_slots == slot_count || record->n_slots == slot_count + 1);
+    (void)snprintf(why, sizeof(why), "it has not what a segment has");
+    segment->config_epoch = record->config_epoch;
+    for (uint32_t i = 0; good && i < record->n_slots; i++)
+        good = segment_take_slot(segment, i, slot_count, record->slots[i], why, sizeof(why));
+    *ret_told = record->told || record->config_epoch == 1;
+    if (!good)
+        (void)dl_error_set(
             err, -DL_E_STORE_DAMAGED,
             "the record of segment %" PRIu32 " of volume %" PRIu64
-            " is damaged: config epoch %" PRIu32 ", %zu slots instead of %" PRIu32,
-            segment->index, volume_id, record->config_epoch, record->n_slots, slot_count);
-    segment->config_epoch = record->config_epoch;
-    for (uint32_t i = 0; result == 0 && i < slot_count; i++) {
-        const Dl__Meta__SlotRecord *slot = record->slots[i];
-
-        if (slot->state < DL__SLOT_STATE__SLOT_IN_SYNC ||
-            slot->state > DL__SLOT_STATE__SLOT_EJECTED)
-            result = dl_error_set(err, -DL_E_STORE_DAMAGED,
-                                  "the record of segment %" PRIu32 " of volume %" PRIu64
-                                  " is damaged: slot %" PRIu32 " has state %" PRIu32,
-                                  segment->index, volume_id, i, slot->state);
-        segment->slots[i].server_id = slot->server_id & 0xffffffu;
-        segment->slots[i].state = slot->state & 0xffu;
-        segment->slots[i].incarnation = slot->incarnation;
-        segment->slots[i].attempt = slot->attempt;
-    }
+            " is damaged: %s (%zu slots instead of %" PRIu32 ", config epoch %" PRIu32 ")",
+            segment->index, volume_id, why, record->n_slots, slot_count, record->config_epoch);
     protobuf_c_message_free_unpacked(&record->base, NULL);
-    return result;
+    return good ? 0 : -DL_E_STORE_DAMAGED;
 }
 
 /* --- counters --- */

@@ -9,6 +9,8 @@
  *     server/  id: 4 bytes              ServerRecord
  *     volume/  id: 8 bytes              VolumeRecord
  *     segment/ id: 8 bytes, index: 4    SegmentRecord
+ *     removal/ server: 4, volume: 8, segment: 4, slot: 1, incarnation: 4   RemovalRecord
+ *     event/   sequence: 8              EventRecord
  *
  * Numbers in keys are big-endian, so that scans come in their order.
  *
@@ -38,6 +40,9 @@ struct schema_key schema_key_text(const char *text);
 struct schema_key schema_key_server(uint32_t id);
 struct schema_key schema_key_volume(uint64_t id);
 struct schema_key schema_key_segment(uint64_t volume_id, uint32_t index);
+struct schema_key schema_key_removal(uint32_t server_id, uint64_t volume_id, uint32_t segment,
+                                     uint8_t slot, uint32_t incarnation);
+struct schema_key schema_key_event(uint64_t sequence);
 /* The first key that does not begin with this prefix any more: the end of a scan. */
 struct schema_key schema_key_after_prefix(const char *prefix);
 /* The key that follows `key` immediately. */
@@ -53,5 +58,8 @@ schema_bytes(const struct schema_key *key)
 bool schema_parse_server(struct store_bytes key, uint32_t *ret_id);
 bool schema_parse_volume(struct store_bytes key, uint64_t *ret_id);
 bool schema_parse_segment(struct store_bytes key, uint64_t *ret_volume_id, uint32_t *ret_index);
+bool schema_parse_removal(struct store_bytes key, uint32_t *ret_server_id, uint64_t *ret_volume_id,
+                          uint32_t *ret_segment, uint8_t *ret_slot, uint32_t *ret_incarnation);
+bool schema_parse_event(struct store_bytes key, uint64_t *ret_sequence);
 
 #endif

@@ -13,6 +13,7 @@
 #include "meta/internal.h"
 #include "meta/memory.h"
 #include "meta/placement.h"
+#include "meta/recovery.h"
 
 /* --- maps in replies --- */
 
@@ -44,13 +45,14 @@ meta_map_add_segment(struct meta_map *map, const struct meta_core *core,
     uint32_t slot_count = volume->segments.slot_count;
     struct map_segment {
         Dl__Segment segment;
-        Dl__Slot *pointers[META_REPLICAS_MAX];
-        Dl__Slot slots[META_REPLICAS_MAX];
+        Dl__Slot *pointers[META_REPLICAS_MAX + 1];
+        Dl__Slot slots[META_REPLICAS_MAX + 1];
     } *entry = meta_alloc(sizeof(*entry));
 
     dl__segment__init(&entry->segment);
     entry->segment.index = segment->index;
     entry->segment.config_epoch = segment->config_epoch;
+    slot_count += segment->slots[slot_count].server_id != 0;
     entry->segment.n_slots = slot_count;
     entry->segment.slots = entry->pointers;
     for (uint32_t i = 0; i < slot_count; i++) {
@@ -58,7 +60,7 @@ meta_map_add_segment(struct meta_map *map, const struct meta_core *core,
         entry->slots[i].server_id = segment->slots[i].server_id;
         entry->slots[i].state = (Dl__SlotState)segment->slots[i].state;
         entry->slots[i].attempt = segment->slots[i].attempt;
-        entry->slots[i].number = i;
+        entry->slots[i].number = segment->slots[i].number;
         entry->pointers[i] = &entry->slots[i];
         meta_map_add_server(map, core, segment->slots[i].server_id);
     }
@@ -117,7 +119,8 @@ meta_run_map_get(struct meta_op *op)
     struct meta_map map;
     struct dl_error err;
 
-    if (message->lease_epoch != 0) {
+    /* A chunkserver asks for itself: it is no owner, whatever it says. */
+    if (message->lease_epoch != 0 && op->session->role == DL__ROLE__ROLE_CLIENT) {
         volume = meta_op_volume_by_lease(op, message->volume, message->lease_epoch);
         if (volume == NULL)
             return;
@@ -165,17 +168,21 @@ server_domain(const struct meta_server *server, const struct volume_desc *desc)
 static uint64_t
 server_weight(const struct meta_server *server, const struct volume_desc *desc)
 {
-    if (server->session == NULL || !server->up || server->damaged || server->stopped[0] != '\0' ||
+    uint64_t weight;
+
+    if (!meta_server_takes_chunks(server) ||
         server->available_bytes < meta_volume_chunk_bytes(desc))
         return 0;
-    return max_u64(
-        1, placement_weight(server->available_bytes, server->used_bytes, server->assigned_bytes));
+    weight = placement_weight(server->available_bytes, server->used_bytes, server->assigned_bytes);
+    if (server->desc.weight_percent != 0)
+        weight = weight / 100 * server->desc.weight_percent;
+    return max_u64(1, weight);
 }
 
 /* The servers that this volume may use, as placement sees them.  The caller frees them. */
-static struct placement_server *
-candidates_collect(const struct meta_core *core, const struct volume_desc *desc,
-                   uint32_t *ret_count)
+struct placement_server *
+meta_candidates_collect(const struct meta_core *core, const struct volume_desc *desc,
+                        uint32_t *ret_count)
 {
     struct placement_server *servers = meta_alloc(core->servers_end * sizeof(*servers));
     const struct meta_label *clique;
@@ -243,7 +250,7 @@ meta_segment_check_domains(struct meta_core *core, const struct volume_desc *des
                            struct dl_error *err)
 {
     uint32_t count;
-    struct placement_server *servers = candidates_collect(core, desc, &count);
+    struct placement_server *servers = meta_candidates_collect(core, desc, &count);
     uint32_t domains = placement_domain_count(servers, count, 0);
 
     free(servers);
@@ -360,8 +367,7 @@ allocate_reply(struct meta_op *op, const struct meta_volume *volume)
 static struct segment *
 allocate_item(const struct meta_op *op, const struct meta_volume *volume, uint32_t i)
 {
-    size_t stride = sizeof(struct segment) +
-                    volume->segments.slot_count * sizeof(struct segment_slot);
+    size_t stride = meta_segment_bytes(&volume->segments);
 
     return (struct segment *)(uintptr_t)((const uint8_t *)op->scratch + i * stride);
 }
@@ -370,14 +376,11 @@ static void
 allocate_on_committed(struct meta_op *op)
 {
     struct meta_volume *volume = op->volume;
-    uint32_t slot_count = volume->segments.slot_count;
-
     for (uint32_t i = 0; i < op->scratch_count; i++) {
         const struct segment *item = allocate_item(op, volume, i);
         struct segment *segment = meta_segments_insert(&volume->segments, item->index);
 
-        segment->config_epoch = item->config_epoch;
-        memcpy(segment->slots, item->slots, slot_count * sizeof(*item->slots));
+        memcpy(segment, item, meta_segment_bytes(&volume->segments));
         meta_volume_count_slots(op->core, volume, segment, 1);
     }
     allocate_reply(op, volume);
@@ -399,6 +402,7 @@ allocate_place(struct meta_op *op, const struct meta_volume *volume, struct plac
         segment->slots[i].server_id = ids[i] & 0xffffffu;
         segment->slots[i].state = DL__SLOT_STATE__SLOT_IN_SYNC;
         segment->slots[i].incarnation = 1;
+        segment->slots[i].number = i & 0xfu;
     }
     return 0;
 }
@@ -408,10 +412,11 @@ static int
 allocate_place_all(struct meta_op *op, const struct meta_volume *volume, struct dl_error *err)
 {
     uint32_t slot_count = volume->segments.slot_count;
-    size_t stride = sizeof(struct segment) + slot_count * sizeof(struct segment_slot);
+    size_t stride = meta_segment_bytes(&volume->segments);
     uint32_t *indexes = op->scratch;
     uint32_t server_count;
-    struct placement_server *servers = candidates_collect(op->core, &volume->desc, &server_count);
+    struct placement_server *servers = meta_candidates_collect(op->core, &volume->desc,
+                                                               &server_count);
     struct placement *placement = NULL;
     int result = placement_create(&placement, servers, server_count, slot_count,
                                   op->core->placement_seed);
@@ -427,7 +432,7 @@ allocate_place_all(struct meta_op *op, const struct meta_volume *volume, struct 
         if (result < 0)
             result = domains_unavailable(op->core, &volume->desc, servers, server_count, err);
         else
-            meta_record_put_segment(&op->batch, volume->desc.id, segment, slot_count);
+            meta_record_put_segment(&op->batch, volume->desc.id, segment, slot_count, true);
     }
     placement_destroy(placement);
     free(servers);

@@ -9,10 +9,10 @@
 #include "common/assert.h"
 #include "meta/memory.h"
 
-static_assert(sizeof(struct segment_slot) == 12, "3 slots and the head: 44 bytes");
-static_assert(sizeof(struct segment) == 8, "3 slots and the head: 44 bytes");
+static_assert(sizeof(struct segment_slot) == 12, "4 places and the head: 56 bytes");
+static_assert(sizeof(struct segment) == 8, "4 places and the head: 56 bytes");
 
-#define SEGMENT_LEAF_MIN 16u
+#define SEGMENT_LEAF_STEP 16u /* leaves grow by so many */
 
 /* Items lie one after the other, `stride` bytes each. */
 struct segment_leaf {
@@ -24,7 +24,7 @@ struct segment_leaf {
 static size_t
 segment_stride(const struct segment_table *table)
 {
-    return sizeof(struct segment) + table->slot_count * sizeof(struct segment_slot);
+    return meta_segment_bytes(table);
 }
 
 static struct segment *
@@ -37,7 +37,7 @@ void
 meta_segments_init(struct segment_table *table, uint32_t slot_count)
 {
     dl_assert(slot_count > 0);
-    *table = (struct segment_table){.slot_count = slot_count};
+    *table = (struct segment_table){.slot_count = slot_count, .place_count = slot_count + 1};
 }
 
 void
@@ -46,7 +46,7 @@ meta_segments_fini(struct segment_table *table)
     for (uint32_t i = 0; i < table->leaf_count; i++)
         free(table->leaves[i]);
     free(table->leaves);
-    *table = (struct segment_table){.slot_count = table->slot_count};
+    meta_segments_init(table, table->slot_count);
 }
 
 /* The last leaf whose first index is <= index, else the first leaf; leaves are never empty. */
@@ -113,10 +113,6 @@ meta_segments_find(const struct segment_table *table, uint32_t index)
     return segment != NULL && segment->index == index ? segment : NULL;
 }
 
-/*
- * A leaf that will stay full was left behind by a sequential writer: its place needs no room to
- * grow.
- */
 static struct segment_leaf *
 leaf_resize(const struct segment_table *table, struct segment_leaf *leaf, uint32_t capacity)
 {
@@ -153,12 +149,13 @@ table_split(struct segment_table *table, uint32_t *leaf_idx, uint32_t *idx)
     struct segment_leaf *leaf = table->leaves[*leaf_idx];
     bool at_end = *leaf_idx + 1 == table->leaf_count && *idx == leaf->count;
     uint32_t keep = at_end ? leaf->count : leaf->count / 2;
-    struct segment_leaf *upper = leaf_resize(table, NULL,
-                                             at_end ? SEGMENT_LEAF_MIN : SEGMENT_LEAF_MAX);
+    struct segment_leaf *upper = leaf_resize(table, NULL, leaf->count - keep + SEGMENT_LEAF_STEP);
 
     upper->count = leaf->count - keep;
     memcpy(upper->bytes, leaf_item(table, leaf, keep), upper->count * segment_stride(table));
     leaf->count = keep;
+    if (!at_end)
+        table->leaves[*leaf_idx] = leaf_resize(table, leaf, keep + SEGMENT_LEAF_STEP);
     table_insert_leaf(table, *leaf_idx + 1, upper);
     if (*idx > keep || at_end) {
         *leaf_idx += 1;
@@ -175,7 +172,7 @@ meta_segments_insert(struct segment_table *table, uint32_t index)
     struct segment *segment;
 
     if (table->leaf_count == 0)
-        table_insert_leaf(table, 0, leaf_resize(table, NULL, SEGMENT_LEAF_MIN));
+        table_insert_leaf(table, 0, leaf_resize(table, NULL, SEGMENT_LEAF_STEP));
     else {
         leaf_idx = table_leaf_of(table, index);
         idx = leaf_lower_bound(table, table->leaves[leaf_idx], index);
@@ -186,7 +183,7 @@ meta_segments_insert(struct segment_table *table, uint32_t index)
         table_split(table, &leaf_idx, &idx);
     leaf = table->leaves[leaf_idx];
     if (leaf->count == leaf->capacity) {
-        leaf = leaf_resize(table, leaf, leaf->capacity * 2);
+        leaf = leaf_resize(table, leaf, leaf->capacity + SEGMENT_LEAF_STEP);
         table->leaves[leaf_idx] = leaf;
     }
     segment = leaf_item(table, leaf, idx);

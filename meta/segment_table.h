@@ -3,8 +3,9 @@
  * segment_table.h: the allocated segments of one volume in memory, by index.
  *
  * Leaves of up to SEGMENT_LEAF_MAX segments, sorted, in a sorted array of leaves.  A segment with
- * three slots takes 44 bytes; leaves that grow at their end (sequential writes) are full, others at
- * least half: 44 to 88 bytes per segment.
+ * three slots takes 56 bytes: it has one place more than slots, for the incoming one, which replaces
+ * another when it is in-sync.  Leaves have little room to spare, however they grow: 56 to 64 bytes
+ * per segment.
  *
  *     struct segment_table table;
  *     meta_segments_init(&table, 3);
@@ -25,7 +26,8 @@
 
 struct segment_slot {
     uint32_t server_id : 24;
-    uint32_t state : 8;   /* Dl__SlotState */
+    uint32_t state : 4;   /* Dl__SlotState; of an empty place: 0, and no server */
+    uint32_t number : 4;  /* which replica; the place's index, but for the incoming slot */
     uint32_t incarnation; /* config epoch that created the chunk */
     uint32_t attempt;     /* recovering: the attempt's config epoch */
 };
@@ -33,7 +35,7 @@ struct segment_slot {
 struct segment {
     uint32_t index;
     uint32_t config_epoch;
-    struct segment_slot slots[];
+    struct segment_slot slots[]; /* place_count */
 };
 
 struct segment_leaf;
@@ -42,7 +44,8 @@ struct segment_table {
     struct segment_leaf **leaves;
     uint32_t leaf_count;
     uint32_t leaf_capacity;
-    uint32_t slot_count; /* of each segment */
+    uint32_t slot_count;  /* of each segment */
+    uint32_t place_count; /* slot_count + 1: the last is for the incoming slot */
     uint32_t count;
 };
 
@@ -61,5 +64,12 @@ struct segment *meta_segments_insert(struct segment_table *table, uint32_t index
 void meta_segments_remove(struct segment_table *table, uint32_t index);
 
 uint64_t meta_segments_memory_bytes(const struct segment_table *table);
+
+/* One segment with all its places. */
+static inline uint32_t
+meta_segment_bytes(const struct segment_table *table)
+{
+    return (uint32_t)(sizeof(struct segment) + table->place_count * sizeof(struct segment_slot));
+}
 
 #endif

@@ -6,9 +6,12 @@
  *   a living connection of the same process    the old connection is a leftover, it is closed
  *   ... of another process                     PING on it; an answer: a copied disk, refused; none
  *                                              in 1 s: closed
- *   start count below the recorded one         the disk is an older copy of itself: refused
- *   the recorded one, but another process      a copy that was started as often: refused
- *   journal position below the recorded one    an older copy: refused
+ *   the recorded start count, other process    a copy that was started as often: refused
+ *   start count or journal below the recorded  an older copy of itself, and nothing on it is trusted:
+ *                                              all its slots are recovered from nothing; refused if
+ *                                              it has the last in-sync one of a segment
+ *   it is damaged                              likewise
+ *   started anew, with recovering slots        these begin new attempts
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -20,6 +23,7 @@
 #include "common/text.h"
 #include "meta/internal.h"
 #include "meta/memory.h"
+#include "meta/recovery.h"
 
 #define SERVER_ID_MAX     0xffffffu /* struct segment_slot */
 #define DUPLICATE_PING_NS NS_PER_S
@@ -66,6 +70,7 @@ meta_server_create(struct meta_core *core, const struct server_desc *desc)
     meta_serial_init(&server->serial);
     list_init(&server->duplicate_ops);
     list_init(&server->commands);
+    list_init(&server->settle_ops);
     server->duplicate_timer.fn = server_on_duplicate_timer;
     server->journal_position = desc->journal_position;
     server->capacity_bytes = desc->capacity_bytes;
@@ -90,6 +95,18 @@ meta_server_free(struct meta_server *server)
     env_timer_stop(server->core->env, &server->duplicate_timer);
     meta_peer_request_cancel(&server->duplicate_ping);
     free(server);
+}
+
+void
+meta_server_forget(struct meta_core *core, struct meta_server *server)
+{
+    dl_assert(server->session == NULL);
+    dl_assert(server->slot_count == 0);
+    HASH_DEL(core->servers_by_uuid, server);
+    core->server_count--;
+    server->up = false;
+    server->creating = true; /* as one that isn't there yet */
+    server->forgotten = true;
 }
 
 struct meta_server *
@@ -126,7 +143,9 @@ meta_server_problem(const struct meta_core *core, const struct meta_server *serv
     uint64_t now_ns = env_now_ns(core->env);
 
     text[0] = '\0';
-    if (!server->up)
+    if (server->desc.admin_state == META_ADMIN_REMOVING)
+        (void)snprintf(text, text_bytes, "being removed");
+    else if (!server->up)
         (void)snprintf(text, text_bytes, "down: not heard of for %s",
                        text_of_duration(now_ns - max_u64(server->heard_ns, core->started_ns)).text);
     else if (server->session == NULL)
@@ -200,7 +219,23 @@ register_read(struct meta_op *op, struct server_desc *desc, struct dl_error *err
     return 0;
 }
 
-/* Has the disk gone back, or is it one of two? */
+/* Is it an older copy of the disk: has it forgotten something that was acknowledged? */
+static bool
+register_went_back(const struct meta_server *server, const struct server_desc *desc)
+{
+    const struct server_desc *known = &server->desc;
+
+    if (desc->start_count < known->start_count || desc->journal_position < server->journal_position)
+        return true;
+    /*
+     * An older copy was admitted before.  This may be the newer disk, which has none of what the
+     * copy has got since.
+     */
+    return known->start_count < known->start_count_highest &&
+           desc->start_count > known->start_count_highest;
+}
+
+/* Is it one of two? */
 static int
 register_check_history(const struct meta_server *server, const struct server_desc *desc,
                        struct dl_error *err)
@@ -208,15 +243,6 @@ register_check_history(const struct meta_server *server, const struct server_des
     const struct server_desc *known = &server->desc;
     const char *uuid = meta_id_format(desc->uuid).text;
 
-    if (desc->start_count < known->start_count) {
-        (void)dl_error_set(err, -DL_E_SERVER_WENT_BACK,
-                           "disk %s says that it was started %" PRIu64
-                           " times, but server %s was started %" PRIu64 " times already",
-                           uuid, desc->start_count, meta_server_text(server), known->start_count);
-        dl_error_hint(err,
-                      "this is an older copy of the disk; start the server with the newest one");
-        return err->code;
-    }
     if (desc->start_count == known->start_count &&
         memcmp(desc->instance, known->instance, META_ID_BYTES) != 0) {
         (void)dl_error_set(err, -DL_E_SERVER_DUPLICATE,
@@ -225,15 +251,6 @@ register_check_history(const struct meta_server *server, const struct server_des
                            uuid, desc->start_count, meta_server_text(server));
         dl_error_hint(err,
                       "format the copy anew with dlblk-disk format --force, or start the original");
-        return err->code;
-    }
-    if (desc->journal_position < server->journal_position) {
-        (void)dl_error_set(
-            err, -DL_E_SERVER_WENT_BACK,
-            "the journal of disk %s ends at %" PRIu64 ", but server %s had got to %" PRIu64, uuid,
-            desc->journal_position, meta_server_text(server), server->journal_position);
-        dl_error_hint(err,
-                      "this is an older copy of the disk; start the server with the newest one");
         return err->code;
     }
     return 0;
@@ -323,15 +340,20 @@ register_finish(struct meta_op *op, struct meta_server *server)
         return;
     }
     dl_assert(server->session == NULL || server->session == op->session);
-    if (!server->up)
+    if (!server->up) {
         meta_log(core, META_LOG_INFO, "server",
                  "server %s: up: disk %s, start %" PRIu64 ", host %s", meta_server_text(server),
                  meta_id_format(server->desc.uuid).text, server->desc.start_count,
                  server->desc.host);
+        if (server->lost)
+            meta_event_post(core, DL__EVENT_KIND__EVENT_SERVER_UP, server, "server %s: up",
+                            meta_server_text(server));
+    }
     server->session = op->session;
     op->session->server = server;
     server->up = true;
     server->lost = false;
+    server->resume_ns = min_u64(server->resume_ns, env_now_ns(core->env));
     server->heard_ns = env_now_ns(core->env);
     server->heard_wall_ms = core->env->ops->wall_ms(core->env);
     server->persisted_ns = server->heard_ns;
@@ -344,6 +366,7 @@ register_finish(struct meta_op *op, struct meta_server *server)
     if (server->damaged)
         meta_log(core, META_LOG_ERROR, "server", "server %s: its journal is damaged",
                  meta_server_text(server));
+    meta_recovery_kick(core);
     reply.server_id = server->desc.id;
     reply.heartbeat_ms = (uint32_t)(core->options.heartbeat_ns / NS_PER_MS);
     meta_op_reply(op, &reply.base);
@@ -354,10 +377,15 @@ static void
 register_on_committed(struct meta_op *op)
 {
     struct meta_server *server = op->server;
+    bool moved = !server->creating &&
+                 strcmp(server->desc.address, ((struct server_desc *)op->scratch)->address) != 0;
 
     server->desc = *(struct server_desc *)op->scratch;
     server->creating = false;
     meta_server_set_labels(op->core, server);
+    meta_sweep_settled(server);
+    if (moved)
+        meta_tell_address(op->core, server->desc.id);
     register_finish(op, server);
 }
 
@@ -368,7 +396,9 @@ register_changes(const struct server_desc *a, const struct server_desc *b)
            memcmp(a->instance, b->instance, META_ID_BYTES) != 0 ||
            strcmp(a->address, b->address) != 0 || strcmp(a->host, b->host) != 0 ||
            strcmp(a->rack, b->rack) != 0 || strcmp(a->clique, b->clique) != 0 ||
-           strcmp(a->software, b->software) != 0 || a->capacity_bytes != b->capacity_bytes;
+           strcmp(a->software, b->software) != 0 || a->capacity_bytes != b->capacity_bytes ||
+           a->reset_start_count != b->reset_start_count ||
+           a->start_count_highest != b->start_count_highest;
 }
 
 static void
@@ -396,6 +426,7 @@ register_new(struct meta_op *op, struct server_desc *desc)
         return;
     }
     desc->id = core->next_server_id++;
+    desc->start_count_highest = desc->start_count;
     desc->created_ms = core->env->ops->wall_ms(core->env);
     server = meta_server_create(core, desc);
     server->creating = true;
@@ -404,6 +435,50 @@ register_new(struct meta_op *op, struct server_desc *desc)
              meta_id_format(desc->uuid).text);
     meta_record_put_counter(&op->batch, "next/server", core->next_server_id);
     register_commit(op, server, desc);
+}
+
+/* What the server does not say itself. */
+static void
+register_keep(struct server_desc *desc, const struct meta_server *server)
+{
+    const struct server_desc *known = &server->desc;
+
+    desc->id = known->id;
+    desc->created_ms = known->created_ms;
+    desc->admin_state = known->admin_state;
+    desc->weight_percent = known->weight_percent;
+    desc->reset_start_count = known->reset_start_count;
+    desc->start_count_highest = max_u64(known->start_count_highest, desc->start_count);
+    desc->labels_set = known->labels_set;
+    if (!known->labels_set)
+        return;
+    memcpy(desc->host, known->host, sizeof(desc->host));
+    memcpy(desc->rack, known->rack, sizeof(desc->rack));
+    memcpy(desc->clique, known->clique, sizeof(desc->clique));
+}
+
+/* What its slots are must be right before it is there.  False: op waits, or has failed. */
+static bool
+register_settle(struct meta_op *op, struct meta_server *server, struct server_desc *desc)
+{
+    const Dl__ServerRegister *message = (const Dl__ServerRegister *)op->message;
+    bool back = register_went_back(server, desc);
+    bool damaged = message->damaged && desc->start_count != server->desc.reset_start_count;
+
+    if (back || damaged) {
+        if (!meta_sweep_settle(op, server, true))
+            return false;
+        desc->reset_start_count = desc->start_count;
+        meta_event_put(op, DL__EVENT_KIND__EVENT_SERVER_RESET, server, NULL, 0, 0,
+                       "server %s: its disk %s: everything on it is recovered from its peers",
+                       meta_server_text(server),
+                       back ? "is an older copy of itself" : "is damaged");
+        return true;
+    }
+    if (desc->start_count == server->desc.start_count ||
+        !meta_server_is_recovering(op->core, server->desc.id))
+        return true;
+    return meta_sweep_settle(op, server, false);
 }
 
 void
@@ -430,8 +505,16 @@ meta_run_server_register(struct meta_op *op)
         meta_op_fail(op, &err);
         return;
     }
-    desc.id = server->desc.id;
-    desc.created_ms = server->desc.created_ms;
+    if (server->desc.admin_state == META_ADMIN_REMOVING) {
+        (void)dl_error_set(&err, -DL_E_SERVER_UNKNOWN, "server %s is being removed",
+                           meta_server_text(server));
+        dl_error_hint(&err, "format its disk anew with dlblk-disk format --force, to add it again");
+        meta_op_fail(op, &err);
+        return;
+    }
+    register_keep(&desc, server);
+    if (!register_settle(op, server, &desc))
+        return;
     if (register_changes(&desc, &server->desc)) {
         register_commit(op, server, &desc);
         return;
@@ -541,6 +624,35 @@ server_down(struct meta_core *core, struct meta_server *server, const char *why)
     meta_log(core, META_LOG_ERROR, "server",
              "server %s: down: %s; it holds %" PRIu64 " chunks of volumes",
              meta_server_text(server), why, server->slot_count);
+    meta_event_post(core, DL__EVENT_KIND__EVENT_SERVER_DOWN, server,
+                    "server %s: down: %s; it holds %" PRIu64 " chunks of volumes",
+                    meta_server_text(server), why, server->slot_count);
+}
+
+/* Down, or taking no writes, for too long: its slots move to others. */
+static void
+server_check_out(struct meta_core *core, struct meta_server *server, uint64_t now_ns)
+{
+    bool fit = server->session != NULL && server->up && server->stopped[0] == '\0';
+
+    if (fit || server->unfit_ns == 0) {
+        if (server->out) {
+            meta_sweep_cancel(server->sweep);
+            server->sweep = NULL;
+            server->out = false;
+            meta_recovery_server_changed(core, server);
+        }
+        server->unfit_ns = fit ? 0 : max_u64(1, now_ns);
+        return;
+    }
+    if (server->out || now_ns - server->unfit_ns < core->options.out_after_ns)
+        return;
+    server->out = true;
+    meta_event_post(core, DL__EVENT_KIND__EVENT_SERVER_OUT, server,
+                    "server %s: out: %s for %s; %" PRIu64 " chunks are recovered elsewhere",
+                    meta_server_text(server), server->up ? "it takes no writes" : "it is down",
+                    text_of_duration(now_ns - server->unfit_ns).text, server->slot_count);
+    meta_sweep_out(core, server);
 }
 
 void
@@ -564,5 +676,8 @@ meta_server_tick(struct meta_core *core, struct meta_server *server, uint64_t no
     }
     if (now_ns - server->persisted_ns >= PERSIST_EVERY_NS)
         server_persist(core, server);
+    server_check_out(core, server, now_ns);
+    meta_sweep_tick(core, server);
+    meta_admin_tick(core, server);
     meta_server_pump(server);
 }

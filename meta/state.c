@@ -41,6 +41,7 @@ meta_volume_create(struct meta_core *core, const struct volume_desc *desc)
     meta_segments_init(&volume->segments, meta_volume_slot_count(desc));
     list_init(&volume->owner_node);
     list_init(&volume->readers);
+    list_init(&volume->held_removals);
     HASH_ADD(hh, core->volumes, desc.id, sizeof(volume->desc.id), volume);
     core->volume_count++;
     return volume;
@@ -156,9 +157,11 @@ meta_volume_count_slots(struct meta_core *core, struct meta_volume *volume,
 {
     uint64_t chunk_bytes = meta_volume_chunk_bytes(&volume->desc);
 
-    for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
+    for (uint32_t i = 0; i < volume->segments.place_count; i++) {
         struct meta_server *server = meta_server_by_id(core, segment->slots[i].server_id);
 
+        if (segment->slots[i].server_id == 0)
+            continue;
         dl_assert(server != NULL);
         volume_count_slot(volume, segment->slots[i].server_id, delta);
         if (delta > 0) {

@@ -1,11 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SERVER_LIST and CLUSTER_STATUS.
- *
- * healthy    nothing to do degraded   something is wrong, but every volume can be read and written
- * blocked    some reads or writes wait or fail until somebody does something: a server with chunks
- * is down, too few
- *            servers can take new segments
+ * SERVER_LIST and CLUSTER_STATUS.  The states of the cluster are those of its worst volume (health.c);
+ * with a problem of a server it is degraded at least.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -14,50 +10,63 @@
 
 #include "common/align.h"
 #include "common/text.h"
-#include "meta/internal.h"
+#include "meta/health.h"
 #include "meta/memory.h"
 
 #define PROBLEMS_MAX  100u
-#define PROBLEM_BYTES 256u
+#define PROBLEM_BYTES META_PROBLEM_BYTES
 #define FULL_PERCENT  90u
 
 /* --- servers --- */
 
 void
+meta_server_fill(const struct meta_core *core, const struct meta_server *server,
+                 struct server_message *entry)
+{
+    const struct server_desc *desc = &server->desc;
+    Dl__Server *message = &entry->message;
+
+    dl__server__init(message);
+    message->id = desc->id;
+    message->uuid = (ProtobufCBinaryData){META_ID_BYTES, (uint8_t *)(uintptr_t)desc->uuid};
+    message->address = (char *)(uintptr_t)desc->address;
+    message->host = (char *)(uintptr_t)desc->host;
+    message->rack = (char *)(uintptr_t)desc->rack;
+    message->clique = (char *)(uintptr_t)desc->clique;
+    message->software = (char *)(uintptr_t)desc->software;
+    message->state = server->out   ? DL__SERVER_STATE__SERVER_OUT
+                     : !server->up ? DL__SERVER_STATE__SERVER_DOWN
+                     : server->desc.admin_state == META_ADMIN_DRAINING
+                         ? DL__SERVER_STATE__SERVER_DRAINING
+                         : DL__SERVER_STATE__SERVER_UP;
+    message->capacity_bytes = server->capacity_bytes;
+    message->used_bytes = server->used_bytes;
+    message->chunk_count = server->chunk_count;
+    message->last_heard_ms = server->heard_wall_ms;
+    message->slot_count = server->slot_count;
+    message->chunks_to_delete = meta_removal_count_of(core, desc->id);
+    message->weight_percent = desc->weight_percent != 0 ? desc->weight_percent : 100;
+    message->draining = desc->admin_state == META_ADMIN_DRAINING;
+    message->removing = desc->admin_state == META_ADMIN_REMOVING;
+    meta_server_problem(core, server, entry->problem, sizeof(entry->problem));
+    message->problem = entry->problem;
+}
+
+void
 meta_run_server_list(struct meta_op *op)
 {
     const struct meta_core *core = op->core;
-    struct entry {
-        Dl__Server message;
-        char problem[META_TEXT_BYTES_MAX];
-    } *entries = meta_alloc(core->servers_end * sizeof(*entries));
+    struct server_message *entries = meta_alloc(core->servers_end * sizeof(*entries));
     Dl__ServerListReply reply = DL__SERVER_LIST_REPLY__INIT;
 
     reply.servers = meta_alloc(core->servers_end * sizeof(Dl__Server *));
     for (uint32_t id = 0; id < core->servers_end; id++) {
-        const struct meta_server *server = core->servers[id];
-        struct entry *entry = &entries[reply.n_servers];
-        Dl__Server *message = &entry->message;
+        struct server_message *entry = &entries[reply.n_servers];
 
-        if (server == NULL || server->creating)
+        if (core->servers[id] == NULL || core->servers[id]->creating)
             continue;
-        dl__server__init(message);
-        message->id = id;
-        message->uuid = (ProtobufCBinaryData){META_ID_BYTES,
-                                              (uint8_t *)(uintptr_t)server->desc.uuid};
-        message->address = (char *)(uintptr_t)server->desc.address;
-        message->host = (char *)(uintptr_t)server->desc.host;
-        message->rack = (char *)(uintptr_t)server->desc.rack;
-        message->clique = (char *)(uintptr_t)server->desc.clique;
-        message->software = (char *)(uintptr_t)server->desc.software;
-        message->state = server->up ? DL__SERVER_STATE__SERVER_UP : DL__SERVER_STATE__SERVER_DOWN;
-        message->capacity_bytes = server->capacity_bytes;
-        message->used_bytes = server->used_bytes;
-        message->chunk_count = server->chunk_count;
-        message->last_heard_ms = server->heard_wall_ms;
-        meta_server_problem(core, server, entry->problem, sizeof(entry->problem));
-        message->problem = entry->problem;
-        reply.servers[reply.n_servers++] = message;
+        meta_server_fill(core, core->servers[id], entry);
+        reply.servers[reply.n_servers++] = &entry->message;
     }
     meta_op_reply(op, &reply.base);
     free(reply.servers);
@@ -71,7 +80,27 @@ struct status {
     Dl__ClusterStatusReply *reply;
     char (*problems)[PROBLEM_BYTES];
     bool blocked;
+    bool degraded;
 };
+
+static void
+status_say_v(struct status *status, const char *format, va_list arguments)
+{
+    if (status->reply->n_problems < PROBLEMS_MAX)
+        (void)vsnprintf(status->problems[status->reply->n_problems++], PROBLEM_BYTES, format,
+                        arguments);
+}
+
+DL_ERROR_PRINTF(2, 3)
+static void
+status_say(struct status *status, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    status_say_v(status, format, arguments);
+    va_end(arguments);
+}
 
 DL_ERROR_PRINTF(3, 4)
 static void
@@ -80,11 +109,9 @@ status_add(struct status *status, bool blocked, const char *format, ...)
     va_list arguments;
 
     status->blocked = status->blocked || blocked;
-    if (status->reply->n_problems == PROBLEMS_MAX)
-        return;
+    status->degraded = true;
     va_start(arguments, format);
-    (void)vsnprintf(status->problems[status->reply->n_problems++], PROBLEM_BYTES, format,
-                    arguments);
+    status_say_v(status, format, arguments);
     va_end(arguments);
 }
 
@@ -100,16 +127,42 @@ status_add_server(struct status *status, const struct meta_server *server)
     reply->used_bytes += server->used_bytes;
     meta_server_problem(status->core, server, problem, sizeof(problem));
     if (problem[0] != '\0')
-        status_add(status, server->slot_count > 0,
-                   "server %s: %s; volumes have %" PRIu64 " chunks there: %s",
+        status_add(status, false, "server %s: %s; volumes have %" PRIu64 " chunks there: %s",
                    meta_server_text(server), problem, server->slot_count,
-                   server->up ? "look at its log" : "start dlblk-chunkserver there");
+                   server->desc.admin_state == META_ADMIN_REMOVING ? "they are recovered elsewhere"
+                   : server->up                                    ? "look at its log"
+                   : server->out ? "they are recovered elsewhere; start dlblk-chunkserver there, "
+                                   "or remove the server"
+                                 : "start dlblk-chunkserver there");
     else if (server->capacity_bytes > 0 &&
              server->used_bytes >= server->capacity_bytes / 100 * FULL_PERCENT)
         status_add(
             status, false, "server %s is %u %% full: add chunkservers, or delete volumes",
             meta_server_text(server),
             (unsigned)min_u64(100, server->used_bytes / max_u64(1, server->capacity_bytes / 100)));
+}
+
+static void
+status_add_health(struct status *status, const struct meta_volume *volume)
+{
+    Dl__ClusterStatusReply *reply = status->reply;
+    char texts[META_HEALTH_PROBLEMS][META_PROBLEM_BYTES];
+    struct volume_health health;
+    const char *state;
+    uint32_t count;
+
+    meta_health_volume(status->core, volume, &health);
+    state = meta_health_state(&health);
+    count = meta_health_problems(status->core, volume, &health, texts);
+    status->blocked = status->blocked || strcmp(state, "blocked") == 0;
+    status->degraded = status->degraded || strcmp(state, "degraded") == 0;
+    for (uint32_t i = 0; i < count; i++)
+        status_say(status, "%s", texts[i]);
+    reply->segments_degraded += health.degraded;
+    reply->segments_blocked += health.blocked + health.unreadable;
+    reply->segments_moving += health.moving;
+    reply->slots_recovering += health.slots_recovering;
+    reply->recovery_left_bytes += health.left_bytes;
 }
 
 static void
@@ -125,6 +178,7 @@ status_add_volume(struct status *status, const struct meta_volume *volume)
             status_add(status, false, "%s", text);
         return;
     }
+    status_add_health(status, volume);
     status->reply->volumes++;
     status->reply->volume_bytes += volume->desc.size_bytes;
     if (!volume->desc.owned || volume->desc.ready)
@@ -168,9 +222,13 @@ meta_run_cluster_status(struct meta_op *op)
         pointers[i] = status.problems[i];
     reply.problems = pointers;
     reply.cluster_id = (ProtobufCBinaryData){META_ID_BYTES, op->core->cluster_id};
-    reply.state = (char *)(uintptr_t)(status.blocked          ? "blocked"
-                                      : reply.n_problems != 0 ? "degraded"
-                                                              : "healthy");
+    reply.state = (char *)(uintptr_t)(status.blocked    ? "blocked"
+                                      : status.degraded ? "degraded"
+                                      : reply.segments_degraded + reply.segments_moving != 0
+                                          ? "recovering"
+                                          : "healthy");
+    meta_health_fill_sums(op->core, reply.recovery_left_bytes, &reply.recovery_bytes_per_s,
+                          &reply.recovery_left_s);
     reply.software = (char *)(uintptr_t)meta_software();
     meta_op_reply(op, &reply.base);
     free(status.problems);

@@ -161,6 +161,13 @@ takeover_progress(struct meta_takeover *takeover)
     }
 }
 
+void
+meta_takeover_map_changed(struct meta_volume *volume)
+{
+    if (volume->takeover != NULL && volume->takeover->answered_count > 0)
+        takeover_progress(volume->takeover);
+}
+
 /* --- fences --- */
 
 static void
@@ -369,8 +376,11 @@ chunk_is_mapped(const struct fence *fence, const Dl__PendingChunk *chunk)
     const struct meta_volume *volume = fence->takeover->volume;
     const struct segment *segment = meta_segments_find(&volume->segments, chunk->segment);
 
-    return segment != NULL && chunk->slot < volume->segments.slot_count &&
-           segment->slots[chunk->slot].server_id == fence->server_id;
+    for (uint32_t i = 0; segment != NULL && i < volume->segments.place_count; i++)
+        if (segment->slots[i].server_id == fence->server_id &&
+            segment->slots[i].number == chunk->slot)
+            return true;
+    return false;
 }
 
 /* The answer of one server from a segment on, as far as it fits. */

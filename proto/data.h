@@ -66,6 +66,13 @@
     X(77, EJECT)                                                                         \
     X(80, SERVER_LIST)                                                                   \
     X(81, CLUSTER_STATUS)                                                                \
+    X(82, SERVER_DRAIN)                                                                  \
+    X(83, SERVER_UNDRAIN)                                                                \
+    X(84, SERVER_REMOVE)                                                                 \
+    X(85, SERVER_SET)                                                                    \
+    X(86, VOLUME_STATUS)                                                                 \
+    X(87, SEGMENT_LOCATE)                                                                \
+    X(88, EVENTS)                                                                        \
     /* metadata service -> client, on the connection that the client opened */           \
     X(96, OWNER_PROBE)                                                                   \
     X(97, VOLUME_CHANGED)                                                                \

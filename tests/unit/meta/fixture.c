@@ -125,6 +125,9 @@ fixture_fini(struct fixture *f)
 {
     if (f->core != NULL)
         fixture_crash(f, 0);
+    for (uint32_t i = 0; i < PEERS_MAX; i++)
+        if (f->peers[i].map_change != NULL)
+            dl__map_changed__free_unpacked(f->peers[i].map_change, NULL);
     store_memory_db_destroy(f->db);
     fake_env_fini(&f->env);
 }
@@ -185,8 +188,46 @@ peer_on_chunk_delete(struct peer *peer, const struct fake_frame *frame)
     assert_non_null(message);
     peer->chunk_deletes++;
     peer->chunks_deleted += (uint32_t)message->n_chunks;
+    if (message->n_chunks > 0)
+        peer->deleted = *message->chunks[message->n_chunks - 1];
     peer_answer(peer, frame, 0, NULL);
     dl__chunk_delete__free_unpacked(message, NULL);
+}
+
+static void
+peer_on_tell(struct peer *peer, const struct fake_frame *frame)
+{
+    Dl__SlotTell *message = (Dl__SlotTell *)fake_frame_unpack(frame, &dl__slot_tell__descriptor);
+    struct told *told = &peer->tells[peer->tell_count++ % TELLS_MAX];
+
+    assert_non_null(message);
+    *told = (struct told){
+        .volume = message->volume,
+        .segment = message->segment,
+        .slot = message->slot,
+        .config_epoch = message->config_epoch,
+        .state = (uint32_t)message->state,
+        .incarnation = message->incarnation,
+        .attempt = message->attempt,
+        .lease_epoch = message->lease_epoch,
+    };
+    assert_true(message->n_peers <= 8);
+    for (size_t i = 0; i < message->n_peers; i++)
+        told->peers[told->peer_count++] = message->peers[i]->server->server_id;
+    peer_answer(peer, frame, 0, NULL);
+    dl__slot_tell__free_unpacked(message, NULL);
+}
+
+static void
+peer_on_map_changed(struct peer *peer, const struct fake_frame *frame)
+{
+    if (peer->map_change != NULL)
+        dl__map_changed__free_unpacked(peer->map_change, NULL);
+    peer->map_change = (Dl__MapChanged *)fake_frame_unpack(frame, &dl__map_changed__descriptor);
+    assert_non_null(peer->map_change);
+    peer->map_changes++;
+    if (!peer->silent_map)
+        peer_answer(peer, frame, 0, NULL);
 }
 
 /* True: answered. */
@@ -208,6 +249,14 @@ peer_on_request(struct peer *peer, const struct fake_frame *frame)
             return false;
         peer_on_chunk_delete(peer, frame);
         return true;
+    case OP_SLOT_TELL:
+        if (peer->silent_tell || peer->deaf)
+            return false;
+        peer_on_tell(peer, frame);
+        return true;
+    case OP_MAP_CHANGED:
+        peer_on_map_changed(peer, frame);
+        return !peer->silent_map;
     case OP_OWNER_PROBE:
         peer->probes++;
         if (peer->silent_probe || peer->deaf)
@@ -279,6 +328,7 @@ peer_heartbeat(struct peer *peer)
     message.used_bytes = peer->used_bytes;
     message.available_bytes = peer->capacity_bytes - peer->used_bytes;
     message.journal_position = peer->journal_position;
+    message.stopped = peer->stopped;
     id = peer_send(peer, OP_SERVER_HEARTBEAT, &message.base);
     fake_env_settle(&peer->f->env);
     (void)peer_poll(peer);
@@ -418,6 +468,7 @@ peer_fill_register(struct peer *peer, Dl__ServerRegister *message)
     message->host = peer->host;
     message->rack = peer->rack;
     message->clique = peer->clique;
+    message->damaged = peer->damaged;
     message->software = text_of("test");
 }
 
@@ -691,4 +742,69 @@ ask_delete(struct peer *peer, const char *name)
 
     message.name = text_of(name);
     return peer_ask(peer, OP_VOLUME_DELETE, &message.base, NULL, NULL);
+}
+
+int
+ask_eject(struct peer *peer, uint64_t volume, uint32_t lease_epoch, uint32_t segment,
+          uint32_t config_epoch, uint32_t id, uint32_t other_id, bool resolved,
+          Dl__EjectReply **ret_reply)
+{
+    Dl__Eject message = DL__EJECT__INIT;
+    Dl__Ejection ejection = DL__EJECTION__INIT;
+    Dl__Ejection *ejections[1] = {&ejection};
+    uint32_t ids[2];
+
+    if (id != 0)
+        ids[ejection.n_server_ids++] = id;
+    if (other_id != 0)
+        ids[ejection.n_server_ids++] = other_id;
+    ejection.server_ids = ids;
+    ejection.segment = segment;
+    ejection.config_epoch = config_epoch;
+    ejection.resolved = resolved;
+    ejection.reason = DL__EJECT_REASON__EJECT_CONNECTION;
+    message.volume = volume;
+    message.lease_epoch = lease_epoch;
+    message.ejections = ejections;
+    message.n_ejections = 1;
+    return peer_ask(peer, OP_EJECT, &message.base, &dl__eject_reply__descriptor,
+                    (ProtobufCMessage **)ret_reply);
+}
+
+int
+ask_report(struct peer *server, const struct told *told, bool done, uint32_t cursor_sectors)
+{
+    Dl__RecoveryReport message = DL__RECOVERY_REPORT__INIT;
+
+    message.volume = told->volume;
+    message.segment = told->segment;
+    message.slot = told->slot;
+    message.attempt = told->attempt;
+    message.lease_epoch = told->lease_epoch;
+    message.done = done;
+    message.cursor_sectors = cursor_sectors;
+    return peer_ask(server, OP_RECOVERY_REPORT, &message.base, NULL, NULL);
+}
+
+const struct told *
+peer_told(const struct peer *server, uint64_t volume, uint32_t segment)
+{
+    for (uint32_t i = server->tell_count; i-- > 0 && i + TELLS_MAX >= server->tell_count;) {
+        const struct told *told = &server->tells[i % TELLS_MAX];
+
+        if (told->volume == volume && told->segment == segment)
+            return told;
+    }
+    return NULL;
+}
+
+Dl__MapReply *
+map_of(struct peer *client, uint64_t volume, uint32_t segment)
+{
+    Dl__MapReply *map;
+
+    assert_int_equal(ask_map(client, volume, 0, segment, 1, &map), 0);
+    assert_int_equal(map->n_segments, 1);
+    assert_int_equal(map->segments[0]->index, segment);
+    return map;
 }

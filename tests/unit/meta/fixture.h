@@ -30,7 +30,16 @@
 #define MS                 1000000ull
 #define SECOND             1000000000ull
 
+#define TELLS_MAX 256u
+
 struct fixture;
+
+/* A SLOT_TELL that a server has got. */
+struct told {
+    uint64_t volume;
+    uint32_t segment, slot, config_epoch, state, incarnation, attempt, lease_epoch;
+    uint32_t peers[8], peer_count; /* server ids */
+};
 
 struct peer {
     struct fixture *f;
@@ -41,6 +50,8 @@ struct peer {
     bool deaf;           /* answers nothing, not even PING */
     bool silent_command; /* servers: FENCE and CHUNK_DELETE stay in the inbox */
     bool silent_probe;   /* clients: OWNER_PROBE stays in the inbox */
+    bool silent_tell;    /* servers: SLOT_TELL stays in the inbox */
+    bool silent_map;     /* clients: MAP_CHANGED stays in the inbox */
     bool no_heartbeat;
     uint64_t next_id;
     struct list inbox; /* of fake_frame.node: requests from the core that the test looks at */
@@ -48,6 +59,11 @@ struct peer {
     uint32_t fences, chunk_deletes, chunks_deleted, probes;
     uint32_t fence_epoch;                         /* of the last FENCE */
     uint32_t fence_of_volume[FENCED_VOLUMES_MAX]; /* highest lease epoch fenced, by volume id */
+    struct told tells[TELLS_MAX];
+    uint32_t tell_count;
+    uint32_t map_changes;       /* MAP_CHANGED */
+    Dl__MapChanged *map_change; /* the last */
+    Dl__ChunkRef deleted;       /* the last of the last CHUNK_DELETE */
     uint8_t uuid[16];
     uint8_t instance[16];
     uint32_t server_id;
@@ -55,6 +71,8 @@ struct peer {
     uint64_t start_count;
     uint64_t journal_position;
     uint64_t capacity_bytes, used_bytes;
+    bool damaged;
+    char stopped[64];
     char host[160];
     char address[64];
     char rack[160], clique[160];
@@ -146,6 +164,16 @@ int ask_allocate(struct peer *peer, uint64_t volume, uint32_t lease_epoch, uint3
 int ask_map(struct peer *peer, uint64_t volume, uint32_t lease_epoch, uint32_t first, uint32_t max,
             Dl__MapReply **ret_reply);
 int ask_delete(struct peer *peer, const char *name);
+/* Up to two servers of one segment; ids that are 0 are left out. */
+int ask_eject(struct peer *peer, uint64_t volume, uint32_t lease_epoch, uint32_t segment,
+              uint32_t config_epoch, uint32_t id, uint32_t other_id, bool resolved,
+              Dl__EjectReply **ret_reply);
+/* A server's report of the attempt that it was told of last. */
+int ask_report(struct peer *server, const struct told *told, bool done, uint32_t cursor_sectors);
+/* The newest thing that the server was told of this segment; NULL: nothing. */
+const struct told *peer_told(const struct peer *server, uint64_t volume, uint32_t segment);
+/* The segment as MAP_GET has it: the caller frees it with dl__map_reply__free_unpacked(). */
+Dl__MapReply *map_of(struct peer *client, uint64_t volume, uint32_t segment);
 
 static inline ProtobufCBinaryData
 bytes_of(uint8_t *bytes, size_t length_bytes)

@@ -498,7 +498,7 @@ test_random_histories(void **state)
 {
     const char *one = getenv("DLBLK_TEST_SEED");
     uint64_t first = one != NULL ? strtoull(one, NULL, 10) : 1;
-    uint64_t count = one != NULL ? 1 : 150;
+    uint64_t count = one != NULL ? 1 : 240;
     uint64_t counts[6] = {0}, answered_ok[6] = {0};
     uint64_t takeovers = 0, steals = 0, crashes = 0, refused_over = 0;
     struct history *h = calloc(1, sizeof(*h));

@@ -98,7 +98,7 @@ check_memory(uint32_t count, uint32_t (*index_of)(uint32_t i), uint32_t bytes_ma
         (void)meta_segments_insert(&table, index_of(i));
     bytes = meta_segments_memory_bytes(&table);
     assert_int_equal(table.count, count);
-    assert_in_range(bytes, 44 * count, bytes_max * count);
+    assert_in_range(bytes, 56 * count, bytes_max * count);
     meta_segments_fini(&table);
 }
 
@@ -125,9 +125,9 @@ static void
 test_memory_per_segment(void **state)
 {
     (void)state;
-    check_memory(100000, index_up, 50);
-    check_memory(100000, index_down, 99);
-    check_memory(100000, index_scattered, 99);
+    check_memory(100000, index_up, 60);
+    check_memory(100000, index_down, 66);
+    check_memory(100000, index_scattered, 66);
 }
 
 UNIT_MAIN(cmocka_unit_test(test_against_a_model), cmocka_unit_test(test_memory_per_segment))

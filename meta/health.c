@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What state volumes are in: for CLUSTER_STATUS, VOLUME_STATUS; and where a byte lies: SEGMENT_LOCATE.
+ *
+ *   healthy     every segment has all of its copies, and their servers are there
+ *   recovering  some copies are being made again, or wait for their turn; nobody has to do anything
+ *   degraded    some copies are missing, and come back only when somebody does something, or their
+ *               server is out
+ *   blocked     writes or reads of some segments wait until somebody does something
+ */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/align.h"
+#include "common/assert.h"
+#include "common/text.h"
+#include "meta/health.h"
+#include "meta/memory.h"
+
+/* --- counting --- */
+
+static bool
+server_is_there(const struct meta_server *server)
+{
+    return server->session != NULL && server->up;
+}
+
+static void
+waiting_add(struct volume_health *health, uint32_t server_id)
+{
+    for (uint32_t i = 0; i < health->waiting_count; i++)
+        if (health->waiting[i] == server_id)
+            return;
+    if (health->waiting_count < VOLUME_HEALTH_SERVERS)
+        health->waiting[health->waiting_count++] = server_id;
+}
+
+static void
+health_add_segment(const struct meta_core *core, const struct meta_volume *volume,
+                   const struct segment *segment, struct volume_health *health)
+{
+    const struct segment_table *table = &volume->segments;
+    const struct meta_repair *repair = meta_repair_find(core, volume->desc.id, segment->index);
+    uint32_t in_sync = 0, there = 0;
+    bool absent = false;
+
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+        bool is_there;
+
+        if (slot->server_id == 0)
+            continue;
+        is_there = server_is_there(core->servers[slot->server_id]);
+        in_sync += slot->state == DL__SLOT_STATE__SLOT_IN_SYNC;
+        there += slot->state == DL__SLOT_STATE__SLOT_IN_SYNC && is_there;
+        health->slots_recovering += slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
+        if (i < table->slot_count && !is_there) {
+            absent = true;
+            waiting_add(health, slot->server_id);
+        }
+        if (slot->state != DL__SLOT_STATE__SLOT_IN_SYNC)
+            health->left_bytes += meta_volume_chunk_bytes(&volume->desc) -
+                                  (repair == NULL ? 0 : repair->slots[i].cursor_sectors * 4096ull);
+    }
+    health->segments++;
+    health->in_sync += in_sync == table->slot_count;
+    health->moving += in_sync == table->slot_count && repair != NULL;
+    health->absent += absent;
+    if (there == 0)
+        health->unreadable++;
+    else if (there < volume->desc.min_write)
+        health->blocked++;
+    else if (there < table->slot_count)
+        health->degraded++;
+    if (there < table->slot_count && repair != NULL &&
+        (health->since_ms == 0 || repair->since_ms < health->since_ms))
+        health->since_ms = repair->since_ms;
+}
+
+/* Is there anything to count?  Most volumes are whole, and all of their servers are there. */
+static bool
+volume_is_suspect(const struct meta_core *core, const struct meta_volume *volume)
+{
+    for (uint32_t i = 0; i < volume->server_count; i++) {
+        const struct meta_server *server = core->servers[volume->servers[i].server_id];
+
+        if (!server_is_there(server) || server->out ||
+            server->desc.admin_state != META_ADMIN_IN_USE)
+            return true;
+    }
+    return core->recovery->repair_count > 0;
+}
+
+void
+meta_health_volume(const struct meta_core *core, const struct meta_volume *volume,
+                   struct volume_health *ret_health)
+{
+    struct volume_health health = {0};
+    const struct segment *segment = meta_segments_at_or_after(&volume->segments, 0);
+
+    if (!volume_is_suspect(core, volume)) {
+        health.segments = health.in_sync = volume->segments.count;
+        segment = NULL;
+    }
+    for (; segment != NULL; segment = meta_segments_after(&volume->segments, segment->index))
+        health_add_segment(core, volume, segment, &health);
+    *ret_health = health;
+}
+
+const char *
+meta_health_state(const struct volume_health *health)
+{
+    if (health->unreadable > 0 || health->blocked > 0)
+        return "blocked";
+    if (health->absent > 0)
+        return "degraded";
+    return health->degraded > 0 || health->moving > 0 ? "recovering" : "healthy";
+}
+
+/* --- in words --- */
+
+static void
+servers_text(const struct meta_core *core, const struct volume_health *health, char *text,
+             size_t text_bytes)
+{
+    size_t used = 0;
+
+    text[0] = '\0';
+    for (uint32_t i = 0; i < health->waiting_count && used + 1 < text_bytes; i++) {
+        const struct meta_server *server = core->servers[health->waiting[i]];
+
+        used += (size_t)snprintf(text + used, text_bytes - used, "%sserver %s", i == 0 ? "" : ", ",
+                                 meta_server_text(server));
+    }
+    if (used == 0)
+        (void)snprintf(text, text_bytes, "no server");
+}
+
+static const char *
+since_text(const struct meta_core *core, const struct volume_health *health, char *text,
+           size_t text_bytes)
+{
+    uint64_t now_ms = core->env->ops->wall_ms(core->env);
+
+    text[0] = '\0';
+    if (health->since_ms != 0)
+        (void)snprintf(
+            text, text_bytes, " for %s",
+            text_of_duration((now_ms - min_u64(now_ms, health->since_ms)) * NS_PER_MS).text);
+    return text;
+}
+
+static const char *
+segments_word(uint64_t count)
+{
+    return count == 1 ? "segment" : "segments";
+}
+
+uint32_t
+meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
+                     const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES])
+{
+    char servers[160], since[48];
+    uint32_t count = 0;
+
+    servers_text(core, health, servers, sizeof(servers));
+    (void)since_text(core, health, since, sizeof(since));
+    if (health->unreadable > 0)
+        (void)snprintf(texts[count++], META_PROBLEM_BYTES,
+                       "volume %s: %" PRIu64 " %s can be neither read nor written%s: none of their "
+                       "copies in sync is there; start %s",
+                       volume->desc.name, health->unreadable, segments_word(health->unreadable),
+                       since, servers);
+    if (health->blocked > 0)
+        (void)snprintf(texts[count++], META_PROBLEM_BYTES,
+                       "volume %s: writes to %" PRIu64 " %s wait%s: fewer than %" PRIu32
+                       " copies (min_write) are there; %s%s",
+                       volume->desc.name, health->blocked, segments_word(health->blocked), since,
+                       volume->desc.min_write, health->waiting_count > 0 ? "start " : "",
+                       health->waiting_count > 0 ? servers : "they are being recovered");
+    if (health->degraded > 0)
+        (void)snprintf(texts[count++], META_PROBLEM_BYTES,
+                       "volume %s: %" PRIu64 " %s %s fewer copies than %" PRIu32 "%s: %s%s",
+                       volume->desc.name, health->degraded, segments_word(health->degraded),
+                       health->degraded == 1 ? "has" : "have", volume->segments.slot_count, since,
+                       health->absent > 0 ? "start " : "they are being recovered",
+                       health->absent > 0 ? servers : "");
+    return count;
+}
+
+void
+meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret_rate,
+                      uint64_t *ret_left_s)
+{
+    uint64_t rate = core->recovery->rate_bytes_per_s;
+
+    *ret_rate = rate;
+    *ret_left_s = rate == 0 || left_bytes == 0 ? 0 : left_bytes / rate + 1;
+}
+
+/* --- VOLUME_STATUS --- */
+
+static struct meta_volume *
+volume_find(struct meta_op *op, const char *name)
+{
+    struct meta_volume *volume = meta_volume_by_name(op->core, name);
+    struct dl_error err;
+
+    if (volume != NULL && !volume->creating && strcmp(volume->desc.name, name) == 0)
+        return volume;
+    (void)dl_error_set(&err, -DL_E_VOLUME_UNKNOWN, "volume %s does not exist",
+                       text_quote(name).text);
+    dl_error_hint(&err, "dlblk volume list shows all volumes");
+    meta_op_fail(op, &err);
+    return NULL;
+}
+
+void
+meta_run_volume_status(struct meta_op *op)
+{
+    const Dl__VolumeStatus *message = (const Dl__VolumeStatus *)op->message;
+    struct meta_volume *volume = volume_find(op, message->name);
+    Dl__VolumeStatusReply reply = DL__VOLUME_STATUS_REPLY__INIT;
+    Dl__Volume filled = DL__VOLUME__INIT;
+    Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
+    char texts[META_HEALTH_PROBLEMS + 1][META_PROBLEM_BYTES], *pointers[META_HEALTH_PROBLEMS + 1];
+    struct volume_health health;
+    bool waits;
+
+    if (volume == NULL)
+        return;
+    filled.policy = &policy;
+    meta_volume_fill(&filled, volume);
+    meta_health_volume(op->core, volume, &health);
+    reply.volume = &filled;
+    reply.n_problems = meta_health_problems(op->core, volume, &health, texts);
+    waits = volume->desc.owned && !volume->desc.ready;
+    if (waits) {
+        char servers[META_PROBLEM_BYTES / 2];
+
+        meta_takeover_text(op->core, volume, servers, sizeof(servers));
+        (void)snprintf(texts[reply.n_problems++], META_PROBLEM_BYTES,
+                       "volume %s: its attach waits for %s", volume->desc.name,
+                       servers[0] != '\0' ? servers : "its new owner to ask again");
+    }
+    for (size_t i = 0; i < reply.n_problems; i++)
+        pointers[i] = texts[i];
+    reply.problems = pointers;
+    reply.state = (char *)(uintptr_t)(waits ? "blocked" : meta_health_state(&health));
+    reply.since_ms = health.since_ms;
+    reply.segments = health.segments;
+    reply.segments_in_sync = health.in_sync;
+    reply.segments_degraded = health.degraded;
+    reply.segments_blocked = health.blocked;
+    reply.segments_unreadable = health.unreadable;
+    reply.segments_moving = health.moving;
+    reply.slots_recovering = health.slots_recovering;
+    reply.left_bytes = health.left_bytes;
+    meta_health_fill_sums(op->core, health.left_bytes, &reply.rate_bytes_per_s, &reply.left_s);
+    meta_op_reply(op, &reply.base);
+}
+
+/* --- SEGMENT_LOCATE --- */
+
+/* Striping: units go round-robin over the segments of a stripe set. */
+static uint32_t
+segment_of_offset(const struct volume_desc *desc, uint64_t offset_bytes, uint64_t *ret_offset)
+{
+    uint64_t set_bytes = (uint64_t)desc->segment_bytes * desc->stripe_width;
+    uint64_t set = offset_bytes / set_bytes, in_set = offset_bytes % set_bytes;
+    uint64_t unit = in_set / desc->stripe_unit_bytes;
+
+    if (desc->stripe_width == 1) {
+        *ret_offset = in_set;
+        return (uint32_t)set;
+    }
+    *ret_offset = unit / desc->stripe_width * desc->stripe_unit_bytes +
+                  in_set % desc->stripe_unit_bytes;
+    return (uint32_t)(set * desc->stripe_width + unit % desc->stripe_width);
+}
+
+struct located {
+    Dl__LocatedSlot message;
+    Dl__Slot slot;
+    Dl__ServerAddress address;
+    char problem[META_TEXT_BYTES_MAX];
+};
+
+static void
+locate_slot(const struct meta_core *core, const struct meta_volume *volume,
+            const struct segment *segment, uint32_t place, struct located *located)
+{
+    const struct segment_slot *slot = &segment->slots[place];
+    const struct meta_repair *repair = meta_repair_find(core, volume->desc.id, segment->index);
+
+    dl__located_slot__init(&located->message);
+    dl__slot__init(&located->slot);
+    dl__server_address__init(&located->address);
+    located->slot.server_id = slot->server_id;
+    located->slot.state = (Dl__SlotState)slot->state;
+    located->slot.attempt = slot->attempt;
+    located->slot.number = slot->number;
+    meta_server_fill_address(&located->address, core->servers[slot->server_id]);
+    meta_server_problem(core, core->servers[slot->server_id], located->problem,
+                        sizeof(located->problem));
+    located->message.slot = &located->slot;
+    located->message.server = &located->address;
+    located->message.incarnation = slot->incarnation;
+    located->message.problem = located->problem;
+    located->message.incoming = place == volume->segments.slot_count;
+    if (repair != NULL && repair->slots[place].attempt != 0)
+        located->message.cursor_sectors = repair->slots[place].cursor_sectors;
+}
+
+void
+meta_run_segment_locate(struct meta_op *op)
+{
+    const Dl__SegmentLocate *message = (const Dl__SegmentLocate *)op->message;
+    struct meta_volume *volume = volume_find(op, message->name);
+    Dl__SegmentLocateReply reply = DL__SEGMENT_LOCATE_REPLY__INIT;
+    Dl__LocatedSlot *pointers[META_REPLICAS_MAX + 1];
+    struct located located[META_REPLICAS_MAX + 1];
+    const struct segment *segment;
+    struct dl_error err;
+
+    if (volume == NULL)
+        return;
+    if (message->offset_bytes >= volume->desc.size_bytes) {
+        (void)dl_error_set(&err, -DL_E_RANGE,
+                           "byte %" PRIu64 " lies beyond the end of volume %s, which has %" PRIu64,
+                           message->offset_bytes, volume->desc.name, volume->desc.size_bytes);
+        meta_op_fail(op, &err);
+        return;
+    }
+    reply.segment = segment_of_offset(&volume->desc, message->offset_bytes,
+                                      &reply.offset_in_segment);
+    reply.segment_sectors = volume->desc.segment_bytes / 4096;
+    reply.slots = pointers;
+    segment = meta_segments_find(&volume->segments, reply.segment);
+    if (segment != NULL) {
+        reply.allocated = true;
+        reply.config_epoch = segment->config_epoch;
+        for (uint32_t i = 0; i < volume->segments.place_count; i++) {
+            if (segment->slots[i].server_id == 0)
+                continue;
+            locate_slot(op->core, volume, segment, i, &located[reply.n_slots]);
+            pointers[reply.n_slots] = &located[reply.n_slots].message;
+            reply.n_slots++;
+        }
+    }
+    meta_op_reply(op, &reply.base);
+}

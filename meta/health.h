@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * health.h: what state volumes and servers are in, for the status requests.  health.c has the words.
+ *
+ * Threads: the core's.  Memory: nothing is kept.
+ */
+#ifndef DLBLK_META_HEALTH_H
+#define DLBLK_META_HEALTH_H
+
+#include "meta/recovery.h"
+
+#define META_PROBLEM_BYTES    512u
+#define META_HEALTH_PROBLEMS  3u /* at most, of one volume */
+#define VOLUME_HEALTH_SERVERS 3u
+
+struct volume_health {
+    uint64_t segments, in_sync, degraded, blocked, unreadable, moving;
+    uint64_t absent; /* segments with a slot whose server is not there */
+    uint64_t slots_recovering;
+    uint64_t left_bytes;
+    uint64_t since_ms;
+    uint32_t waiting[VOLUME_HEALTH_SERVERS]; /* servers that are not there */
+    uint32_t waiting_count;
+};
+
+void meta_health_volume(const struct meta_core *core, const struct meta_volume *volume,
+                        struct volume_health *ret_health);
+/* "healthy", "recovering", "degraded", "blocked" */
+const char *meta_health_state(const struct volume_health *health);
+/* Sentences, at most META_HEALTH_PROBLEMS; how many. */
+uint32_t meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
+                              const struct volume_health *health,
+                              char (*texts)[META_PROBLEM_BYTES]);
+/* How fast recovery is, and how long it takes; 0: not known. */
+void meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret_rate,
+                           uint64_t *ret_left_s);
+
+struct server_message {
+    Dl__Server message;
+    char problem[META_TEXT_BYTES_MAX];
+};
+/* Points into server and into itself. */
+void meta_server_fill(const struct meta_core *core, const struct meta_server *server,
+                      struct server_message *entry);
+
+#endif

@@ -1,0 +1,902 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Recovery: which slots want something, and when it is their turn.
+ *
+ * A segment is in the table of repairs as long as something about it is not as it should be: a slot
+ * that is ejected or recovering, an incoming one, an in-sync one on a server that is to be emptied.
+ * The scheduler takes those with the fewest in-sync slots first, then who waits longest, and makes
+ * one change at a time:
+ *
+ *   resume    ejected -> recovering, its server is there again
+ *   replace   ejected -> recovering on another server: its own is out, drained, or full
+ *   incoming  an in-sync slot on a server that is to be emptied gets one that will replace it
+ *   drop      an incoming slot whose server can not go on
+ *   eject     an in-sync slot of a server that is out, once it is not the last one any more
+ *
+ * Limits: recovery_per_server slots recovering onto, and as many from, a server.  All of this is
+ * memory; a restart makes it anew from the map.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/align.h"
+#include "common/assert.h"
+#include "common/mutant.h"
+#include "common/text.h"
+#include "meta/memory.h"
+#include "meta/placement.h"
+#include "meta/recovery.h"
+
+#define SCHEDULE_EVERY_NS (500 * NS_PER_MS)
+#define SCHEDULE_MAX      64u /* changes begun in one round */
+#define RATE_NS           (2 * NS_PER_S)
+#define REBALANCE_NS      NS_PER_S
+#define REBALANCE_TRIES   16u
+#define RECOVERED_NS      (10 * NS_PER_S) /* one event for all that became in-sync meanwhile */
+#define MOVES_BUCKET      (META_REPLICAS_MAX + 1)
+
+static void schedule_on_task(struct env_task *task);
+
+void
+meta_recovery_create(struct meta_core *core)
+{
+    struct meta_recovery *recovery = meta_alloc(sizeof(*recovery));
+
+    recovery->core = core;
+    core->recovery = recovery;
+    for (unsigned i = 0; i < META_REPLICAS_MAX + 2; i++)
+        list_init(&recovery->waiting[i]);
+    list_init(&recovery->recovering);
+    list_init(&recovery->busy);
+    list_init(&recovery->notices);
+    list_init(&recovery->sweeps);
+    list_init(&recovery->events);
+    list_init(&recovery->event_pollers);
+    list_init(&recovery->event_posts);
+    meta_serial_init(&recovery->event_serial);
+    recovery->event_next = 1;
+    recovery->schedule_task.fn = schedule_on_task;
+}
+
+/* --- servers --- */
+
+bool
+meta_server_takes_chunks(const struct meta_server *server)
+{
+    return server->session != NULL && server->up && !server->damaged && !server->out &&
+           server->stopped[0] == '\0' && server->desc.admin_state == META_ADMIN_IN_USE;
+}
+
+static bool
+server_has_room(const struct meta_server *server, const struct volume_desc *desc)
+{
+    return server->available_bytes >= meta_volume_chunk_bytes(desc);
+}
+
+/* Can it go on with a chunk that it has? */
+static bool
+server_is_fit(const struct meta_server *server)
+{
+    return server->session != NULL && server->up && !server->out && server->stopped[0] == '\0';
+}
+
+static bool
+server_is_emptied(const struct meta_server *server)
+{
+    return server->out || server->desc.admin_state != META_ADMIN_IN_USE;
+}
+
+/* --- the table --- */
+
+struct meta_repair *
+meta_repair_find(const struct meta_core *core, uint64_t volume_id, uint32_t index)
+{
+    struct meta_repair probe = {.key = {volume_id, index}}, *repair;
+
+    HASH_FIND(hh, core->recovery->repairs, &probe.key, sizeof(probe.key), repair);
+    return repair;
+}
+
+static void
+repair_remove(struct meta_core *core, struct meta_repair *repair)
+{
+    if (list_is_linked(&repair->waiting_node))
+        list_remove(&repair->waiting_node);
+    if (list_is_linked(&repair->recovering_node))
+        list_remove(&repair->recovering_node);
+    if (list_is_linked(&repair->busy_node))
+        list_remove(&repair->busy_node);
+    HASH_DEL(core->recovery->repairs, repair);
+    core->recovery->repair_count--;
+    free(repair);
+}
+
+static struct meta_repair *
+repair_create(struct meta_core *core, const struct meta_volume *volume, uint32_t index)
+{
+    struct meta_repair *repair = meta_alloc(sizeof(*repair) + volume->segments.place_count *
+                                                                  sizeof(struct repair_slot));
+
+    repair->key.volume_id = volume->desc.id;
+    repair->key.index = index;
+    repair->since_ns = env_now_ns(core->env);
+    repair->since_ms = core->env->ops->wall_ms(core->env);
+    repair->in_sync = UINT32_MAX;
+    list_init(&repair->waiting_node);
+    list_init(&repair->recovering_node);
+    list_init(&repair->busy_node);
+    HASH_ADD(hh, core->recovery->repairs, key, sizeof(repair->key), repair);
+    core->recovery->repair_count++;
+    return repair;
+}
+
+struct wants {
+    bool waiting;    /* the scheduler may have to do something */
+    bool recovering; /* a slot is recovering */
+    bool ejected;
+};
+
+static struct wants
+segment_wants(const struct meta_core *core, const struct segment_table *table,
+              const struct segment *segment)
+{
+    struct wants wants = {0};
+
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+
+        if (slot->server_id == 0)
+            continue;
+        wants.ejected |= slot->state == DL__SLOT_STATE__SLOT_EJECTED;
+        wants.recovering |= slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
+        wants.waiting |= slot->state == DL__SLOT_STATE__SLOT_EJECTED ||
+                         server_is_emptied(core->servers[slot->server_id]);
+    }
+    return wants;
+}
+
+static bool
+slot_is_in_sync_on(const struct segment_table *table, const struct segment *segment,
+                   uint32_t server_id)
+{
+    uint32_t place = server_id == 0 ? UINT32_MAX : meta_segment_place_of(table, segment, server_id);
+
+    return place != UINT32_MAX && segment->slots[place].state == DL__SLOT_STATE__SLOT_IN_SYNC;
+}
+
+/* The progress of attempts that are over is forgotten. */
+static void
+repair_update_slots(struct meta_core *core, struct meta_repair *repair,
+                    const struct segment_table *table, const struct segment *segment)
+{
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+        struct repair_slot *progress = &repair->slots[i];
+        uint32_t source_id = progress->source_id;
+
+        if (slot->state != DL__SLOT_STATE__SLOT_RECOVERING)
+            *progress = (struct repair_slot){0};
+        else if (progress->attempt != slot->attempt || progress->server_id != slot->server_id)
+            *progress = (struct repair_slot){
+                .server_id = slot->server_id,
+                .attempt = slot->attempt,
+                .source_id = source_id,
+                .begun_ns = env_now_ns(core->env),
+            };
+        if (!slot_is_in_sync_on(table, segment, progress->source_id))
+            progress->source_id = 0;
+    }
+}
+
+static void
+repair_link(struct list *list, struct list *node, bool wanted)
+{
+    if (list_is_linked(node) && !wanted)
+        list_remove(node);
+    else if (!list_is_linked(node) && wanted)
+        list_push_back(list, node);
+}
+
+void
+meta_repair_update(struct meta_core *core, const struct meta_volume *volume,
+                   const struct segment *segment)
+{
+    struct meta_recovery *recovery = core->recovery;
+    struct wants wants = segment_wants(core, &volume->segments, segment);
+    struct meta_repair *repair = meta_repair_find(core, volume->desc.id, segment->index);
+    uint32_t in_sync = meta_segment_in_sync(&volume->segments, segment);
+
+    if (volume->desc.deleting || (!wants.waiting && !wants.recovering)) {
+        if (repair != NULL)
+            repair_remove(core, repair);
+        return;
+    }
+    if (repair == NULL)
+        repair = repair_create(core, volume, segment->index);
+    if (in_sync == volume->segments.slot_count)
+        in_sync = MOVES_BUCKET;
+    if (repair->in_sync != in_sync && list_is_linked(&repair->waiting_node))
+        list_remove(&repair->waiting_node);
+    repair->in_sync = in_sync;
+    repair_update_slots(core, repair, &volume->segments, segment);
+    repair_link(&recovery->waiting[in_sync], &repair->waiting_node, wants.waiting);
+    repair_link(&recovery->recovering, &repair->recovering_node, wants.recovering);
+}
+
+void
+meta_recovery_loaded_segment(struct meta_core *core, const struct meta_volume *volume,
+                             const struct segment *segment, bool told)
+{
+    if (volume->desc.deleting)
+        return;
+    meta_repair_update(core, volume, segment);
+    if (!told)
+        meta_tell_segment(core, volume, NULL, segment);
+}
+
+void
+meta_recovery_server_changed(struct meta_core *core, const struct meta_server *server)
+{
+    struct meta_volume *volume, *following;
+
+    HASH_ITER (hh, core->volumes, volume, following) {
+        const struct segment *segment = meta_segments_at_or_after(&volume->segments, 0);
+
+        for (; segment != NULL && !volume->desc.deleting;
+             segment = meta_segments_after(&volume->segments, segment->index))
+            if (meta_segment_place_of(&volume->segments, segment, server->desc.id) != UINT32_MAX)
+                meta_repair_update(core, volume, segment);
+    }
+    meta_recovery_kick(core);
+}
+
+uint32_t
+meta_recovery_source(const struct meta_core *core, const struct meta_volume *volume,
+                     const struct segment *segment, uint32_t place)
+{
+    const struct meta_repair *repair = meta_repair_find(core, volume->desc.id, segment->index);
+
+    return repair == NULL ? 0 : repair->slots[place].source_id;
+}
+
+bool
+meta_server_is_recovering(const struct meta_core *core, uint32_t server_id)
+{
+    const struct meta_repair *repair;
+
+    list_for_each_entry (repair, &core->recovery->recovering, recovering_node) {
+        const struct meta_volume *volume = meta_volume_by_id((struct meta_core *)(uintptr_t)core,
+                                                             repair->key.volume_id);
+
+        for (uint32_t i = 0; i < volume->segments.place_count; i++)
+            if (repair->slots[i].attempt != 0 && repair->slots[i].server_id == server_id)
+                return true;
+    }
+    return false;
+}
+
+/* --- what is under way, by server --- */
+
+struct load {
+    uint32_t onto, from;
+};
+
+/* An in-sync slot whose server can serve it, the least busy; 0: none below the limit. */
+static uint32_t
+source_choose(const struct meta_core *core, const struct segment_table *table,
+              const struct segment *segment, const struct load *loads)
+{
+    uint32_t best = 0;
+
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+        const struct meta_server *server;
+
+        if (slot->state != DL__SLOT_STATE__SLOT_IN_SYNC)
+            continue;
+        server = core->servers[slot->server_id];
+        if (server->session == NULL || !server->up ||
+            loads[slot->server_id].from >= core->options.recovery_per_server)
+            continue;
+        if (best == 0 || loads[slot->server_id].from < loads[best].from)
+            best = slot->server_id;
+    }
+    return best;
+}
+
+static void
+loads_count(struct meta_core *core, struct load *loads)
+{
+    struct meta_repair *repair;
+
+    list_for_each_entry (repair, &core->recovery->busy, busy_node) {
+        loads[repair->target_id].onto++;
+        loads[repair->source_id].from++;
+    }
+    list_for_each_entry (repair, &core->recovery->recovering, recovering_node) {
+        const struct meta_volume *volume = meta_volume_by_id(core, repair->key.volume_id);
+        const struct segment *segment = meta_segments_find(&volume->segments,
+                                                           (uint32_t)repair->key.index);
+
+        for (uint32_t i = 0; i < volume->segments.place_count; i++) {
+            struct repair_slot *slot = &repair->slots[i];
+
+            /* Who is down pulls nothing. */
+            if (slot->attempt == 0 || !core->servers[slot->server_id]->up)
+                continue;
+            if (slot->source_id == 0)
+                slot->source_id = source_choose(core, &volume->segments, segment, loads);
+            loads[slot->server_id].onto++;
+            loads[slot->source_id].from += slot->source_id != 0;
+        }
+    }
+}
+
+/* --- what to do --- */
+
+enum plan_kind { PLAN_NONE, PLAN_RESUME, PLAN_REPLACE, PLAN_INCOMING, PLAN_DROP, PLAN_EJECT };
+
+struct plan {
+    uint64_t volume_id;
+    uint32_t index;
+    uint32_t config_epoch;
+    enum plan_kind kind;
+    uint32_t place;
+    uint32_t target_id; /* recovers */
+    uint32_t source_id;
+};
+
+/*
+ * Another server for one place: placement as for a new segment, in a domain that the others don't
+ * have; 0: there is none now.
+ */
+static uint32_t
+target_choose(struct meta_core *core, const struct meta_volume *volume,
+              const struct segment *segment, uint32_t place, const struct load *loads)
+{
+    struct placement_server *servers;
+    uint32_t kept[META_REPLICAS_MAX + 1];
+    uint32_t kept_count = 0, count, id = 0;
+    struct placement *placement = NULL;
+
+    servers = meta_candidates_collect(core, &volume->desc, &count);
+    for (uint32_t i = 0; i < volume->segments.place_count; i++)
+        if (i != place && segment->slots[i].server_id != 0)
+            kept[kept_count++] = segment->slots[i].server_id;
+    for (uint32_t i = 0; i < count; i++)
+        if (loads[servers[i].id].onto >= core->options.recovery_per_server ||
+            servers[i].id == segment->slots[place].server_id)
+            servers[i].weight = 0;
+    if (placement_create(&placement, servers, count, volume->segments.slot_count,
+                         core->placement_seed) == 0 &&
+        placement_pick_one(placement, kept, kept_count, meta_core_random, core, &id) < 0)
+        id = 0;
+    placement_destroy(placement);
+    free(servers);
+    return id;
+}
+
+/* An ejected slot: back to its own server, or to another one. */
+static enum plan_kind
+plan_ejected(struct meta_core *core, const struct meta_volume *volume,
+             const struct segment *segment, uint32_t place, const struct load *loads,
+             struct plan *plan)
+{
+    const struct meta_server *server = core->servers[segment->slots[place].server_id];
+    bool incoming = place == volume->segments.slot_count;
+    bool fit = server_is_fit(server) && server_has_room(server, &volume->desc);
+    bool elsewhere = server_is_emptied(server) || (server_is_fit(server) && !fit);
+
+    if (incoming && elsewhere)
+        return PLAN_DROP;
+    plan->source_id = source_choose(core, &volume->segments, segment, loads);
+    if (plan->source_id == 0)
+        return PLAN_NONE;
+    if (elsewhere) {
+        plan->target_id = target_choose(core, volume, segment, place, loads);
+        if (plan->target_id != 0)
+            return PLAN_REPLACE;
+    }
+    if (!fit || env_now_ns(core->env) < server->resume_ns ||
+        loads[server->desc.id].onto >= core->options.recovery_per_server)
+        return PLAN_NONE;
+    plan->target_id = server->desc.id;
+    return PLAN_RESUME;
+}
+
+static enum plan_kind
+plan_in_sync(struct meta_core *core, const struct meta_volume *volume,
+             const struct segment *segment, uint32_t place, const struct load *loads,
+             struct plan *plan)
+{
+    const struct meta_server *server = core->servers[segment->slots[place].server_id];
+
+    if (!server_is_emptied(server))
+        return PLAN_NONE;
+    if (!server_is_fit(server) && (server->out || server->desc.admin_state == META_ADMIN_REMOVING))
+        return meta_segment_in_sync(&volume->segments, segment) > 1 ? PLAN_EJECT : PLAN_NONE;
+    if (segment->slots[volume->segments.slot_count].server_id != 0)
+        return PLAN_NONE;
+    plan->source_id = source_choose(core, &volume->segments, segment, loads);
+    plan->target_id = plan->source_id == 0 ? 0 : target_choose(core, volume, segment, place, loads);
+    return plan->target_id != 0 ? PLAN_INCOMING : PLAN_NONE;
+}
+
+static bool
+plan_make(struct meta_core *core, const struct meta_volume *volume, const struct segment *segment,
+          const struct load *loads, struct plan *plan)
+{
+    *plan = (struct plan){
+        .volume_id = volume->desc.id,
+        .index = segment->index,
+        .config_epoch = segment->config_epoch,
+    };
+    for (uint32_t i = 0; i < volume->segments.place_count; i++) {
+        plan->place = i;
+        if (segment->slots[i].state == DL__SLOT_STATE__SLOT_EJECTED)
+            plan->kind = plan_ejected(core, volume, segment, i, loads, plan);
+        if (plan->kind != PLAN_NONE)
+            return true;
+    }
+    for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
+        plan->place = i;
+        if (segment->slots[i].state == DL__SLOT_STATE__SLOT_IN_SYNC)
+            plan->kind = plan_in_sync(core, volume, segment, i, loads, plan);
+        if (plan->kind != PLAN_NONE)
+            return true;
+    }
+    return false;
+}
+
+/* --- doing it --- */
+
+static void
+plan_build(struct meta_op *op, struct meta_volume *volume, const struct segment *segment,
+           const struct plan *plan)
+{
+    struct segment *next = meta_change_add(op, volume, segment);
+    struct segment_slot *slot = &next->slots[plan->place];
+    bool anew = plan->kind == PLAN_REPLACE || plan->kind == PLAN_INCOMING;
+
+    switch (plan->kind) {
+    case PLAN_REPLACE:
+        meta_change_vacate(op, next, slot);
+        break;
+    case PLAN_INCOMING:
+        slot = &next->slots[volume->segments.slot_count];
+        slot->number = plan->place & 0xfu;
+        break;
+    case PLAN_DROP:
+        meta_change_vacate(op, next, slot);
+        return;
+    case PLAN_EJECT:
+        slot->state = DL__SLOT_STATE__SLOT_EJECTED;
+        meta_change_new_attempts(&volume->segments, next);
+        return;
+    case PLAN_RESUME:
+    case PLAN_NONE:
+        break;
+    }
+    slot->server_id = plan->target_id & 0xffffffu;
+    if (anew)
+        slot->incarnation = next->config_epoch;
+    meta_change_recover(next, slot);
+}
+
+static void
+plan_over(struct meta_core *core, const struct plan *plan)
+{
+    struct meta_repair *repair = meta_repair_find(core, plan->volume_id, plan->index);
+
+    if (repair != NULL && repair->busy) {
+        repair->busy = false;
+        list_remove(&repair->busy_node);
+    }
+    meta_recovery_kick(core);
+}
+
+static void
+plan_on_committed(struct meta_op *op)
+{
+    const struct plan *plan = op->scratch;
+    struct meta_volume *volume = op->volume;
+    struct meta_repair *repair = meta_repair_find(op->core, plan->volume_id, plan->index);
+    uint32_t place = plan->kind == PLAN_INCOMING ? volume->segments.slot_count : plan->place;
+
+    if (repair != NULL)
+        repair->slots[place].source_id = plan->source_id; /* the slot is told of it first */
+    meta_change_apply(op);
+    plan_over(op->core, plan);
+    meta_op_end(op);
+}
+
+static bool
+plan_is_current(const struct meta_core *core, const struct meta_volume *volume,
+                const struct segment *segment, const struct plan *plan)
+{
+    const struct meta_server *target = core->servers[plan->target_id];
+
+    if (volume->desc.deleting || segment == NULL || segment->config_epoch != plan->config_epoch)
+        return false;
+    if (plan->kind == PLAN_DROP)
+        return true;
+    if (plan->kind == PLAN_EJECT)
+        return server_is_emptied(core->servers[segment->slots[plan->place].server_id]);
+    if (target == NULL)
+        return false;
+    return plan->kind == PLAN_RESUME ? server_is_fit(target) : meta_server_takes_chunks(target);
+}
+
+/* The core's own op: op->scratch is the plan. */
+static void
+plan_run(struct meta_op *op)
+{
+    struct meta_core *core = op->core;
+    const struct plan *plan = op->scratch;
+    struct meta_volume *volume = meta_volume_by_id(core, plan->volume_id);
+    const struct segment *segment;
+
+    if (volume != NULL && !meta_op_take(op, &volume->serial))
+        return;
+    segment = volume == NULL ? NULL : meta_segments_find(&volume->segments, plan->index);
+    if (volume == NULL || !plan_is_current(core, volume, segment, plan)) {
+        plan_over(core, plan);
+        meta_op_end(op);
+        return;
+    }
+    op->volume = volume;
+    plan_build(op, volume, segment, plan);
+    meta_change_put(op);
+    meta_op_commit(op, plan_on_committed);
+}
+
+static const struct meta_handler plan_handler = {.run = plan_run};
+
+/* --- the scheduler --- */
+
+/* True: something was begun. */
+static bool
+schedule_repair(struct meta_core *core, struct meta_repair *repair, struct load *loads)
+{
+    const struct meta_volume *volume = meta_volume_by_id(core, repair->key.volume_id);
+    const struct segment *segment = meta_segments_find(&volume->segments,
+                                                       (uint32_t)repair->key.index);
+    struct plan plan;
+    struct meta_op *op;
+
+    if (repair->busy || !plan_make(core, volume, segment, loads, &plan))
+        return false;
+    repair->busy = true;
+    repair->target_id = plan.target_id;
+    repair->source_id = plan.source_id;
+    list_push_back(&core->recovery->busy, &repair->busy_node);
+    loads[plan.target_id].onto++;
+    loads[plan.source_id].from++;
+    op = meta_op_create_internal(core, &plan_handler);
+    op->scratch = meta_copy(&plan, sizeof(plan));
+    return true;
+}
+
+static void
+schedule_on_task(struct env_task *task)
+{
+    struct meta_recovery *recovery = list_entry(task, struct meta_recovery, schedule_task);
+    struct meta_core *core = recovery->core;
+    struct load *loads;
+    uint32_t begun = 0;
+
+    if (core->phase != META_SERVING)
+        return;
+    recovery->scheduled_ns = env_now_ns(core->env);
+    loads = meta_alloc((core->servers_end + 1) * sizeof(*loads));
+    loads_count(core, loads);
+    for (uint32_t bucket = 0; bucket < META_REPLICAS_MAX + 2; bucket++) {
+        struct meta_repair *repair;
+
+        list_for_each_entry (repair, &recovery->waiting[bucket], waiting_node) {
+            if (begun == SCHEDULE_MAX)
+                break;
+            begun += schedule_repair(core, repair, loads);
+        }
+    }
+    free(loads);
+}
+
+void
+meta_recovery_kick(struct meta_core *core)
+{
+    if (core->phase == META_SERVING && core->recovery->repair_count > 0)
+        env_defer(core->env, &core->recovery->schedule_task);
+}
+
+/* --- balance: a server gets slots of one that has more than its share --- */
+
+/* In thousandths of its capacity. */
+static uint64_t
+server_share(const struct meta_server *server)
+{
+    uint64_t capacity = max_u64(1, server->capacity_bytes / 1000);
+
+    return server->assigned_bytes / capacity;
+}
+
+/* One segment that has a slot on the fuller server, and may have it on the other one. */
+static bool
+rebalance_pair(struct meta_core *core, struct meta_volume *volume, const struct meta_server *full,
+               const struct meta_server *empty, struct load *loads)
+{
+    const struct segment_table *table = &volume->segments;
+    uint64_t skip = meta_core_random(core) % max_u64(1, table->count);
+    const struct segment *segment = meta_segments_at_or_after(table, 0);
+    uint32_t seen = 0, tries = 0;
+
+    for (; segment != NULL; segment = meta_segments_after(table, segment->index)) {
+        uint32_t place = meta_segment_place_of(table, segment, full->desc.id);
+        struct plan plan = {.volume_id = volume->desc.id, .index = segment->index};
+        struct meta_op *op;
+
+        if (seen++ < skip || place == UINT32_MAX ||
+            meta_repair_find(core, volume->desc.id, segment->index) != NULL)
+            continue;
+        if (tries++ == REBALANCE_TRIES)
+            return false;
+        plan.config_epoch = segment->config_epoch;
+        plan.kind = PLAN_INCOMING;
+        plan.place = place;
+        plan.source_id = source_choose(core, table, segment, loads);
+        plan.target_id = target_choose(core, volume, segment, place, loads);
+        if (plan.source_id == 0 || plan.target_id == 0 ||
+            server_share(core->servers[plan.target_id]) > server_share(empty) + 20)
+            continue;
+        loads[plan.target_id].onto++;
+        loads[plan.source_id].from++;
+        op = meta_op_create_internal(core, &plan_handler);
+        op->scratch = meta_copy(&plan, sizeof(plan));
+        return true;
+    }
+    return false;
+}
+
+static void
+rebalance(struct meta_core *core)
+{
+    const struct meta_server *full = NULL, *empty = NULL;
+    struct load *loads;
+    struct meta_volume *volume, *following;
+
+    for (uint32_t id = 0; id < core->servers_end; id++) {
+        const struct meta_server *server = core->servers[id];
+
+        if (server == NULL || !meta_server_takes_chunks(server))
+            continue;
+        if (full == NULL || server_share(server) > server_share(full))
+            full = server;
+        if (empty == NULL || server_share(server) < server_share(empty))
+            empty = server;
+    }
+    /* Within 10 % of their capacities is even enough. */
+    if (full == NULL || server_share(full) < server_share(empty) + 100)
+        return;
+    loads = meta_alloc((core->servers_end + 1) * sizeof(*loads));
+    loads_count(core, loads);
+    HASH_ITER (hh, core->volumes, volume, following) {
+        if (volume->creating || volume->desc.deleting)
+            continue;
+        if (rebalance_pair(core, volume, full, empty, loads))
+            break;
+    }
+    free(loads);
+}
+
+/* --- RECOVERY_REPORT --- */
+
+static void
+report_on_committed(struct meta_op *op)
+{
+    op->core->recovery->recovered_slots++;
+    meta_change_apply(op);
+    meta_op_reply(op, &(Dl__RecoveryReportReply)DL__RECOVERY_REPORT_REPLY__INIT.base);
+}
+
+static void
+report_promote(struct meta_op *op, struct meta_volume *volume, const struct segment *segment,
+               uint32_t place)
+{
+    struct segment *next = meta_change_add(op, volume, segment);
+    struct segment_slot *slot = &next->slots[place];
+    bool replaces = place == volume->segments.slot_count;
+    bool leaves_in_sync = false;
+
+    slot->state = DL__SLOT_STATE__SLOT_IN_SYNC;
+    slot->attempt = 0;
+    if (replaces) {
+        struct segment_slot *replaced = &next->slots[slot->number];
+
+        leaves_in_sync = replaced->state == DL__SLOT_STATE__SLOT_IN_SYNC;
+        meta_change_vacate(op, next, replaced);
+        *replaced = *slot;
+        *slot = (struct segment_slot){0};
+    }
+    /* As with an ejection: what others pulled may come from the slot that is none any more. */
+    if (leaves_in_sync)
+        meta_change_new_attempts(&volume->segments, next);
+    op->volume = volume;
+    meta_change_put(op);
+    meta_op_commit(op, report_on_committed);
+}
+
+static void
+report_progress(struct meta_core *core, const struct meta_volume *volume,
+                const Dl__RecoveryReport *message, uint32_t place)
+{
+    struct meta_repair *repair = meta_repair_find(core, volume->desc.id, message->segment);
+    uint32_t sectors_max = (uint32_t)(meta_volume_chunk_bytes(&volume->desc) / 4096);
+    struct repair_slot *slot;
+
+    if (repair == NULL || repair->slots[place].attempt != message->attempt)
+        return;
+    slot = &repair->slots[place];
+    if (message->cursor_sectors > slot->cursor_sectors && message->cursor_sectors <= sectors_max) {
+        core->recovery->covered_bytes += (uint64_t)(message->cursor_sectors -
+                                                    slot->cursor_sectors) *
+                                         4096;
+        slot->cursor_sectors = message->cursor_sectors;
+    }
+    slot->pulled_bytes = max_u64(slot->pulled_bytes, message->pulled_bytes);
+}
+
+void
+meta_run_recovery_report(struct meta_op *op)
+{
+    const Dl__RecoveryReport *message = (const Dl__RecoveryReport *)op->message;
+    Dl__RecoveryReportReply reply = DL__RECOVERY_REPORT_REPLY__INIT;
+    struct meta_volume *volume = meta_volume_by_id(op->core, message->volume);
+    const struct segment *segment;
+    uint32_t place;
+    struct dl_error err;
+
+    if (op->session->server == NULL) {
+        (void)dl_error_set(&err, -DL_E_SERVER_UNKNOWN, "RECOVERY_REPORT before SERVER_REGISTER");
+        meta_op_fail(op, &err);
+        return;
+    }
+    if (volume != NULL && !meta_op_take(op, &volume->serial))
+        return;
+    segment = volume == NULL || volume->desc.deleting
+                  ? NULL
+                  : meta_segments_find(&volume->segments, message->segment);
+    place = segment == NULL
+                ? UINT32_MAX
+                : meta_segment_place_of(&volume->segments, segment, op->session->server->desc.id);
+    if (place == UINT32_MAX || segment->slots[place].number != message->slot ||
+        segment->slots[place].state != DL__SLOT_STATE__SLOT_RECOVERING) {
+        meta_op_reply(op, &reply.base);
+        return;
+    }
+    /* Its fence is too low, after a clean detach: it hears of the new lease. */
+    if (segment->slots[place].attempt == message->attempt &&
+        message->lease_epoch < volume->desc.lease_epoch)
+        meta_tell_again(op->core, volume, segment, place);
+    /* Of an older attempt, or of one that began before the volume had its present owner. */
+    if ((segment->slots[place].attempt != message->attempt ||
+         message->lease_epoch < volume->desc.lease_epoch) &&
+        !DLBLK_MUTANT(meta_promote_stale)) {
+        meta_op_reply(op, &reply.base);
+        return;
+    }
+    report_progress(op->core, volume, message, place);
+    if (message->done)
+        report_promote(op, volume, segment, place);
+    else
+        meta_op_reply(op, &reply.base);
+}
+
+/* --- sums --- */
+
+void
+meta_recovery_sums(struct meta_core *core, struct recovery_sums *ret_sums)
+{
+    struct meta_recovery *recovery = core->recovery;
+    struct recovery_sums sums = {.rate_bytes_per_s = recovery->rate_bytes_per_s};
+    struct meta_repair *repair, *following;
+
+    HASH_ITER (hh, recovery->repairs, repair, following) {
+        const struct meta_volume *volume = meta_volume_by_id(core, repair->key.volume_id);
+        const struct segment *segment = meta_segments_find(&volume->segments,
+                                                           (uint32_t)repair->key.index);
+
+        sums.segments += repair->in_sync != MOVES_BUCKET;
+        sums.segments_moving += repair->in_sync == MOVES_BUCKET;
+        for (uint32_t i = 0; i < volume->segments.place_count; i++) {
+            const struct segment_slot *slot = &segment->slots[i];
+
+            if (slot->server_id == 0 || slot->state == DL__SLOT_STATE__SLOT_IN_SYNC)
+                continue;
+            sums.slots_recovering += slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
+            sums.left_bytes += meta_volume_chunk_bytes(&volume->desc) -
+                               (uint64_t)repair->slots[i].cursor_sectors * 4096;
+        }
+    }
+    *ret_sums = sums;
+}
+
+/* --- time, the end --- */
+
+static void
+recovery_rate(struct meta_recovery *recovery, uint64_t now_ns)
+{
+    uint64_t elapsed_ms = (now_ns - recovery->rate_ns) / NS_PER_MS;
+    uint64_t bytes = recovery->covered_bytes - recovery->rate_covered_bytes;
+    uint64_t rate = bytes * 1000 / max_u64(1, elapsed_ms);
+
+    recovery->rate_bytes_per_s = (3 * recovery->rate_bytes_per_s + rate) / 4;
+    recovery->rate_covered_bytes = recovery->covered_bytes;
+    recovery->rate_ns = now_ns;
+}
+
+static void
+recovered_post(struct meta_core *core, uint64_t now_ns)
+{
+    struct meta_recovery *recovery = core->recovery;
+
+    meta_event_post(core, DL__EVENT_KIND__EVENT_RECOVERED, NULL,
+                    "%" PRIu64 " slots are in-sync again; %" PRIu64
+                    " segments are still recovering, moving or waiting",
+                    recovery->recovered_slots - recovery->recovered_posted, recovery->repair_count);
+    recovery->recovered_posted = recovery->recovered_slots;
+    recovery->posted_ns = now_ns;
+}
+
+void
+meta_recovery_tick(struct meta_core *core, uint64_t now_ns)
+{
+    struct meta_recovery *recovery = core->recovery;
+
+    meta_tell_tick(core);
+    if (now_ns - recovery->rate_ns >= RATE_NS)
+        recovery_rate(recovery, now_ns);
+    if (now_ns - recovery->scheduled_ns >= SCHEDULE_EVERY_NS)
+        meta_recovery_kick(core);
+    if (recovery->recovered_slots > recovery->recovered_posted &&
+        now_ns - recovery->posted_ns >= RECOVERED_NS)
+        recovered_post(core, now_ns);
+    if (core->options.rebalance && recovery->repair_count < core->options.recovery_per_server &&
+        now_ns - recovery->rebalanced_ns >= REBALANCE_NS) {
+        recovery->rebalanced_ns = now_ns;
+        rebalance(core);
+    }
+}
+
+void
+meta_recovery_forget_volume(struct meta_core *core, const struct meta_volume *volume)
+{
+    struct meta_repair *repair, *following;
+
+    HASH_ITER (hh, core->recovery->repairs, repair, following)
+        if (repair->key.volume_id == volume->desc.id)
+            repair_remove(core, repair);
+    meta_tell_forget_volume(core, volume->desc.id);
+    meta_removal_release(core, volume->desc.id);
+}
+
+void
+meta_recovery_free(struct meta_core *core)
+{
+    struct meta_recovery *recovery = core->recovery;
+    struct meta_repair *repair, *following;
+
+    if (recovery == NULL)
+        return;
+    HASH_ITER (hh, recovery->repairs, repair, following)
+        repair_remove(core, repair);
+    meta_tell_free_all(core);
+    meta_notice_free_all(core);
+    meta_sweep_free_all(core);
+    meta_removal_free_all(core);
+    meta_event_free_all(core);
+    free(recovery->told);
+    free(recovery);
+    core->recovery = NULL;
+}
