@@ -289,7 +289,7 @@ core_stop_step(struct chunkserver_core *core)
     }
     if (!core->links_closed || !list_is_empty(&core->sessions) || core->meta_requests > 0 ||
         !list_is_empty(&core->recoveries) || !list_is_empty(&core->peers) ||
-        !meta_link_is_down(core))
+        !repair_is_idle(core) || !meta_link_is_down(core))
         return;
     dl_assert(core_operations_in_use(core) == 0);
     core->store_stopping = true;
@@ -308,6 +308,7 @@ chunkserver_core_stop(struct chunkserver_core *core, void (*on_stopped)(void *co
     core->stop_deadline_ns = env_now_ns(core->env) + STOP_REPLIES_NS;
     core_update_pauses(core);
     env_timer_start(core->env, &core->tick_timer, 0);
+    repair_stop(core);
     recoveries_stop(core);
 }
 
@@ -364,7 +365,7 @@ core_init_pools(struct chunkserver_core *core)
         return -DL_E_NO_MEMORY;
     core->write_buffers = buffer_pool_create(core->options.write_buffer_bytes);
     core->read_buffers = buffer_pool_create(core->options.read_buffer_bytes);
-    core->pull_buffers = buffer_pool_create(2 * (size_t)PULLS_MAX * BUFFER_BYTES_MAX);
+    core->pull_buffers = buffer_pool_create((2 * (size_t)PULLS_MAX + 1) * BUFFER_BYTES_MAX);
     return core->write_buffers == NULL || core->read_buffers == NULL || core->pull_buffers == NULL
                ? -DL_E_NO_MEMORY
                : 0;
@@ -458,6 +459,7 @@ chunkserver_core_destroy(struct chunkserver_core *core)
     pool_release_all(&core->stable_ops);
     pool_release_all(&core->pull_ops);
     recoveries_free(core);
+    repair_free(core);
     peers_free(core);
     HASH_CLEAR(by_key, core->slot_changes);
     core_free_meta_requests(core);

@@ -85,6 +85,8 @@ struct chunkserver_core_stats {
     uint64_t recoveries, recovery_pulls;        /* attempts begun here; answers merged */
     uint64_t recovery_failures, recovery_bytes; /* PULLs that failed; data that was pulled */
     uint32_t recoveries_running;
+    uint64_t repairs, repairs_failed; /* ranges that clients complained of; sectors nobody had */
+    uint64_t sectors_bad, sectors_repaired;
     uint64_t pauses;            /* times that a pool was used up */
     uint64_t violations;        /* links closed because of what they sent */
     uint64_t greetings_refused; /* another cluster's, another disk's, or too early */

@@ -4,7 +4,7 @@
  * back-pressure), session.c (links of clients), data_op.c (READ, WRITE, STABLE), pending_op.c
  * (PENDING), pull_op.c (PULL of other chunkservers), meta_session.c (the link to the metadata
  * service), meta_request.c (what the metadata service asks for), slot_tell.c (what it says of
- * slots), recovery.c (slots that recover), peer.c (links to the chunkservers they recover from).
+ * slots), recovery.c (slots that recover), repair.c (bad sectors), peer.c (links to the chunkservers they recover from).
  *
  * Ownership: a session lives until its link is down and no operation names it (`operations`).  An
  * operation is with the store until the store's on_done, then with the link until on_sent, then in
@@ -194,7 +194,7 @@ struct chunkserver_core {
     struct pool write_ops, read_ops, stable_ops;
     struct pool pull_ops;
     struct buffer_pool *write_buffers, *read_buffers;
-    struct buffer_pool *pull_buffers; /* as source and as target: PULLS_MAX each */
+    struct buffer_pool *pull_buffers; /* as source and as target: PULLS_MAX each; a repair */
     struct list pull_queue;           /* of others, waiting */
     uint32_t pulls_as_source, pulls_as_target;
     uint64_t foreground_ns; /* when a client asked for something last */
@@ -210,8 +210,9 @@ struct chunkserver_core {
     struct slot_change *slot_changes; /* uthash head: the first of each slot's line */
     struct list recoveries;           /* struct recovery */
     uint64_t next_recovery_id;
-    struct list peers; /* struct peer */
-    bool admitted;     /* the metadata service has taken the disk once in this life */
+    struct list peers;     /* struct peer */
+    struct repair *repair; /* NULL: nobody has asked for one yet */
+    bool admitted;         /* the metadata service has taken the disk once in this life */
 
     bool stopping, links_closed, store_stopping, stopped;
     uint64_t stop_deadline_ns;
@@ -333,6 +334,14 @@ void recoveries_on_peer_up(struct chunkserver_core *core);
 /* Nothing is pulled any more; each ends when the store has nothing of it. */
 void recoveries_stop(struct chunkserver_core *core);
 void recoveries_free(struct chunkserver_core *core);
+
+/* repair.c */
+void repair_receive(struct session *session, const struct frame *frame);
+void repair_on_map(struct chunkserver_core *core, const struct frame *frame);
+/* What is not with the store is forgotten; idle when that is back. */
+void repair_stop(struct chunkserver_core *core);
+bool repair_is_idle(const struct chunkserver_core *core);
+void repair_free(struct chunkserver_core *core);
 
 /* peer.c */
 void peers_tick(struct chunkserver_core *core, uint64_t now_ns);

@@ -248,6 +248,8 @@ meta_on_reply(struct chunkserver_core *core, const struct frame *frame)
     if (meta->awaited_request_id == 0 || frame->request_id != meta->awaited_request_id) {
         if (frame->opcode == OP_RECOVERY_REPORT)
             recoveries_on_report_reply(core, frame->request_id, frame->status);
+        else if (frame->opcode == OP_MAP_GET)
+            repair_on_map(core, frame);
         return; /* of a heartbeat: that it came is what counts */
     }
     meta->awaited_request_id = 0;

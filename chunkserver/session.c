@@ -382,6 +382,9 @@ session_dispatch_client(struct session *session, const struct frame *frame)
     case OP_PENDING:
         pending_op_receive(session, frame);
         break;
+    case OP_REPAIR:
+        repair_receive(session, frame);
+        break;
     case OP_PULL:
         session_refuse(session, frame, -DL_E_ROLE_WRONG);
         break;
@@ -402,6 +405,7 @@ session_dispatch_chunkserver(struct session *session, const struct frame *frame)
     case OP_WRITE:
     case OP_STABLE:
     case OP_PENDING:
+    case OP_REPAIR:
         session_refuse(session, frame, -DL_E_ROLE_WRONG);
         break;
     default:

@@ -74,6 +74,9 @@ struct fixture {
     struct report reports[64];
     uint32_t report_count;
     bool hold_reports;
+    bool hold_maps;
+    uint32_t in_sync; /* what MAP_GET says: a bit for each slot */
+    uint32_t maps;
     uint32_t config_epoch;
 };
 
@@ -178,6 +181,44 @@ meta_on_report(struct fixture *fx, struct link *link, const struct frame *frame)
 }
 
 static void
+meta_on_map_get(struct fixture *fx, struct link *link, const struct frame *frame)
+{
+    Dl__MapReply reply = DL__MAP_REPLY__INIT;
+    Dl__Segment segment = DL__SEGMENT__INIT;
+    Dl__Segment *segment_pointer = &segment;
+    Dl__Slot slots[SERVERS], *slot_pointers[SERVERS];
+    Dl__ServerAddress addresses[SERVERS], *address_pointers[SERVERS];
+    char texts[SERVERS][32];
+
+    fx->maps++;
+    if (fx->hold_maps)
+        return;
+    for (uint32_t i = 0; i < SERVERS; i++) {
+        (void)snprintf(texts[i], sizeof(texts[i]), "%s:1", fx->servers[i].name);
+        dl__slot__init(&slots[i]);
+        slots[i].server_id = i + 1;
+        slots[i].number = i;
+        slots[i].state = (fx->in_sync >> i & 1) != 0 ? DL__SLOT_STATE__SLOT_IN_SYNC
+                                                     : DL__SLOT_STATE__SLOT_EJECTED;
+        slot_pointers[i] = &slots[i];
+        dl__server_address__init(&addresses[i]);
+        addresses[i].server_id = i + 1;
+        addresses[i].uuid = (ProtobufCBinaryData){16, fx->servers[i].uuid};
+        addresses[i].address = texts[i];
+        address_pointers[i] = &addresses[i];
+    }
+    segment.index = SEGMENT;
+    segment.n_slots = SERVERS;
+    segment.slots = slot_pointers;
+    reply.n_segments = 1;
+    reply.segments = &segment_pointer;
+    reply.n_servers = SERVERS;
+    reply.servers = address_pointers;
+    meta_send(fx, link,
+              frame_out_create_message(OP_MAP_GET, FRAME_REPLY, frame->request_id, 0, &reply.base));
+}
+
+static void
 meta_on_frame(void *core, struct link *link, const struct frame *frame)
 {
     struct fixture *fx = core;
@@ -190,6 +231,8 @@ meta_on_frame(void *core, struct link *link, const struct frame *frame)
         meta_on_register(fx, link, frame);
     else if (frame->opcode == OP_RECOVERY_REPORT)
         meta_on_report(fx, link, frame);
+    else if (frame->opcode == OP_MAP_GET)
+        meta_on_map_get(fx, link, frame);
 }
 
 static void
@@ -1494,6 +1537,145 @@ test_histories(void **state)
     }
 }
 
+/* --- bad sectors --- */
+
+static int
+repair_now(struct fixture *fx, uint32_t slot, uint32_t first, uint32_t count)
+{
+    struct asker *asker = asker_up(fx, slot, true);
+    Dl__Repair message = DL__REPAIR__INIT;
+
+    message.volume = VOLUME;
+    message.segment = SEGMENT;
+    message.slot = slot;
+    message.first_sector = first;
+    message.sector_count = count;
+    asker_send(fx, asker, frame_out_create_message(OP_REPAIR, 0, ++fx->next_id, 0, &message.base));
+    return wait_answer(fx, fx->next_id)->status;
+}
+
+static void
+damage(struct fixture *fx, uint32_t slot, uint32_t sector)
+{
+    assert_non_null(sector_of(fx, slot, sector).data);
+    sector_of(fx, slot, sector).data[100] ^= 0x40;
+}
+
+/* What is bad is repaired from a slot that has this very version; what is fine is left alone. */
+static void
+test_repair(void **state)
+{
+    struct fixture *fx = fixture_create(11);
+
+    (void)state;
+    fx->in_sync = 7;
+    fill(fx, 7);
+    damage(fx, 2, 3);
+    damage(fx, 2, 5);
+    damage(fx, 0, 5); /* the first source has it bad as well */
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0);
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0); /* told twice */
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_bad, 2);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 2);
+    assert_same(fx, 1, 2);
+    assert_int_equal(fx->servers[2].disk.counters.sectors_merged, 2);
+    assert_int_equal(repair_now(fx, 2, 0, 0), -DL_E_MESSAGE_MALFORMED);
+    assert_int_equal(repair_now(fx, 2, 1u << 18, 1), -DL_E_RANGE);
+    fixture_destroy(fx);
+}
+
+/* Rule 23: another version is no repair; neither is what an ejected slot has. */
+static void
+test_repair_of_another_version(void **state)
+{
+    struct fixture *fx = fixture_create(12);
+
+    (void)state;
+    fx->in_sync = 7;
+    fill(fx, 7);
+    write_all(fx, 3, 50, 3, 1, 0);
+    damage(fx, 2, 3);
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).repairs_failed, 1);
+    assert_int_equal(sector_of(fx, 2, 3).version, VERSION(1));
+    write_all(fx, 4, 50, 3, 1, 0);
+    damage(fx, 2, 3);
+    fx->in_sync = 4;
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).repairs_failed, 2);
+    fx->in_sync = 6;
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 1);
+    assert_same(fx, 1, 2);
+    fixture_destroy(fx);
+}
+
+/* Neither a metadata service that does not answer nor a source that is away holds it up for good. */
+static void
+test_repair_waits(void **state)
+{
+    struct fixture *fx = fixture_create(13);
+    struct server *server = &fx->servers[2];
+
+    (void)state;
+    fx->in_sync = 5;
+    fx->hold_maps = true;
+    fill(fx, 7);
+    damage(fx, 2, 3);
+    server_crash(&fx->servers[0]);
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0);
+    run_for(fx, 7 * SIM_S);
+    assert_true(fx->maps > 1);
+    fx->hold_maps = false;
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(server).repairs_failed, 1);
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0);
+    run_for(fx, SIM_S);
+    server_up(&fx->servers[0]);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(server).sectors_repaired, 1);
+    assert_int_equal(stats_of(server).repairs_failed, 1);
+    fixture_destroy(fx);
+}
+
+/* Complaints are bounded, and a stop at any moment of a repair ends. */
+static void
+test_stop_in_a_repair(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 30; seed++) {
+        struct fixture *fx = fixture_create(seed);
+        struct server *server = &fx->servers[2];
+        struct sim_process *before;
+        uint32_t busy = 0;
+
+        fx->in_sync = 7;
+        fx->hold_maps = seed == 1;
+        fill(fx, 7);
+        damage(fx, 2, 3);
+        (void)asker_up(fx, 2, true);
+        assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+        for (uint32_t i = 1; i < 80 && seed == 1; i++)
+            busy += repair_now(fx, 2, i * 20, 17) == -DL_E_BUSY;
+        assert_true((busy > 0) == (seed == 1));
+        run_for(fx, seed * 100 * SIM_US);
+        before = sim_enter(&server->process);
+        chunkserver_core_stop(server->core, on_stopped, server);
+        sim_leave(&server->process, before);
+        run_for(fx, 8 * SIM_S);
+        assert_true(server->stopped);
+        sim_process_kill(&server->process, false);
+        chunkserver_core_destroy(server->core);
+        model_store_destroy(server->store);
+        server->core = NULL;
+        fixture_destroy(fx);
+    }
+}
+
 #define TEST(name) cmocka_unit_test(name)
 
 UNIT_MAIN(TEST(test_recovering_slot_answers), TEST(test_promotion_by_write),
@@ -1505,4 +1687,6 @@ UNIT_MAIN(TEST(test_recovering_slot_answers), TEST(test_promotion_by_write),
           TEST(test_sources_fail), TEST(test_sources_recover_or_hang),
           TEST(test_restart_of_the_target), TEST(test_restart_when_whole),
           TEST(test_reports_are_repeated), TEST(test_new_attempt_in_the_middle),
-          TEST(test_foreground_first), TEST(test_stop_in_the_middle), TEST(test_histories))
+          TEST(test_foreground_first), TEST(test_stop_in_the_middle), TEST(test_histories),
+          TEST(test_repair), TEST(test_repair_of_another_version), TEST(test_repair_waits),
+          TEST(test_stop_in_a_repair))

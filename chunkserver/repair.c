@@ -1,0 +1,566 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * repair.c: sectors that clients got with a wrong CRC: REPAIR.  See core_internal.h,
+ * docs/recovery.md (bad sectors; rule 23).
+ *
+ *      IDLE --> CHECKING --bad--> NAMING --> MAPPING --> ASKING --> WRITING
+ *       ^          |  ^             |           |          | ^         |
+ *       +-- none --+  +-- next -----+           |          +-+ next    |
+ *       left       |                            |            source    |
+ *                  +<----------- sector --------+------------+---------+
+ *
+ * A range is noted and its REPAIR answered; then one sector after the other is looked at here, and
+ * what is fine is left alone: the client may be the one with the bad memory.  Of a bad one version
+ * and CRC are known to the index; the metadata service says who else has the segment in-sync, and
+ * who gives this very version, and nothing else, replaces it.  If nobody does, the sector stays as
+ * it is, and the next one who reads it says so again.
+ *
+ * Suspending: CHECKING, NAMING, WRITING for the store; MAPPING for the metadata service (with a
+ * timer); ASKING for the source (with a timer, which also runs while it is not connected).
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chunkserver/core_internal.h"
+#include "chunkserver/peer.h"
+#include "common/assert.h"
+#include "common/crc32c.h"
+#include "common/log.h"
+#include "dlblk/error.h"
+
+#define REPAIRS_MAX       64u
+#define REPAIR_MAP_NS     (5000 * CORE_NS_PER_MS)
+#define REPAIR_MAP_TRIES  10u
+#define REPAIR_PEER_NS    (100 * CORE_NS_PER_MS) /* until a source is looked for again */
+#define REPAIR_PEER_TRIES 20u
+#define REPAIR_PULL_NS    (10000 * CORE_NS_PER_MS)
+
+enum repair_state {
+    REPAIR_IDLE,
+    REPAIR_CHECKING,
+    REPAIR_NAMING,
+    REPAIR_MAPPING,
+    REPAIR_ASKING,
+    REPAIR_WRITING,
+};
+
+struct repair_range {
+    struct chunk_key key;
+    uint32_t first_sector, sector_count;
+};
+
+struct repair {
+    struct chunkserver_core *core;
+    enum repair_state state;
+    struct repair_range ranges[REPAIRS_MAX]; /* the first is under way */
+    uint32_t range_count;
+    void *buffer; /* STORE_IO_SECTORS_MAX sectors */
+    struct store_pull pull;
+    struct store_sector sectors[STORE_IO_SECTORS_MAX]; /* of the store; [0] is the bad one */
+    struct store_sector taken;                         /* of a source */
+    struct store_merge merge;
+    struct env_timer timer;
+    uint64_t map_id; /* of MAP_GET; 0: not sent */
+    uint32_t tries;
+    struct pull_source sources[PULL_SOURCES_MAX];
+    uint32_t source_count, source_idx;
+    struct session_call call;
+};
+
+static void repair_step(struct repair *repair);
+
+static struct repair_range *
+repair_now(struct repair *repair)
+{
+    dl_assert(repair->range_count > 0);
+    return &repair->ranges[0];
+}
+
+static void
+repair_log(const struct repair *repair, const char *what)
+{
+    const struct repair_range *range = &repair->ranges[0];
+    char name[80];
+
+    (void)snprintf(name, sizeof(name), "volume %" PRIu64 " segment %u slot %u", range->key.volume,
+                   range->key.segment, range->key.slot);
+    log_warning("chunkserver", name, "bad sector %u: %s", range->first_sector, what);
+}
+
+/* --- ends --- */
+
+static void
+repair_forget_range(struct repair *repair)
+{
+    repair->range_count--;
+    memmove(&repair->ranges[0], &repair->ranges[1],
+            repair->range_count * sizeof(repair->ranges[0]));
+}
+
+/* This sector is as good as it will be. */
+static void
+repair_next_sector(struct repair *repair)
+{
+    struct repair_range *range = repair_now(repair);
+
+    env_timer_stop(repair->core->env, &repair->timer);
+    repair->state = REPAIR_IDLE;
+    range->first_sector++;
+    if (--range->sector_count == 0)
+        repair_forget_range(repair);
+    repair_step(repair);
+}
+
+static void
+repair_give_up(struct repair *repair, const char *why)
+{
+    repair->core->stats.repairs_failed++;
+    repair_log(repair, why);
+    repair_next_sector(repair);
+}
+
+/* --- the repair --- */
+
+static void
+repair_on_merged(struct store_merge *merge, int err)
+{
+    struct repair *repair = list_entry(merge, struct repair, merge);
+
+    if (err != 0) {
+        repair_give_up(repair, dl_err_str(err));
+        return;
+    }
+    repair->core->stats.sectors_repaired += merge->taken_sectors;
+    repair_log(repair, merge->taken_sectors > 0 ? "repaired" : "written anew meanwhile");
+    repair_next_sector(repair);
+}
+
+static void
+repair_write(struct repair *repair)
+{
+    struct chunkserver_core *core = repair->core;
+
+    env_timer_stop(core->env, &repair->timer);
+    repair->state = REPAIR_WRITING;
+    repair->merge = (struct store_merge){
+        .key = repair_now(repair)->key,
+        .repair = true,
+        .sectors = &repair->taken,
+        .sector_count = 1,
+        .payload = repair->buffer,
+        .on_done = repair_on_merged,
+    };
+    core->store->ops->merge_start(core->store, &repair->merge);
+    core_store_started(core);
+}
+
+/* --- the sources --- */
+
+static void repair_ask(struct repair *repair);
+
+static void
+repair_next_source(struct repair *repair)
+{
+    repair->tries = 0;
+    if (++repair->source_idx < repair->source_count)
+        repair_ask(repair);
+    else
+        repair_give_up(repair, "no other slot has given its version");
+}
+
+/* It must be the same version with the same bytes. */
+static int
+repair_take_reply(struct repair *repair, const struct frame *frame, const Dl__PullReply *reply)
+{
+    const struct store_sector *bad = &repair->sectors[0];
+    const Dl__PullRun *run = reply->n_runs == 1 ? reply->runs[0] : NULL;
+
+    if (run == NULL || run->first_sector != bad->sector || run->sector_count != 1 ||
+        run->kind != SECTOR_DATA || run->n_crcs != 1 || frame->payload_bytes != SECTOR_BYTES ||
+        frame->payload == NULL)
+        return -DL_E_MESSAGE_MALFORMED;
+    if (run->version != bad->version)
+        return -DL_E_NOT_FOUND;
+    if (crc32c(0, repair->buffer, SECTOR_BYTES) != run->crcs[0] || run->crcs[0] != bad->crc)
+        return -DL_E_CRC_WIRE;
+    repair->taken = *bad;
+    return 0;
+}
+
+static int
+repair_on_reply(struct session_call *call, const struct frame *frame)
+{
+    struct repair *repair = list_entry(call, struct repair, call);
+    ProtobufCMessage *message;
+    int err;
+
+    if (frame->status != 0)
+        return frame->status;
+    message = frame_unpack(frame, &dl__pull_reply__descriptor);
+    if (message == NULL)
+        return -DL_E_MESSAGE_MALFORMED;
+    err = repair_take_reply(repair, frame, (const void *)message);
+    protobuf_c_message_free_unpacked(message, NULL);
+    return err;
+}
+
+static void *
+repair_on_payload(struct session_call *call, const struct frame *frame)
+{
+    struct repair *repair = list_entry(call, struct repair, call);
+
+    return frame->payload_bytes <= BUFFER_BYTES_MAX ? repair->buffer : NULL;
+}
+
+static void
+repair_on_pulled(struct session_call *call, int err)
+{
+    struct repair *repair = list_entry(call, struct repair, call);
+
+    if (repair->core->stopping)
+        repair->state = REPAIR_IDLE;
+    else if (err != 0)
+        repair_next_source(repair);
+    else
+        repair_write(repair);
+}
+
+static bool
+repair_send_pull(struct repair *repair, struct client_session *session)
+{
+    const struct chunk *chunk = chunk_table_find(repair->core->chunks, &repair_now(repair)->key);
+    Dl__Pull message = DL__PULL__INIT;
+    struct frame_out *frame;
+    uint64_t request_id;
+
+    message.volume = repair_now(repair)->key.volume;
+    message.segment = repair_now(repair)->key.segment;
+    message.slot = repair->sources[repair->source_idx].slot;
+    message.config_epoch = chunk == NULL ? 1 : chunk->config_epoch;
+    message.first_sector = repair->sectors[0].sector;
+    message.window_sectors = 1;
+    message.above_version = repair->sectors[0].version - 1;
+    request_id = client_session_begin(session, &repair->call, OP_PULL);
+    if (request_id == 0)
+        return false;
+    frame = frame_out_create_message(OP_PULL, 0, request_id, 0, &message.base);
+    if (frame == NULL) {
+        (void)client_session_cancel(&repair->call);
+        return false;
+    }
+    client_session_send_message(&repair->call, frame);
+    return true;
+}
+
+/* The source in turn, when it is connected. */
+static void
+repair_ask(struct repair *repair)
+{
+    struct chunkserver_core *core = repair->core;
+    struct peer *peer = peer_get(core, &repair->sources[repair->source_idx]);
+
+    repair->state = REPAIR_ASKING;
+    if (peer != NULL && client_session_is_up(&peer->session) &&
+        repair_send_pull(repair, &peer->session))
+        env_timer_start(core->env, &repair->timer, REPAIR_PULL_NS);
+    else if (repair->tries++ < REPAIR_PEER_TRIES)
+        env_timer_start(core->env, &repair->timer, REPAIR_PEER_NS);
+    else
+        repair_next_source(repair);
+}
+
+/* --- who has it --- */
+
+static const Dl__ServerAddress *
+map_server(const Dl__MapReply *map, uint32_t server_id)
+{
+    for (size_t i = 0; i < map->n_servers; i++)
+        if (map->servers[i]->server_id == server_id)
+            return map->servers[i];
+    return NULL;
+}
+
+static void
+repair_add_source(struct repair *repair, const Dl__Slot *slot, const Dl__ServerAddress *server)
+{
+    struct pull_source *source = &repair->sources[repair->source_count];
+    struct dl_error err;
+
+    if (repair->source_count == PULL_SOURCES_MAX || server == NULL ||
+        slot->state != DL__SLOT_STATE__SLOT_IN_SYNC || slot->number >= WIRE_SLOTS_MAX ||
+        slot->server_id == repair->core->meta.server_id ||
+        server->uuid.len != CHUNKSERVER_UUID_BYTES ||
+        dl_address_parse(server->address, 0, &source->address, &err) != 0)
+        return;
+    source->slot = slot->number;
+    memcpy(source->uuid, server->uuid.data, CHUNKSERVER_UUID_BYTES);
+    repair->source_count++;
+}
+
+static void
+repair_take_map(struct repair *repair, const Dl__MapReply *map)
+{
+    const Dl__Segment *segment = map->n_segments == 1 ? map->segments[0] : NULL;
+
+    repair->source_count = 0;
+    repair->source_idx = 0;
+    repair->tries = 0;
+    if (segment != NULL && segment->index == repair_now(repair)->key.segment)
+        for (size_t i = 0; i < segment->n_slots; i++)
+            repair_add_source(repair, segment->slots[i],
+                              map_server(map, segment->slots[i]->server_id));
+    if (repair->source_count == 0)
+        repair_give_up(repair, "no other slot is in-sync");
+    else
+        repair_ask(repair);
+}
+
+void
+repair_on_map(struct chunkserver_core *core, const struct frame *frame)
+{
+    struct repair *repair = core->repair;
+    ProtobufCMessage *message;
+
+    if (repair == NULL || repair->state != REPAIR_MAPPING || repair->map_id != frame->request_id)
+        return;
+    repair->map_id = 0;
+    env_timer_stop(core->env, &repair->timer);
+    message = frame->status == 0 ? frame_unpack(frame, &dl__map_reply__descriptor) : NULL;
+    if (message == NULL) {
+        repair_give_up(repair, "the metadata service does not say who else has it");
+        return;
+    }
+    repair_take_map(repair, (const void *)message);
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+/* The metadata service may be away for a while. */
+static void
+repair_get_map(struct repair *repair)
+{
+    Dl__MapGet message = DL__MAP_GET__INIT;
+
+    message.volume = repair_now(repair)->key.volume;
+    message.first = repair_now(repair)->key.segment;
+    message.max = 1;
+    repair->state = REPAIR_MAPPING;
+    repair->map_id = meta_link_request(repair->core, OP_MAP_GET, &message.base);
+    env_timer_start(repair->core->env, &repair->timer, REPAIR_MAP_NS);
+}
+
+/* --- what is here --- */
+
+static void
+repair_on_named(struct store_pull *pull, int err)
+{
+    struct repair *repair = list_entry(pull, struct repair, pull);
+
+    if (repair->core->stopping) {
+        repair->state = REPAIR_IDLE;
+        core_stop_step(repair->core);
+    } else if (err != 0 || pull->sector_count == 0 || pull->data_sectors == 0) {
+        repair_next_sector(repair); /* written anew meanwhile, or not to be known */
+    } else {
+        repair->tries = 0;
+        repair_get_map(repair);
+    }
+}
+
+static void
+repair_pull(struct repair *repair, enum repair_state state,
+            void (*on_done)(struct store_pull *pull, int err))
+{
+    struct chunkserver_core *core = repair->core;
+    const struct repair_range *range = repair_now(repair);
+
+    repair->state = state;
+    repair->pull = (struct store_pull){
+        .key = range->key,
+        .first_sector = range->first_sector,
+        .window_sectors = 1,
+        .without_data = state == REPAIR_NAMING,
+        .buffer = repair->buffer,
+        .sectors = repair->sectors,
+        .on_done = on_done,
+    };
+    core->store->ops->pull_start(core->store, &repair->pull);
+    core_store_started(core);
+}
+
+static void
+repair_on_checked(struct store_pull *pull, int err)
+{
+    struct repair *repair = list_entry(pull, struct repair, pull);
+
+    if (repair->core->stopping) {
+        repair->state = REPAIR_IDLE;
+        core_stop_step(repair->core);
+    } else if (err == -DL_E_CRC_DATA || err == -DL_E_MEDIA_READ) {
+        repair->core->stats.sectors_bad++;
+        repair_pull(repair, REPAIR_NAMING, repair_on_named);
+    } else if (err != 0) {
+        repair_give_up(repair, dl_err_str(err));
+    } else {
+        repair_next_sector(repair);
+    }
+}
+
+/* The next sector that somebody has complained about. */
+static void
+repair_step(struct repair *repair)
+{
+    const struct chunk *chunk;
+
+    dl_assert(repair->state == REPAIR_IDLE);
+    while (repair->range_count > 0 && !repair->core->stopping) {
+        chunk = chunk_table_find(repair->core->chunks, &repair_now(repair)->key);
+        if (chunk != NULL && chunk->attempt == 0 &&
+            !slot_is_beginning(repair->core, &repair_now(repair)->key)) {
+            repair_pull(repair, REPAIR_CHECKING, repair_on_checked);
+            return;
+        }
+        repair_forget_range(repair); /* it is gone, or recovers anyway */
+    }
+    core_stop_step(repair->core);
+}
+
+static void
+repair_on_timer(struct env_timer *timer)
+{
+    struct repair *repair = list_entry(timer, struct repair, timer);
+
+    if (repair->state == REPAIR_MAPPING) {
+        if (repair->tries++ < REPAIR_MAP_TRIES)
+            repair_get_map(repair);
+        else
+            repair_give_up(repair, "the metadata service does not answer");
+    } else if (!client_session_call_is_active(&repair->call)) {
+        repair_ask(repair); /* is it connected now? */
+    } else if (client_session_cancel(&repair->call)) {
+        repair_next_source(repair);
+    }
+}
+
+/* --- the request --- */
+
+static struct repair *
+repair_get(struct chunkserver_core *core)
+{
+    struct repair *repair = core->repair;
+
+    if (repair != NULL)
+        return repair;
+    repair = calloc(1, sizeof(*repair));
+    if (repair == NULL)
+        return NULL;
+    repair->buffer = buffer_pool_acquire(core->pull_buffers, BUFFER_BYTES_MAX);
+    dl_assert(repair->buffer != NULL);
+    repair->core = core;
+    repair->timer.fn = repair_on_timer;
+    repair->call.on_reply = repair_on_reply;
+    repair->call.on_payload = repair_on_payload;
+    repair->call.on_done = repair_on_pulled;
+    core->repair = repair;
+    return repair;
+}
+
+static bool
+repair_is_noted(const struct repair *repair, const struct repair_range *range)
+{
+    for (uint32_t i = 0; i < repair->range_count; i++) {
+        const struct repair_range *noted = &repair->ranges[i];
+
+        if (memcmp(&noted->key, &range->key, sizeof(range->key)) == 0 &&
+            noted->first_sector <= range->first_sector &&
+            noted->first_sector + noted->sector_count >= range->first_sector + range->sector_count)
+            return true;
+    }
+    return false;
+}
+
+static int
+repair_note(struct chunkserver_core *core, const Dl__Repair *message)
+{
+    struct repair *repair = repair_get(core);
+    struct repair_range range = {
+        .key = {.volume = message->volume, .segment = message->segment, .slot = message->slot},
+        .first_sector = message->first_sector,
+        .sector_count = message->sector_count,
+    };
+
+    if (repair == NULL)
+        return -DL_E_NO_MEMORY;
+    if (chunk_table_find(core->chunks, &range.key) == NULL)
+        return -DL_E_CHUNK_UNKNOWN;
+    if (repair_is_noted(repair, &range))
+        return 0;
+    if (repair->range_count == REPAIRS_MAX)
+        return -DL_E_BUSY;
+    repair->ranges[repair->range_count++] = range;
+    if (repair->state == REPAIR_IDLE)
+        repair_step(repair);
+    return 0;
+}
+
+static int
+repair_message_check(const Dl__Repair *message)
+{
+    if (message == NULL || message->volume == 0 || message->slot >= WIRE_SLOTS_MAX ||
+        message->sector_count == 0 || message->sector_count > STORE_IO_SECTORS_MAX)
+        return -DL_E_MESSAGE_MALFORMED;
+    if (message->first_sector >= WIRE_CHUNK_SECTORS_MAX ||
+        message->sector_count > WIRE_CHUNK_SECTORS_MAX - message->first_sector)
+        return -DL_E_RANGE;
+    return 0;
+}
+
+void
+repair_receive(struct session *session, const struct frame *frame)
+{
+    ProtobufCMessage *message = frame_unpack(frame, &dl__repair__descriptor);
+    Dl__RepairReply reply = DL__REPAIR_REPLY__INIT;
+    int err = repair_message_check((const void *)message);
+
+    session->core->stats.repairs++;
+    if (err == 0)
+        err = repair_note(session->core, (const void *)message);
+    if (err != 0)
+        session_refuse(session, frame, err);
+    else
+        session_send(session, frame_out_create_message(OP_REPAIR, FRAME_REPLY, frame->request_id, 0,
+                                                       &reply.base));
+    if (message != NULL)
+        protobuf_c_message_free_unpacked(message, NULL);
+}
+
+/* --- life --- */
+
+void
+repair_stop(struct chunkserver_core *core)
+{
+    struct repair *repair = core->repair;
+
+    if (repair == NULL)
+        return;
+    env_timer_stop(core->env, &repair->timer);
+    repair->range_count = repair->state == REPAIR_IDLE ? 0 : 1;
+    if (repair->state == REPAIR_MAPPING)
+        repair->state = REPAIR_IDLE;
+    if (repair->state == REPAIR_ASKING &&
+        (!client_session_call_is_active(&repair->call) || client_session_cancel(&repair->call)))
+        repair->state = REPAIR_IDLE;
+}
+
+bool
+repair_is_idle(const struct chunkserver_core *core)
+{
+    return core->repair == NULL || core->repair->state == REPAIR_IDLE;
+}
+
+void
+repair_free(struct chunkserver_core *core)
+{
+    free(core->repair);
+}
