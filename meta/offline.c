@@ -127,11 +127,16 @@ offline_open(struct offline **ret_offline, const char *dir, struct dl_error *err
     return 0;
 }
 
+/* What belongs to the product is made where it is missing; if it can't be, mkdir() below says so. */
+#define STATE_DIRECTORY "/var/lib/dlblk"
+
 static int
 offline_make_place(struct offline *offline, struct dl_error *err)
 {
     struct stat status;
 
+    if (strncmp(offline->dir, STATE_DIRECTORY "/", strlen(STATE_DIRECTORY) + 1) == 0)
+        (void)mkdir(STATE_DIRECTORY, 0700);
     if (mkdir(offline->dir, 0700) < 0 && errno != EEXIST) {
         (void)dl_error_set(err, -errno, "the directory %s can not be made: %s", offline->dir,
                            dl_err_str(-errno));

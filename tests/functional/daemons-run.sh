@@ -135,6 +135,11 @@ serve v
 check "and can be read" nbdcopy "$uri" null:
 stop_serving
 
+# --- a machine on which dlblk has never run ---
+
+check "init makes what is missing in /var/lib" unshare --mount bash -ec \
+    "mount -t tmpfs none /var/lib; $(command -v dlblk-meta) init; test -d /var/lib/dlblk/meta/db"
+
 # --- what the machine does not allow ---
 
 without_io_uring() {
@@ -205,4 +210,4 @@ s = socket.socket()
 fcntl.ioctl(s, 0x8914, struct.pack(\"16sH14x\", b\"lo\", 1))'; scratch=$scratch; over_v6 7700"
 fi
 
-finish 67
+finish 68
