@@ -1032,6 +1032,13 @@ test_client_that_takes_no_small_replies(void **state)
         run_for(fx, 100 * SIM_MS);
     }
     assert_int_equal(stats_of(fx).sessions, 0);
+    /* What it could not send comes back to it, when it notices. */
+    before = sim_enter(&greedy->process);
+    if (greedy->link != NULL)
+        link_pause(greedy->link, false);
+    sim_leave(&greedy->process, before);
+    run_for(fx, SIM_S);
+    assert_null(greedy->link);
 }
 
 static void
