@@ -2,9 +2,9 @@
 /*
  * chunk_store.h: what the chunkserver's core asks of the thing that keeps chunks.
  *
- * Two implementations: the storage engine (chunkserver/engine) on a disk, and the simulator's model
- * of it (tests/sim/model_store.c), which loses on a crash what the engine may lose.  What both must
- * remember about a chunk (epochs, stable version, pending writes, volume fences) is in
+ * Two implementations: the storage engine (chunkserver/engine) on a disk, and the simulator's
+ * model of it (tests/sim/model_store.c), which loses on a crash what the engine may lose.  What
+ * both must remember about a chunk (epochs, stable version, pending writes, volume fences) is in
  * chunk_table.h, which both use.
  *
  * Division of labour: the core checks epochs and fences against the chunk table before it starts a
@@ -50,8 +50,8 @@ struct chunk_store;
  *   -DL_E_CHUNK_UNKNOWN  no such chunk, and create was not set
  *   -DL_E_CHUNK_DELETED  the chunk was deleted
  *   -DL_E_RANGE          beyond what a chunk can have
- * A version that is already durable here is acknowledged without another write, one in flight waits
- * for the first, whether or not `retry` is set (the flag saves the search where it is not).
+ * A version that is already durable here is acknowledged without another write, one in flight
+ * waits for the first, whether or not `retry` is set (the flag saves the search where it is not).
  *
  * Of a recovering chunk: without an attempt, under a config epoch above the chunk's attempt, it
  * promotes the chunk (chunk_promote()), durably with this record.  Its stable version is told to
@@ -92,9 +92,9 @@ enum sector_kind {
  * data).  The CRCs are what the writing client computed; the data is as the disk gave it: the
  * reader at the far end compares.
  *   -DL_E_MEDIA_READ     the drive failed the read
- *   -DL_E_INDEX_CORRUPT  the map of this range can't be read, or a sector of it was damaged: an error
- *                        for the range, never a hole.  Such sectors are among store_voids; a write
- *                        heals them (it is above all that they can have had), or a repair
+ *   -DL_E_INDEX_CORRUPT  the map of this range can't be read, or a sector of it was damaged: an
+ *                        error for the range, never a hole.  Such sectors are among store_voids; a
+ *                        write heals them (it is above all that they can have had), or a repair
  *   -DL_E_NOT_IN_SYNC    a sector is void: an attempt began while the read was under way
  *   -DL_E_CHUNK_UNKNOWN
  */
@@ -190,8 +190,8 @@ struct store_sector {
  * durable behind its back, and an epoch that could still be lost must not be relied on (rules 12
  * and 16).  Ascending; stops when STORE_IO_SECTORS_MAX sectors are found.  The data is as the disk
  * gave it, but compared with its CRC here: -DL_E_CRC_DATA names a sector in `bad_sector`.
- *   -DL_E_NOT_IN_SYNC: a sector of the window is void, so that nobody knows whether it would have to
- *   be sent; -DL_E_INDEX_CORRUPT: the same of one that was damaged; both are in `bad_sector`
+ *   -DL_E_NOT_IN_SYNC: a sector of the window is void, so that nobody knows whether it would have
+ *   to be sent; -DL_E_INDEX_CORRUPT: the same of one that was damaged; both are in `bad_sector`
  *   -DL_E_MEDIA_READ | -DL_E_INDEX_CORRUPT | -DL_E_CHUNK_UNKNOWN | -DL_E_RANGE
  */
 struct store_pull {
@@ -214,8 +214,8 @@ struct store_pull {
 };
 
 /*
- * Which sectors of a window are void: by an attempt, or because their leaf was damaged (then also of
- * an in-sync chunk, all 64 of a leaf at first).  It looks at once.  Errors as for store_pull.
+ * Which sectors of a window are void: by an attempt, or because their leaf was damaged (then also
+ * of an in-sync chunk, all 64 of a leaf at first).  It looks at once.  Errors as for store_pull.
  */
 struct store_voids {
     struct chunk_key key;
@@ -234,14 +234,14 @@ struct store_voids {
  * stable_version (the source's S, when it sent them) goes to chunk_sources_hear().  Sectors above
  * stable_version, taken or not (then they are here in a higher version), are listed by
  * chunk_pending_add_pulled().  With `repair` instead: each sector is taken if the chunk has it in
- * exactly this version and data, whatever state its block is in, which is not used again (rule 23);
- * the cursor means nothing, and the chunk may be in-sync.
+ * exactly this version and data, whatever state its block is in, which is not used again (rule
+ * 23); the cursor means nothing, and the chunk may be in-sync.
  *
- * A damaged sector is void, but this slot may have acknowledged for it what the source has not yet:
- * it is taken (by a repair too, a hole too) only if its version, or stable_version, is at or above
- * the highest version that the chunk may have had when the damage was found.  One that was not taken
- * stays void: again with a later S of the source.  A request is one record, or several if it has
- * many short runs: then a crash can leave the first of them, without the cursor.
+ * A damaged sector is void, but this slot may have acknowledged for it what the source has not
+ * yet: it is taken (by a repair too, a hole too) only if its version, or stable_version, is at or
+ * above the highest version that the chunk may have had when the damage was found.  One that was
+ * not taken stays void: again with a later S of the source.  A request is one record, or several
+ * if it has many short runs: then a crash can leave the first of them, without the cursor.
  *   -DL_E_EPOCH_OLD    the chunk has another attempt, or none (not with repair)
  *   -DL_E_INDEX_CORRUPT  the index could not be read at all: not before the next start
  *   -DL_E_CHUNK_UNKNOWN | -DL_E_NO_SPACE (the reserve is used) | -DL_E_MEDIA_WRITE | -DL_E_RANGE

@@ -3,12 +3,13 @@
  * alloc.h: which blocks of the data region are in use, which one is handed out next, and when one
  * may be used again.
  *
- *           alloc_take         alloc_commit      alloc_give_up   FREE composed   alloc_free_durable
- *     free -----------> handed out -----------> in use -----------> queued ---------> named -----.
- *      ^                    |  (record is acknowledged)                                          v
- *      |<-------------------'  alloc_return (never journaled, or aborted)                quarantine
- *      `-----------------------------------------------------------------------------------------'
- *                              alloc_release (reads begun before have ended)
+ *           alloc_take         alloc_commit      alloc_give_up   FREE composed  
+ *     alloc_free_durable free -----------> handed out -----------> in use -----------> queued
+ *      ---------> named -----. ^                    |  (record is acknowledged)                   
+ *                            v |<-------------------'  alloc_return (never journaled, or aborted) 
+ *                    quarantine
+ *                             
+ *                              `-----------------------------------------------------------------------------------------' alloc_release (reads begun before have ended)
  *
  * Invariants:
  * 1. The map is what replay of the journal would rebuild at this moment: records of acknowledged
@@ -129,13 +130,13 @@ void alloc_commit(struct alloc *alloc, uint64_t block, uint32_t count);
 void alloc_return(struct alloc *alloc, uint64_t block, uint32_t count);
 
 /*
- * In use, and no longer needed.  Returns given_up_seq, which FREE records must reach before this is
- * forgotten.
+ * In use, and no longer needed.  Returns given_up_seq, which FREE records must reach before this
+ * is forgotten.
  */
 uint64_t alloc_give_up(struct alloc *alloc, uint64_t block, uint32_t count);
 /*
- * The same of a block that must never be used again: it goes through the queue like any other, but a
- * BAD record names it, and it stays in use.
+ * The same of a block that must never be used again: it goes through the queue like any other, but
+ * a BAD record names it, and it stays in use.
  */
 uint64_t alloc_give_up_worn(struct alloc *alloc, uint64_t block);
 /* The run that the next FREE or (worn) BAD record should name first; false: none waits. */

@@ -4,17 +4,18 @@
  * and bytes; no I/O.
  *
  * The rules, per sector; what loses gives its block up:
- *   LEAF_WRITE   The higher version wins; at equal versions what is there stays (the same version is
- *                always the same bytes).  As a hole (CLEAR): a hole, whatever was there.  As void:
- *                what is above the change's version is void.
+ *   LEAF_WRITE   The higher version wins; at equal versions what is there stays (the same version
+ *                is always the same bytes).  As a hole (CLEAR): a hole, whatever was there.  As
+ *                void: what is above the change's version is void.
  *   LEAF_MERGE   What comes from another slot: as LEAF_WRITE, but a hole replaces only void.
- *   LEAF_REPAIR  Replaces data of the same version, or void; the old block is worn: not used again.
+ *   LEAF_REPAIR  Replaces data of the same version, or void; the old block is worn: not used
+ *   again.
  *
- * Void sectors have a version V: they take writes of V and above.  Where an attempt made them void V is
- * the step plus one, and they take all that comes from another slot.  Where a leaf was damaged (birth
- * SECTOR_VOID_DAMAGED) V is what the chunk may have had; of another slot they take only what it had
- * when all up to V was stable there: else what was acknowledged here, and not yet there, would be
- * replaced by what was before it.
+ * Void sectors have a version V: they take writes of V and above.  Where an attempt made them void
+ * V is the step plus one, and they take all that comes from another slot.  Where a leaf was
+ * damaged (birth SECTOR_VOID_DAMAGED) V is what the chunk may have had; of another slot they take
+ * only what it had when all up to V was stable there: else what was acknowledged here, and not yet
+ * there, would be replaced by what was before it.
  *
  * Threads: any.  Blocks: never.
  * Errors:  of leaf_decode(): -DL_E_INDEX_CORRUPT; any bytes are allowed.

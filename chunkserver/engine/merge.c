@@ -2,13 +2,15 @@
 /*
  * merge.c: what comes from another slot: pulled sectors of a chunk that recovers, repaired ones.
  *
- *     request --> part --> its leaves in memory --> data and MERGE record, as a write --> next part
+ *     request --> part --> its leaves in memory --> data and MERGE record, as a write --> next
+ *     part
  *
  * A record must fit into the smallest journal block, so a request with many short runs is cut into
  * parts, one after the other.
  *
  * Invariants:
- * 1. The cursor rises with the last part only, and that is started when those before it are durable.
+ * 1. The cursor rises with the last part only, and that is started when those before it are
+ * durable.
  * 2. A part is applied while its leaves are in memory: the number of sectors that were taken is
  *    exact.
  * 3. No part is started while an attempt is being begun, nor under another attempt than the

@@ -101,8 +101,8 @@ open_index(struct engine *engine, struct index_position *position, struct dl_err
 }
 
 /*
- * No sector of the chunk has a higher version.  What was pulled is not above what a source said to be
- * stable, or it is listed.
+ * No sector of the chunk has a higher version.  What was pulled is not above what a source said to
+ * be stable, or it is listed.
  */
 static uint64_t
 open_version_max(const struct chunk *chunk)

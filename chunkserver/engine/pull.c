@@ -3,8 +3,8 @@
  * pull.c: what another slot asks of this one: the sectors of a window above a version, with their
  * data; and which sectors of a window are void here.
  *
- * A pull is a read to the rest of the engine: while it is under way the blocks that it reads are not
- * handed out again.
+ * A pull is a read to the rest of the engine: while it is under way the blocks that it reads are
+ * not handed out again.
  */
 #include <string.h>
 

@@ -38,8 +38,8 @@ mark_leaves(struct attempt *attempt, uint32_t first, uint32_t end)
 }
 
 /*
- * Of a chunk that was in-sync all that is above S is listed.  One that was recovering forgot what was
- * heard stable, and that can be above a step.
+ * Of a chunk that was in-sync all that is above S is listed.  One that was recovering forgot what
+ * was heard stable, and that can be above a step.
  */
 static void
 attempt_mark(struct attempt *attempt)

@@ -48,8 +48,8 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
 }
 
 /*
- * With this leaf the index forgets which blocks the damaged one had.  Nobody knows them: they stay in
- * use, and whoever compares the map with the leaves must know why.
+ * With this leaf the index forgets which blocks the damaged one had.  Nobody knows them: they stay
+ * in use, and whoever compares the map with the leaves must know why.
  */
 static void
 stage_lost(struct engine *engine)

@@ -3,9 +3,9 @@
  * A slot that recovers, cut anywhere. One chunk, and beside it what an in-sync peer has:
  *
  *     in-sync, writes --> power cut --> the peer gets more writes
- *       --> attempt: all above S is void  --+--> windows from 0 to the end: voids, what the peer has
- *            ^                              |    of them and above the steps, merged; writes of the
- *            `--- power cut, at any turn ---'    attempt in between
+ *      --> attempt: all above S is void --+--> windows from 0 to the end: voids, what the peer has
+ *            ^                              |    of them and above the steps, merged; writes of
+ *            the `--- power cut, at any turn ---'    attempt in between
  *       --> report, in-sync: every sector is the peer's, the space exact
  *
  * And what each of the requests promises by itself.
@@ -809,8 +809,8 @@ test_attempt(void **state)
 }
 
 /*
- * The index has the chunk as it was after its attempt, or after its promotion, and is replayed from
- * before it: nothing of it happens twice.
+ * The index has the chunk as it was after its attempt, or after its promotion, and is replayed
+ * from before it: nothing of it happens twice.
  */
 static void
 test_replay_of_what_the_index_has(void **state)
@@ -940,8 +940,8 @@ test_merge_of_many_versions(void **state)
 }
 
 /*
- * A repair replaces exactly its version; the old block is never used again, also not after a crash.
- */
+ * A repair replaces exactly its version; the old block is never used again, also not after a
+ *crash. /
 static void
 test_repair(void **state)
 {
