@@ -23,6 +23,7 @@
 #define AHEAD_SEGMENTS_MAX 16u
 #define NO_SEGMENT         UINT32_MAX
 #define REFRESH_NS         (1000 * CLIENT_NS_PER_MS)
+#define REFRESH_URGENT_NS  (50 * CLIENT_NS_PER_MS)
 /* Of one answer; what is behind comes with the next. */
 #define REFRESH_SEGMENTS_MAX 4096u
 
@@ -245,10 +246,13 @@ map_refresh_send(struct client_volume *volume)
 {
     uint64_t now_ns = env_now_ns(volume->core->env);
 
+    uint64_t pause_ns = volume->map_urgent ? REFRESH_URGENT_NS : REFRESH_NS;
+
     if (!volume->map_wanted || volume->map_call.core != NULL || volume->fenced ||
-        (volume->map_asked_ns != 0 && now_ns - volume->map_asked_ns < REFRESH_NS))
+        (volume->map_asked_ns != 0 && now_ns - volume->map_asked_ns < pause_ns))
         return;
     volume->map_wanted = false;
+    volume->map_urgent = false;
     volume->map_asked_ns = now_ns;
     volume->map_request.volume = volume->id;
     volume->map_request.lease_epoch = (volume->flags & DLBLK_OPEN_READ_ONLY) != 0
@@ -303,6 +307,13 @@ client_map_refresh(struct client_volume *volume, uint32_t segment_idx)
     volume->map_wanted_first = min_u32(volume->map_wanted_first, segment_idx);
     volume->map_wanted_last = max_u32(volume->map_wanted_last, segment_idx);
     map_refresh_send(volume);
+}
+
+void
+client_map_refresh_now(struct client_volume *volume, uint32_t segment_idx)
+{
+    volume->map_urgent = true;
+    client_map_refresh(volume, segment_idx);
 }
 
 /* --- life --- */

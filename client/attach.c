@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/resolve.h"
 #include "client/volume_internal.h"
 #include "common/mutant.h"
 
@@ -40,6 +41,7 @@ static const struct sm_table volume_table = SM_TABLE("client volume", volume_sta
 static int
 learn_segment(struct client_volume *volume, const Dl__Segment *message, bool *ret_changed)
 {
+    struct segment_before before;
     struct segment *segment;
     bool changed;
     bool was_there;
@@ -48,12 +50,22 @@ learn_segment(struct client_volume *volume, const Dl__Segment *message, bool *re
     if (message->index >= geometry_segment_count(&volume->geometry))
         return -DL_E_MESSAGE_MALFORMED;
     for (size_t i = 0; i < message->n_slots; i++)
-        if (client_core_server(volume->core, message->slots[i]->server_id) == NULL)
+        if (message->slots[i]->server_id != 0 &&
+            client_core_server(volume->core, message->slots[i]->server_id) == NULL)
             return -DL_E_MESSAGE_MALFORMED;
     segment = client_map_get(&volume->map, message->index);
     was_there = segment != NULL && segment->config_epoch != 0;
+    if (was_there) {
+        before.config_epoch = segment->config_epoch;
+        before.slot_count = segment->slot_count;
+        memcpy(before.slots, segment->slots, segment->slot_count * sizeof(before.slots[0]));
+    }
     err = client_map_apply(&volume->map, message, &segment, &changed);
     *ret_changed = err == 0 && changed && was_there;
+    if (*ret_changed && volume->takeover_due)
+        segment->changed_early = true;
+    if (*ret_changed && volume->takeover != NULL)
+        client_takeover_on_map(volume, segment, &before);
     return err;
 }
 
@@ -72,9 +84,28 @@ client_volume_learn(struct client_volume *volume, Dl__ServerAddress **servers, s
         err = learn_segment(volume, segments[i], &one_changed);
         changed = changed || one_changed;
     }
-    if (changed)
+    if (changed) {
+        client_resolve_check_maps(volume);
         client_volume_check_ops(volume);
+    }
     return err;
+}
+
+/* News of another lease is about a map that another owner has, or had. */
+void
+client_volume_on_map_changed(struct client_volume *volume, const Dl__MapChanged *changed)
+{
+    bool reader = (volume->flags & DLBLK_OPEN_READ_ONLY) != 0;
+    int err;
+
+    if (volume->fenced || (!reader && changed->lease_epoch != volume->lease_epoch))
+        return;
+    err = client_volume_learn(volume, changed->servers, changed->n_servers, changed->segments,
+                              changed->n_segments);
+    if (err != 0)
+        client_core_event(volume->core, DLBLK_EVENT_WARNING,
+                          "volume %s: news of its map can't be used: %s", volume->name,
+                          dl_err_str(err));
 }
 
 /* --- open --- */
@@ -190,7 +221,7 @@ attach_make_volume(struct attach *attach, const Dl__AttachReply *reply,
     int err;
 
     if (news == NULL || news->policy == NULL || news->policy->replicas == 0 ||
-        news->policy->replicas + 2 > WIRE_SLOTS_MAX ||
+        news->policy->replicas + 1 > WIRE_SLOTS_MAX ||
         news->policy->redundancy != DL__REDUNDANCY__REDUNDANCY_REPLICATED)
         return -DL_E_MESSAGE_MALFORMED;
     err = geometry_init(&geometry, news->size_bytes, news->segment_bytes, news->logical_block_bytes,
@@ -210,8 +241,8 @@ attach_make_volume(struct attach *attach, const Dl__AttachReply *reply,
     volume->min_write = news->policy->min_write;
     memcpy(volume->attach_id, attach->attach_id, CLIENT_ID_BYTES);
     sm_init(&volume->sm, &volume_table, VOLUME_OPEN, volume->id);
-    /* A slot that is added while another one goes, and one to spare. */
-    client_map_init(&volume->map, news->policy->replicas + 2);
+    /* One more than copies: a slot that comes while the one that it replaces is still there. */
+    client_map_init(&volume->map, news->policy->replicas + 1);
     err = volume->name != NULL ? client_volume_init(volume) : -DL_E_NO_MEMORY;
     list_push_back(&attach->core->volumes, &volume->node);
     if (err != 0) {
@@ -477,6 +508,7 @@ client_close_step(struct client_volume *volume)
         sm_move(&volume->sm, VOLUME_DETACHING);
         client_takeover_end(volume);
         client_allocate_cancel(volume);
+        client_eject_cancel(volume);
         client_meta_call_cancel(&volume->attach_call);
         client_volume_abort_all(volume, -DL_E_CANCELLED);
     }

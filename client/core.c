@@ -14,6 +14,12 @@
 #define REQUEST_TIMEOUT_MS  30000u
 #define ATTACH_TIMEOUT_MS   30000u
 #define META_BACKOFF_MAX_NS (500 * CLIENT_NS_PER_MS)
+#define EJECT_LOST_MS       200u
+#define EJECT_SILENT_MS     3000u
+#define EJECT_SLOW_MS       10000u
+#define HEDGE_MIN_MS        10u
+/* A timer that is so late says that this process was stopped. */
+#define LATE_NS (500 * CLIENT_NS_PER_MS)
 
 void
 client_core_event(struct client_core *core, enum dlblk_event_level level, const char *format, ...)
@@ -430,6 +436,23 @@ core_on_volume_changed(struct client_core *core, const struct frame *frame)
 }
 
 static void
+core_on_map_changed(struct client_core *core, const struct frame *frame)
+{
+    Dl__MapChanged *changed = (void *)frame_unpack(frame, &dl__map_changed__descriptor);
+    struct client_volume *volume;
+
+    if (changed == NULL) {
+        core_reply(core, frame, -DL_E_MESSAGE_MALFORMED, "MAP_CHANGED is malformed", NULL);
+        return;
+    }
+    list_for_each_entry (volume, &core->volumes, node)
+        if (client_volume_id(volume) == changed->volume)
+            client_volume_on_map_changed(volume, changed);
+    core_reply(core, frame, 0, NULL, NULL);
+    dl__map_changed__free_unpacked(changed, NULL);
+}
+
+static void
 core_meta_on_request(struct client_session *session, const struct frame *frame)
 {
     struct client_core *core = session->owner;
@@ -440,6 +463,9 @@ core_meta_on_request(struct client_session *session, const struct frame *frame)
         return;
     case OP_VOLUME_CHANGED:
         core_on_volume_changed(core, frame);
+        return;
+    case OP_MAP_CHANGED:
+        core_on_map_changed(core, frame);
         return;
     default:
         core_reply(core, frame, -DL_E_OPCODE_UNKNOWN, "a client does not serve this request", NULL);
@@ -503,6 +529,45 @@ server_on_hello(struct client_session *session, const Dl__Hello *hello)
     return core_is_id(&hello->server_uuid, server->uuid) ? 0 : -DL_E_SERVER_UNKNOWN;
 }
 
+/*
+ * What is known of a connection is known once, for all writes that wait for it: the slots of a
+ * server that is gone are ejected together.
+ */
+static void
+server_fail(struct client_server *server, Dl__EjectReason reason)
+{
+    struct client_volume *volume;
+
+    server->failed = reason;
+    list_for_each_entry (volume, &server->core->volumes, node)
+        client_volume_on_server_failed(volume);
+}
+
+/* If it is not up in so long it has failed. */
+static void
+server_watch(struct client_server *server, uint32_t limit_ms)
+{
+    struct client_core *core = server->core;
+
+    if (limit_ms == CLIENT_NEVER || server->failed != DL__EJECT_REASON__EJECT_NONE ||
+        core->stopping)
+        return;
+    server->lost_ns = env_now_ns(core->env) + limit_ms * CLIENT_NS_PER_MS;
+    env_timer_start(core->env, &server->lost_timer, limit_ms * CLIENT_NS_PER_MS);
+}
+
+static void
+server_on_lost_timer(struct env_timer *timer)
+{
+    struct client_server *server = list_entry(timer, struct client_server, lost_timer);
+
+    /* We were stopped: it had no chance to come back. */
+    if (env_now_ns(server->core->env) - server->lost_ns >= LATE_NS)
+        server_watch(server, server->core->options.eject_lost_ms);
+    else
+        server_fail(server, DL__EJECT_REASON__EJECT_CONNECTION);
+}
+
 static void
 server_on_up(struct client_session *session)
 {
@@ -511,6 +576,8 @@ server_on_up(struct client_session *session)
     struct list waiters;
     struct list *node;
 
+    env_timer_stop(server->core->env, &server->lost_timer);
+    server->failed = DL__EJECT_REASON__EJECT_NONE;
     client_core_event(server->core, DLBLK_EVENT_DEBUG, "connected to %s",
                       client_server_name(server).text);
     list_init(&waiters);
@@ -531,6 +598,10 @@ server_on_down(struct client_session *session, int err)
     client_core_want_tick(server->core);
     client_core_event(server->core, DLBLK_EVENT_WARNING, "the connection to %s was lost: %s",
                       client_server_name(server).text, session->problem);
+    if (session->silent && server->core->options.eject_silent_ms != CLIENT_NEVER)
+        server_fail(server, DL__EJECT_REASON__EJECT_SILENT);
+    else
+        server_watch(server, server->core->options.eject_lost_ms);
 }
 
 static void
@@ -539,6 +610,9 @@ server_on_failed(struct client_session *session, int err)
     struct client_server *server = session->owner;
 
     (void)err;
+    /* The first try ever was refused: that says as much as a connection that broke. */
+    if (session->failures == 1)
+        server_watch(server, server->core->options.eject_lost_ms);
     if (session->failures == 3 || session->failures % 60 == 0)
         client_core_event(server->core, DLBLK_EVENT_WARNING, "%s cannot be reached: %s",
                           client_server_name(server).text, session->problem);
@@ -549,6 +623,7 @@ server_on_stopped(struct client_session *session)
 {
     struct client_server *server = session->owner;
 
+    env_timer_stop(server->core->env, &server->lost_timer);
     core_session_stopped(server->core);
 }
 
@@ -580,6 +655,11 @@ core_add_server(struct client_core *core, uint32_t id, const uint8_t uuid[CLIENT
     server->hello.server_uuid = (ProtobufCBinaryData){.data = server->uuid, .len = CLIENT_ID_BYTES};
     client_session_init(&server->session, core->env, &server_events, server, &server->hello,
                         ((uint64_t)id << 32) + 1);
+    server->lost_timer.fn = server_on_lost_timer;
+    if (core->options.eject_silent_ms != CLIENT_NEVER)
+        server->session.silence_max_ns = core->options.eject_silent_ms * CLIENT_NS_PER_MS;
+    if (core->options.eject_lost_ms != CLIENT_NEVER)
+        server->session.quick_ns = core->options.eject_lost_ms * CLIENT_NS_PER_MS;
     core->servers.items[id] = server;
     core->server_count++;
     core->sessions_running++;
@@ -610,6 +690,9 @@ client_core_learn_server(struct client_core *core, const Dl__ServerAddress *addr
         return 0;
     client_session_set_addresses(&server->session, &parsed, 1);
     server->address_known = true;
+    /* No connection has broken yet: to wait for the first one has its own patience. */
+    if (server->session.sm.state == SESSION_IDLE)
+        server_watch(server, core->options.eject_silent_ms);
     client_session_want(&server->session);
     return 0;
 }
@@ -624,6 +707,8 @@ core_on_tick(struct env_timer *timer)
     struct client_volume *following;
     bool again;
 
+    if (env_now_ns(core->env) - core->tick_ns >= LATE_NS)
+        core->awake_ns = env_now_ns(core->env);
     core_check_meta_calls(core);
     list_for_each_entry_safe (volume, following, &core->volumes, node)
         client_volume_on_tick(volume);
@@ -663,6 +748,14 @@ core_on_task(struct env_task *task)
 
 /* --- life --- */
 
+static uint32_t
+core_eject_ms(uint32_t given_ms, uint32_t default_ms)
+{
+    if (given_ms != 0)
+        return given_ms;
+    return CLIENT_EJECTS ? default_ms : CLIENT_NEVER;
+}
+
 static int
 core_copy_options(struct client_core *core, const struct client_core_options *options)
 {
@@ -671,8 +764,14 @@ core_copy_options(struct client_core *core, const struct client_core_options *op
     core->options.host = strdup(options->host != NULL ? options->host : "");
     if (core->options.connect_timeout_ms == 0)
         core->options.connect_timeout_ms = CONNECT_TIMEOUT_MS;
+    core->options.eject_lost_ms = core_eject_ms(options->eject_lost_ms, EJECT_LOST_MS);
+    core->options.eject_silent_ms = core_eject_ms(options->eject_silent_ms, EJECT_SILENT_MS);
+    core->options.eject_slow_ms = core_eject_ms(options->eject_slow_ms, EJECT_SLOW_MS);
+    if (core->options.hedge_min_ms == 0)
+        core->options.hedge_min_ms = HEDGE_MIN_MS;
     if (core->options.request_timeout_ms == 0)
-        core->options.request_timeout_ms = REQUEST_TIMEOUT_MS;
+        core->options.request_timeout_ms = client_core_ejects(core) ? CLIENT_NEVER
+                                                                    : REQUEST_TIMEOUT_MS;
     if (core->options.attach_timeout_ms == 0)
         core->options.attach_timeout_ms = ATTACH_TIMEOUT_MS;
     if (core->options.in_flight_bytes_max == 0)
@@ -694,6 +793,7 @@ client_core_create(struct client_core **ret_core, struct env *env,
     list_init(&core->meta_calls);
     list_init(&core->volumes);
     list_init(&core->admission);
+    list_init(&core->loose);
     buffers_init(&core->buffers);
     core->tick.fn = core_on_tick;
     core->task.fn = core_on_task;
@@ -763,6 +863,12 @@ client_core_destroy(struct client_core *core)
     if (core == NULL)
         return;
     core_abandon_meta_calls(core);
+    while (!list_is_empty(&core->loose)) {
+        struct core_loose *loose = list_first_entry(&core->loose, struct core_loose, node);
+
+        list_remove(&loose->node);
+        loose->free(loose);
+    }
     list_for_each_entry_safe (volume, following, &core->volumes, node)
         client_volume_abandon(volume);
     client_session_fini(&core->meta);

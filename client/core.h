@@ -35,17 +35,32 @@
 struct client_core;
 
 #define CLIENT_META_ADDRESSES_MAX 8u
+#define CLIENT_NEVER              UINT32_MAX
+/* Whether slots are ejected unless the options say otherwise. */
+#define CLIENT_EJECTS false
 
 struct client_core_options {
     struct dl_address meta[CLIENT_META_ADDRESSES_MAX];
     size_t meta_count; /* at least 1 */
     const char *owner; /* "host pid program": who has a volume attached, for display */
     const char *host;  /* this machine's label: reads prefer servers with the same; may be NULL */
-    uint32_t connect_timeout_ms;  /* of control calls while nobody answers; 0: 10 s */
-    uint32_t request_timeout_ms;  /* how long I/O is sent again before it fails; 0: 30 s */
+    uint32_t connect_timeout_ms; /* of control calls while nobody answers; 0: 10 s */
+    /* how long I/O is sent again before it fails; 0: 30 s, and without end if slots are ejected */
+    uint32_t request_timeout_ms;
     uint32_t attach_timeout_ms;   /* how long an attach waits for a dead owner's servers; 0: 30 s */
     uint64_t in_flight_bytes_max; /* of all volumes; what is beyond waits; 0: 64 MiB */
-    dlblk_event_fn on_event;      /* may be NULL */
+    /*
+     * When a slot that a write waits for is ejected (docs/recovery.md, "How a slot fails"): its
+     * server's connection broke and did not come back; it is silent though it was pinged; it
+     * answers, but not this write.  CLIENT_NEVER; 0: the default, which is CLIENT_EJECTS.  If all
+     * three are never, errors eject nobody either.
+     */
+    uint32_t eject_lost_ms;
+    uint32_t eject_silent_ms;
+    uint32_t eject_slow_ms;
+    /* A read is asked for elsewhere too, at the earliest after so long; 0: 10 ms; CLIENT_NEVER */
+    uint32_t hedge_min_ms;
+    dlblk_event_fn on_event; /* may be NULL */
     void *event_context;
 };
 

@@ -24,6 +24,12 @@
 
 struct client_volume;
 
+/* A request that nobody waits for any more, or never did: freed by itself, or with the core. */
+struct core_loose {
+    struct list node; /* core->loose */
+    void (*free)(struct core_loose *loose);
+};
+
 struct client_server {
     struct client_session session;
     struct client_core *core;
@@ -33,7 +39,12 @@ struct client_server {
     bool same_host;
     bool address_known;
     uint32_t reads_in_flight;
+    uint32_t repairs_in_flight;
     struct list waiters; /* slot_io.wait_node: to be sent when the session is up */
+    /* Writes that wait for it eject it: EJECT_CONNECTION or EJECT_SILENT; EJECT_NONE: no reason */
+    Dl__EjectReason failed;
+    struct env_timer lost_timer; /* until its connection has been gone for too long */
+    uint64_t lost_ns;            /* when that is due */
 };
 
 struct client_core {
@@ -54,7 +65,11 @@ struct client_core {
     uint64_t in_flight_bytes, in_flight_bytes_highest;
     struct buffers buffers;
 
+    struct list loose; /* core_loose.node */
+
     struct env_timer tick;
+    uint64_t tick_ns;  /* when it is due */
+    uint64_t awake_ns; /* this process was stopped until then: nobody else was slow before */
     struct env_task task;
 
     bool stopping;
@@ -71,8 +86,46 @@ void client_core_event(struct client_core *core, enum dlblk_event_level level, c
 static inline void
 client_core_want_tick(struct client_core *core)
 {
-    if (!env_timer_armed(&core->tick))
-        env_timer_start(core->env, &core->tick, CLIENT_TICK_NS);
+    if (env_timer_armed(&core->tick))
+        return;
+    core->tick_ns = env_now_ns(core->env) + CLIENT_TICK_NS;
+    env_timer_start(core->env, &core->tick, CLIENT_TICK_NS);
+}
+
+/* Slots that fail are ejected. */
+static inline bool
+client_core_ejects(const struct client_core *core)
+{
+    return core->options.eject_lost_ms != CLIENT_NEVER ||
+           core->options.eject_silent_ms != CLIENT_NEVER ||
+           core->options.eject_slow_ms != CLIENT_NEVER;
+}
+
+/* How long something has lasted, as far as this process was there to see it. */
+static inline uint64_t
+client_core_age_ns(const struct client_core *core, uint64_t since_ns, uint64_t now_ns)
+{
+    uint64_t from_ns = since_ns > core->awake_ns ? since_ns : core->awake_ns;
+
+    return now_ns > from_ns ? now_ns - from_ns : 0;
+}
+
+/* True if it has lasted so long; CLIENT_NEVER: false. */
+static inline bool
+client_core_is_over(const struct client_core *core, uint64_t since_ns, uint64_t now_ns,
+                    uint32_t limit_ms)
+{
+    return limit_ms != CLIENT_NEVER &&
+           client_core_age_ns(core, since_ns, now_ns) >= limit_ms * CLIENT_NS_PER_MS;
+}
+
+/* Request time from now on: a deadline. */
+static inline uint64_t
+client_core_deadline_ns(const struct client_core *core)
+{
+    if (core->options.request_timeout_ms == CLIENT_NEVER)
+        return UINT64_MAX;
+    return env_now_ns(core->env) + core->options.request_timeout_ms * CLIENT_NS_PER_MS;
 }
 
 /* Bytes of requests in flight over all volumes.  At least one request is always let through. */
@@ -128,6 +181,9 @@ void client_volume_on_tick(struct client_volume *volume);
 void client_volume_on_meta_up(struct client_volume *volume);
 void client_volume_on_server_up(struct client_volume *volume);
 void client_volume_on_changed(struct client_volume *volume, const Dl__VolumeChanged *changed);
+void client_volume_on_map_changed(struct client_volume *volume, const Dl__MapChanged *changed);
+/* A server has failed: what waits for it is looked at. */
+void client_volume_on_server_failed(struct client_volume *volume);
 /* Requests may be admitted again. */
 void client_volume_on_admission(struct client_volume *volume);
 bool client_volume_wants_tick(const struct client_volume *volume);

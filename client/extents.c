@@ -67,8 +67,7 @@ extents_set_deadline(struct extents_state *state)
 {
     struct client_core *core = state->volume->core;
 
-    state->deadline_ns = env_now_ns(core->env) +
-                         core->options.request_timeout_ms * CLIENT_NS_PER_MS;
+    state->deadline_ns = client_core_deadline_ns(core);
 }
 
 static void

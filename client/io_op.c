@@ -134,6 +134,7 @@ client_io_end(struct io_op *op)
     struct client_volume *volume = op->volume;
 
     dl_assert(!list_is_linked(&op->wait_node));
+    client_io_unblock(op);
     if (range_lock_is_held(&op->lock))
         range_lock_release(&volume->lock, &op->lock);
     client_io_dismiss(op);
@@ -155,9 +156,51 @@ client_io_unwait(struct io_op *op)
 void
 client_io_retry(struct io_op *op, uint64_t delay_ns)
 {
-    op->retry_ns = env_now_ns(op->volume->core->env) + delay_ns;
-    list_push_back(&op->volume->retry, &op->wait_node);
-    client_core_want_tick(op->volume->core);
+    struct client_volume *volume = op->volume;
+    uint64_t now_ns = env_now_ns(volume->core->env);
+
+    if (!list_is_linked(&op->wait_node)) {
+        op->retry_ns = now_ns + delay_ns;
+        list_push_back(&volume->retry, &op->wait_node);
+    } else if (op->retry_ns > now_ns + delay_ns) {
+        op->retry_ns = now_ns + delay_ns;
+    }
+    client_core_want_tick(volume->core);
+    if (delay_ns == 0 || delay_ns >= CLIENT_TICK_NS)
+        return;
+    if (!env_timer_armed(&volume->retry_timer) || volume->retry_timer_ns > now_ns + delay_ns) {
+        volume->retry_timer_ns = now_ns + delay_ns;
+        env_timer_start(volume->core->env, &volume->retry_timer, delay_ns);
+    }
+}
+
+void
+client_io_block(struct io_op *op)
+{
+    struct client_volume *volume = op->volume;
+    char text[sizeof(volume->stats.blocked)] = "";
+
+    if (op->blocked)
+        return;
+    op->blocked = true;
+    volume->blocked_ops++;
+    if (volume->blocked)
+        return;
+    volume->blocked = true;
+    volume->blocked_since_ns = env_now_ns(volume->core->env);
+    (void)op->type->waits_for(op, text, sizeof(text));
+    client_core_event(volume->core, DLBLK_EVENT_WARNING, "volume %s is blocked: %s", volume->name,
+                      text);
+}
+
+void
+client_io_unblock(struct io_op *op)
+{
+    if (!op->blocked)
+        return;
+    op->blocked = false;
+    dl_assert(op->volume->blocked_ops > 0);
+    op->volume->blocked_ops--;
 }
 
 void

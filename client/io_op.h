@@ -91,6 +91,7 @@ struct io_op {
     uint32_t length_bytes;
     uint32_t admitted_bytes; /* counted in core->in_flight_bytes */
     int err;                 /* set: the op is to end with it */
+    bool blocked;            /* counted in volume->blocked_ops */
 };
 
 static inline bool

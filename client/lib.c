@@ -163,6 +163,10 @@ lib_fill_core_options(struct client_core_options *core_options, const struct con
                                                       options->connect_timeout_ms);
     core_options->request_timeout_ms = lib_timeout_ms(conf, "request_timeout",
                                                       options->request_timeout_ms);
+    core_options->eject_lost_ms = options->eject_lost_ms;
+    core_options->eject_silent_ms = options->eject_silent_ms;
+    core_options->eject_slow_ms = options->eject_slow_ms;
+    core_options->hedge_min_ms = options->hedge_min_ms;
     return dl_address_parse_list(conf_text(conf, "cluster", "meta"), DLBLK_PORT_META,
                                  core_options->meta, CLIENT_META_ADDRESSES_MAX,
                                  &core_options->meta_count, err);

@@ -94,8 +94,11 @@ map_check(const struct segment_map *map, const Dl__Segment *message)
     for (size_t i = 0; i < message->n_slots; i++) {
         const Dl__Slot *slot = message->slots[i];
 
-        if (slot->state == DL__SLOT_STATE__SLOT_NONE || slot->server_id > CLIENT_SERVER_ID_MAX ||
-            slot->number >= WIRE_SLOTS_MAX)
+        if ((uint32_t)slot->state > DL__SLOT_STATE__SLOT_EJECTED ||
+            slot->server_id > CLIENT_SERVER_ID_MAX || slot->number >= WIRE_SLOTS_MAX)
+            return -DL_E_MESSAGE_MALFORMED;
+        if (slot->server_id == 0 && slot->state != DL__SLOT_STATE__SLOT_NONE &&
+            slot->state != DL__SLOT_STATE__SLOT_EJECTED)
             return -DL_E_MESSAGE_MALFORMED;
         in_sync = in_sync || slot->state == DL__SLOT_STATE__SLOT_IN_SYNC;
     }
@@ -120,6 +123,8 @@ client_map_apply(struct segment_map *map, const Dl__Segment *message, struct seg
         return 0;
     segment->config_epoch = message->config_epoch;
     segment->slot_count = (uint8_t)message->n_slots;
+    segment->eject_state = SEGMENT_EJECT_NONE;
+    segment->eject_mask = 0;
     for (size_t i = 0; i < message->n_slots; i++)
         segment->slots[i] = (struct segment_slot){
             .server_id = message->slots[i]->server_id & CLIENT_SERVER_ID_MAX,

@@ -5,7 +5,7 @@
  *
  * All allocated segments of an attached volume are here: one that is not reads as zeroes without a
  * question.  (Only the owner has segments allocated, and a reader's volume has no owner.)  A
- * segment's address stays while the volume is open, so that operations can point to it.  About 90
+ * segment's address stays while the volume is open, so that operations can point to it.  About 110
  * bytes each.
  *
  *        (none) --- first write ---> WANTED --- allocated ---> READY
@@ -34,10 +34,18 @@ enum segment_state {
     SEGMENT_UNRESOLVED, /* a takeover has not got to it: nothing may be read or written */
 };
 
+/* What becomes of the slots that writes want ejected: eject.c. */
+enum segment_eject {
+    SEGMENT_EJECT_NONE,
+    SEGMENT_EJECT_WANTED,
+    SEGMENT_EJECT_ASKED,
+    SEGMENT_EJECT_REFUSED, /* too few would be left: asked again after a while */
+};
+
 struct segment_slot {
-    uint32_t server_id : 24;
-    uint32_t state : 3;  /* Dl__SlotState */
-    uint32_t number : 5; /* the slot that requests name */
+    uint32_t server_id : 24; /* 0: no slot in this place */
+    uint32_t state : 3;      /* Dl__SlotState */
+    uint32_t number : 5;     /* the slot that requests name */
     uint32_t attempt;
 };
 
@@ -50,7 +58,11 @@ struct segment {
     struct list waiters; /* io_op.wait_node: WANTED or UNRESOLVED */
     uint8_t state;
     uint8_t slot_count;
-    bool allocating;             /* an ALLOCATE names it */
+    bool allocating;     /* an ALLOCATE names it */
+    bool changed_early;  /* its map changed between the attach and the takeover */
+    uint8_t eject_state; /* of this config epoch */
+    uint32_t eject_mask; /* by place */
+    uint64_t eject_retry_ns;
     struct segment_slot slots[]; /* room for map->slots_max */
 };
 
@@ -93,6 +105,16 @@ segment_slot_is_written(const struct segment_slot *slot)
 {
     return slot->state == DL__SLOT_STATE__SLOT_IN_SYNC ||
            slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
+}
+
+static inline uint32_t
+segment_in_sync_count(const struct segment *segment)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < segment->slot_count; i++)
+        count += segment_slot_is_read(&segment->slots[i]);
+    return count;
 }
 
 /* The segment, new as WANTED if it was not there.  NULL: no memory. */

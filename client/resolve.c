@@ -47,10 +47,11 @@ struct resolve {
     struct env_task task;
     struct read_op *read; /* under way */
     struct write_op *write;
-    uint32_t slot;    /* that is read */
-    uint32_t failed;  /* bit per slot: can't deliver it */
-    uint32_t written; /* sectors of the range that are alike again */
-    uint32_t run;     /* sectors being written */
+    uint32_t config_epoch; /* of the map that ranks and slot are about */
+    uint32_t slot;         /* that is read */
+    uint32_t failed;       /* bit per slot: can't deliver it */
+    uint32_t written;      /* sectors of the range that are alike again */
+    uint32_t run;          /* sectors being written */
     int err;
     uint8_t *buffer;
     uint8_t kinds[WINDOW_SECTORS];
@@ -83,11 +84,12 @@ resolve_choose(const struct resolve *resolve)
     bool best_is_up = false;
 
     for (uint32_t i = 0; i < segment->slot_count; i++) {
-        bool is_up = client_session_is_up(
-            &client_core_server(resolve->volume->core, segment->slots[i].server_id)->session);
+        bool is_up;
 
         if (!resolve_may_read(resolve, i))
             continue;
+        is_up = client_session_is_up(
+            &client_core_server(resolve->volume->core, segment->slots[i].server_id)->session);
         if (best != READ_ANY_SLOT &&
             ((resolve->range.ranks[i] ^ turn) < (resolve->range.ranks[best] ^ turn) ||
              (resolve->range.ranks[i] == resolve->range.ranks[best] && (best_is_up || !is_up))))
@@ -191,6 +193,7 @@ resolve_start_write(struct resolve *resolve)
         .segment = range->segment,
         .first_sector = range->first_sector + resolve->written,
         .buffer = data ? resolve->buffer + bytes_of_sectors(resolve->written) : NULL,
+        .settles = range->settles,
         .on_done = resolve_on_write,
         .context = resolve,
     };
@@ -280,6 +283,7 @@ client_resolve_start(struct client_volume *volume, const struct resolve_range *r
         return NULL;
     resolve->volume = volume;
     resolve->range = *range;
+    resolve->config_epoch = range->segment->config_epoch;
     resolve->buffer = buffers_acquire(&volume->core->buffers, resolve_bytes(resolve));
     if (resolve->buffer == NULL) {
         free(resolve);
@@ -308,6 +312,25 @@ resolve_abort(struct resolve *resolve, int err)
         client_write_abort(resolve->write, err);
     else
         resolve_step(resolve);
+}
+
+void
+client_resolve_check_maps(struct client_volume *volume)
+{
+    struct list round;
+    struct list *node;
+
+    list_init(&round);
+    list_splice_back(&round, &volume->resolves);
+    while ((node = list_pop_front(&round)) != NULL) {
+        struct resolve *resolve = list_entry(node, struct resolve, node);
+
+        list_push_back(&volume->resolves, node);
+        if (resolve->config_epoch == resolve->range.segment->config_epoch)
+            continue;
+        if (resolve->sm.state != RESOLVE_WRITE || DLBLK_MUTANT(client_drop_rewrite))
+            resolve_abort(resolve, -DL_E_STALE_MAP);
+    }
 }
 
 void

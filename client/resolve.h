@@ -25,8 +25,9 @@ struct resolve_range {
      * highest; from a lower one only if those that list more can't deliver it.
      */
     uint64_t ranks[WIRE_SLOTS_MAX];
-    bool listed;    /* ranks are versions: who lists the same is alike, readable or not */
-    bool exclusive; /* take the range lock */
+    bool listed;      /* ranks are versions: who lists the same is alike, readable or not */
+    bool exclusive;   /* take the range lock */
+    uint64_t settles; /* write_own.settles */
     resolve_fn on_done;
     void *context;
 };
@@ -41,6 +42,11 @@ client_resolve_may_start(const struct client_volume *volume)
 /* NULL: no memory.  Else on_done follows, never inside this call. */
 struct resolve *client_resolve_start(struct client_volume *volume,
                                      const struct resolve_range *range);
+/*
+ * Maps have changed.  What is still reading ends with -DL_E_STALE_MAP, to begin again: its source may
+ * be no slot any more.  What has begun to write goes on (docs/recovery.md, rule 20).
+ */
+void client_resolve_check_maps(struct client_volume *volume);
 /* on_done follows with err, unless it has run. */
 void client_resolve_abort_all(struct client_volume *volume, int err);
 /* Frees without a word: a simulated crash. */

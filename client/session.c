@@ -9,6 +9,8 @@
 #include "dlblk/error.h"
 
 #define SESSION_SLOTS_FIRST 64u
+/* A timer that is so late says that we were not there ourselves. */
+#define SESSION_LATE_NS 500000000ull
 /* In place of a table index: the session's own requests. */
 #define SESSION_IDX_HELLO UINT32_MAX
 #define SESSION_IDX_PING  (UINT32_MAX - 1)
@@ -26,6 +28,7 @@ static const struct sm_state session_states[] = {
 static const struct sm_table session_table = SM_TABLE("client session", session_states);
 
 static void session_connect(struct client_session *session);
+static void session_start_check(struct client_session *session, uint64_t silence_ns);
 
 /* --- the table of calls --- */
 
@@ -182,7 +185,10 @@ session_wait(struct client_session *session)
     uint64_t wait_ns = session->refused ? session->backoff_max_ns : session->backoff_ns;
 
     sm_move(&session->sm, SESSION_WAIT);
-    session->backoff_ns *= 2;
+    if (env_now_ns(session->env) - session->down_since_ns < session->quick_ns)
+        wait_ns = SESSION_QUICK_NS;
+    else
+        session->backoff_ns *= 2;
     if (session->backoff_ns > session->backoff_max_ns)
         session->backoff_ns = session->backoff_max_ns;
     /* Between a half and one and a half: many clients don't come back in the same moment. */
@@ -267,7 +273,7 @@ session_on_up(void *owner, struct link *link)
         return;
     sm_move(&session->sm, SESSION_HELLO);
     session->heard_ns = env_now_ns(session->env);
-    env_timer_start(session->env, &session->timer, SESSION_PING_NS);
+    session_start_check(session, 0);
     frame = frame_out_create_message(OP_HELLO, 0, session_request_id(1, SESSION_IDX_HELLO), 0,
                                      &session->hello->base);
     if (frame == NULL) {
@@ -327,6 +333,7 @@ session_on_hello(struct client_session *session, const struct frame *frame)
     sm_move(&session->sm, SESSION_UP);
     session->backoff_ns = SESSION_BACKOFF_MIN_NS;
     session->refused = false;
+    session->silent = false;
     session->failures = 0;
     session->problem[0] = '\0';
     session->events->on_up(session);
@@ -440,22 +447,62 @@ session_on_ping_sent(struct frame_out *frame, int err)
     session->ping_in_link = false;
 }
 
-static void
-session_check_silence(struct client_session *session)
+/* Silence after which a PING is sent. */
+static uint64_t
+session_ping_ns(const struct client_session *session)
 {
-    uint64_t silence_ns = env_now_ns(session->env) - session->heard_ns;
+    return session->silence_max_ns / 3 < SESSION_PING_NS ? session->silence_max_ns / 3
+                                                         : SESSION_PING_NS;
+}
 
-    if (silence_ns >= SESSION_SILENCE_MAX_NS) {
-        session_fail(session, "it has been silent for 5 seconds");
-        return;
-    }
-    env_timer_start(session->env, &session->timer, SESSION_PING_NS);
-    if (session->sm.state != SESSION_UP || silence_ns < SESSION_PING_NS || session->ping_in_link)
-        return;
+static void
+session_start_check(struct client_session *session, uint64_t silence_ns)
+{
+    uint64_t delay_ns = session_ping_ns(session);
+
+    dl_assert(silence_ns < session->silence_max_ns);
+    if (session->silence_max_ns - silence_ns < delay_ns)
+        delay_ns = session->silence_max_ns - silence_ns;
+    session->check_ns = env_now_ns(session->env) + delay_ns;
+    env_timer_start(session->env, &session->timer, delay_ns);
+}
+
+static void
+session_send_ping(struct client_session *session)
+{
     frame_out_empty(&session->ping, OP_PING, 0, session_request_id(1, SESSION_IDX_PING), 0);
     session->ping.on_sent = session_on_ping_sent;
     session->ping_in_link = true;
+    session->pinged_ns = env_now_ns(session->env);
     link_send(session->link, &session->ping);
+}
+
+/*
+ * A process that was stopped itself for a while has heard nothing either: what the peer said lies in
+ * the socket, and it gets the time that it would have had.
+ */
+static void
+session_check_silence(struct client_session *session)
+{
+    uint64_t now_ns = env_now_ns(session->env);
+    uint64_t ping_ns = session_ping_ns(session);
+    uint64_t silence_ns;
+    char text[64];
+
+    if (now_ns - session->check_ns >= SESSION_LATE_NS && now_ns - session->heard_ns > ping_ns)
+        session->heard_ns = now_ns - ping_ns;
+    silence_ns = now_ns - session->heard_ns;
+    if (silence_ns >= session->silence_max_ns) {
+        (void)snprintf(text, sizeof(text), "it has been silent for %g seconds",
+                       (double)session->silence_max_ns / 1e9);
+        session->silent = true;
+        session_fail(session, text);
+        return;
+    }
+    session_start_check(session, silence_ns);
+    if (session->sm.state == SESSION_UP && silence_ns >= ping_ns && !session->ping_in_link &&
+        (session->pinged_ns < session->heard_ns || now_ns - session->pinged_ns >= ping_ns))
+        session_send_ping(session);
 }
 
 static void
@@ -487,6 +534,7 @@ client_session_init(struct client_session *session, struct env *env,
     session->timer.fn = session_on_timer;
     session->backoff_ns = SESSION_BACKOFF_MIN_NS;
     session->backoff_max_ns = SESSION_BACKOFF_MAX_NS;
+    session->silence_max_ns = SESSION_SILENCE_MAX_NS;
     session->down_since_ns = env_now_ns(env);
 }
 

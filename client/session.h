@@ -40,8 +40,10 @@
 #define SESSION_BACKOFF_MAX_NS 1000000000ull
 #define SESSION_PING_NS        1000000000ull
 #define SESSION_SILENCE_MAX_NS 5000000000ull
-#define SESSION_REFUSAL_BYTES  320u
-#define SESSION_PROBLEM_BYTES  (SESSION_REFUSAL_BYTES + sizeof(struct dl_address_text) + 2)
+/* Between tries in the first moments: session->quick_ns. */
+#define SESSION_QUICK_NS      20000000ull
+#define SESSION_REFUSAL_BYTES 320u
+#define SESSION_PROBLEM_BYTES (SESSION_REFUSAL_BYTES + sizeof(struct dl_address_text) + 2)
 
 enum session_state {
     SESSION_IDLE,       /* nobody has asked for it */
@@ -113,9 +115,16 @@ struct client_session {
     bool refused; /* HELLO was answered with an error: wait the longest time before the next try */
     struct env_timer timer; /* WAIT: the next try; HELLO, UP: silence and PING */
     uint64_t heard_ns;
+    uint64_t pinged_ns; /* the last PING went out */
+    uint64_t check_ns;  /* when the timer is due that looks at silence */
+    /* Of a link that is up: longer, and it is closed.  SESSION_SILENCE_MAX_NS unless changed. */
+    uint64_t silence_max_ns;
+    bool silent; /* the last link was closed for that; until it is up again */
     uint64_t backoff_ns;
     uint64_t backoff_max_ns; /* SESSION_BACKOFF_MAX_NS, unless the owner wants to be back sooner */
     uint64_t down_since_ns;
+    /* So long after a link broke it is tried again every SESSION_QUICK_NS, whatever was said; 0 */
+    uint64_t quick_ns;
     uint32_t failures; /* tries since it was up last */
     struct frame_out ping;
     bool ping_in_link;

@@ -38,10 +38,15 @@ stable_flip_bit(struct segment_writer *writer, uint64_t sequence)
 }
 
 uint64_t
-client_stable_take(struct segment_writer *writer, bool reserve)
+client_stable_take(struct segment_writer *writer, enum stable_credit credit)
 {
+    static const uint32_t windows[] = {
+        [STABLE_CREDIT_ORDINARY] = STABLE_WINDOW - STABLE_RESERVE,
+        [STABLE_CREDIT_RESERVE] = STABLE_WINDOW - 1,
+        [STABLE_CREDIT_LAST] = STABLE_WINDOW,
+    };
     struct segment *segment = writer->segment;
-    uint32_t window = reserve ? STABLE_WINDOW : STABLE_WINDOW - STABLE_RESERVE;
+    uint32_t window = windows[credit];
 
     dl_assert(segment->sequence_last >= writer->stable);
     if (segment->sequence_last - writer->stable >= window)

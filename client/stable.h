@@ -64,11 +64,14 @@ struct segment_writer {
 /* The segment's writer, made if there is none.  NULL: no memory. */
 struct segment_writer *client_stable_writer(struct client_volume *volume, struct segment *segment);
 
-/*
- * The next sequence; 0: too many are outstanding, wait in credit_waiters.  reserve: for what
- * settles ranges.
- */
-uint64_t client_stable_take(struct segment_writer *writer, bool reserve);
+enum stable_credit {
+    STABLE_CREDIT_ORDINARY,
+    STABLE_CREDIT_RESERVE, /* what settles ranges, or mends a version */
+    STABLE_CREDIT_LAST,    /* ... that S waits for: one place is kept for it alone */
+};
+
+/* The next sequence; 0: too many are outstanding, wait in credit_waiters. */
+uint64_t client_stable_take(struct segment_writer *writer, enum stable_credit credit);
 /* It is on all slots, or on none and never will be. */
 void client_stable_done(struct segment_writer *writer, uint64_t sequence);
 

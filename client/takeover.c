@@ -11,8 +11,12 @@
  *      version: resolve.c takes the content from the highest and writes it to all.
  *   4. resolved: requests go on.  S of this lease counts from here.
  *
- * Answers of slots that are not in sync do not count.  If this owner dies as well, the next one
- * does all of it again.
+ * Answers of slots that are not in sync do not count.  A slot that has come into sync since the
+ * fence, or may have, is asked by us: PENDING.  What a slot has listed goes with it when it leaves the
+ * map; a rewrite that was sent is finished all the same (resolve.c).  A slot that does not answer is
+ * ejected.  If this owner dies as well, the next one does all of it again.
+ *
+ * The rules are those of docs/recovery.md, "Takeover".
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,12 +29,34 @@
 #include "common/mutant.h"
 
 #define FENCE_WAIT_MS 10000u
+#define ASKS_MAX      64u
+#define PATROL_NS     (500 * CLIENT_NS_PER_MS)
+/* So many patrols after the last, the map is asked for as well. */
+#define PATROL_MAP_NS (5000 * CLIENT_NS_PER_MS)
 
 struct takeover_write {
     uint64_t version;
     uint32_t first_sector;
     uint32_t sector_count;
-    uint32_t slot;
+    uint32_t number; /* of the slot that lists it, */
+    uint32_t server_id;
+};
+
+/* PENDING, under way.  If what it is about has changed, nobody waits for the answer. */
+struct takeover_ask {
+    struct session_call call; /* first */
+    struct takeover_segment *entry;
+    Dl__PendingChunk *chunk;
+};
+
+/* An in-sync slot whose server's answer to FENCE does not count for it. */
+struct takeover_slot {
+    uint32_t number;
+    uint32_t server_id;
+    bool answered;
+    uint64_t since_ns;        /* the answer is waited for */
+    uint64_t again_ns;        /* asked not before */
+    struct takeover_ask *ask; /* NULL: not asked just now */
 };
 
 /* What is pending in one segment, and how far resolving it has got. */
@@ -38,10 +64,13 @@ struct takeover_segment {
     uint32_t index;
     struct takeover *takeover;
     VEC(struct takeover_write) writes;
-    struct list node; /* takeover->ready: to be resolved */
+    VEC(struct takeover_slot) slots;
+    struct list node;     /* takeover->ready: to be resolved */
+    struct list ask_node; /* takeover->asking: some slot has not answered PENDING */
     uint32_t next_sector;
     uint32_t run_sectors; /* being resolved, from next_sector on */
     bool running;
+    bool restart;      /* the lists have changed under the run: from the beginning, after it */
     uint64_t retry_ns; /* after a failure, not before */
     UT_hash_handle hh;
 };
@@ -54,6 +83,11 @@ struct takeover {
     VEC(uint32_t) waiting; /* servers that have not answered, as metadata says */
     struct takeover_segment *segments;
     struct list ready;
+    struct list asking;
+    uint32_t ask_count; /* PENDINGs under way */
+    bool changed;       /* maps have: segments are looked at again, by the volume's task */
+    uint64_t start_ns;
+    uint64_t patrol_ns;        /* slots that do not answer are looked for, not before */
     uint64_t ask_ns;           /* not before */
     uint32_t unanswered_count; /* segments that some in-sync slot's server has not answered for */
     bool ended;                /* the volume is fenced or closed: freed with the last resolution */
@@ -87,8 +121,26 @@ takeover_segment(struct takeover *takeover, uint32_t index)
         return NULL;
     entry->index = index;
     entry->takeover = takeover;
+    list_init(&entry->node);
+    list_init(&entry->ask_node);
     HASH_ADD(hh, takeover->segments, index, sizeof(entry->index), entry);
     return entry;
+}
+
+static void
+takeover_drop_ask(struct takeover_slot *slot)
+{
+    struct takeover_ask *ask = slot->ask;
+    bool over;
+
+    if (ask == NULL)
+        return;
+    slot->ask = NULL;
+    dl_assert(ask->entry->takeover->ask_count > 0);
+    ask->entry->takeover->ask_count--;
+    over = client_session_cancel(&ask->call);
+    dl_assert(over); /* its frame is on its own, and it has no payload */
+    free(ask);
 }
 
 static void
@@ -97,8 +149,82 @@ takeover_free_segment(struct takeover_segment *entry)
     HASH_DEL(entry->takeover->segments, entry);
     if (list_is_linked(&entry->node))
         list_remove(&entry->node);
+    if (list_is_linked(&entry->ask_node))
+        list_remove(&entry->ask_node);
+    vec_for_each (slot, &entry->slots)
+        takeover_drop_ask(slot);
+    vec_fini(&entry->slots);
     vec_fini(&entry->writes);
     free(entry);
+}
+
+static struct takeover_slot *
+takeover_find_slot(const struct takeover_segment *entry, uint32_t number, uint32_t server_id)
+{
+    if (entry != NULL)
+        vec_for_each (slot, &entry->slots)
+            if (slot->number == number && slot->server_id == server_id)
+                return slot;
+    return NULL;
+}
+
+/* UINT32_MAX: it is not an in-sync slot of the present map. */
+static uint32_t
+takeover_place(const struct segment *segment, uint32_t number, uint32_t server_id)
+{
+    for (uint32_t i = 0; i < segment->slot_count; i++)
+        if (segment_slot_is_read(&segment->slots[i]) && segment->slots[i].number == number &&
+            segment->slots[i].server_id == server_id)
+            return i;
+    return UINT32_MAX;
+}
+
+/* What it has said does not count any more. */
+static void
+takeover_forget_slot(struct takeover_segment *entry, uint32_t number, uint32_t server_id)
+{
+    struct takeover_slot *slot = takeover_find_slot(entry, number, server_id);
+    size_t kept = 0;
+
+    for (size_t i = 0; i < entry->writes.count; i++)
+        if (entry->writes.items[i].number != number ||
+            entry->writes.items[i].server_id != server_id)
+            entry->writes.items[kept++] = entry->writes.items[i];
+    entry->writes.count = kept;
+    if (slot != NULL) {
+        takeover_drop_ask(slot);
+        vec_remove_swap(&entry->slots, (size_t)(slot - entry->slots.items));
+    }
+    entry->restart = entry->running;
+    entry->next_sector = 0;
+}
+
+/* It was not in sync when the fence was answered, as far as we know. */
+static int
+takeover_must_ask(struct takeover *takeover, const struct segment *segment, uint32_t number,
+                  uint32_t server_id)
+{
+    struct takeover_slot slot = {
+        .number = number,
+        .server_id = server_id,
+        .since_ns = env_now_ns(takeover->volume->core->env),
+    };
+    struct takeover_segment *entry = takeover_segment(takeover, segment->index);
+
+    if (DLBLK_MUTANT(client_skip_promoted))
+        return 0;
+    if (entry == NULL)
+        return -DL_E_NO_MEMORY;
+    takeover_forget_slot(entry, number, server_id);
+    if (list_is_linked(&entry->node))
+        list_remove(&entry->node);
+    if (vec_push(&entry->slots, slot) != 0)
+        return -DL_E_NO_MEMORY;
+    if (!list_is_linked(&entry->ask_node))
+        list_push_back(&takeover->asking, &entry->ask_node);
+    takeover->changed = true;
+    client_volume_defer(takeover->volume);
+    return 0;
 }
 
 /* Sectors beyond the chunk can't be rewritten: the answer is not a server's of this version. */
@@ -113,6 +239,31 @@ takeover_check_write(const struct client_volume *volume, const Dl__PendingWrite 
     return 0;
 }
 
+/* What is of our own lease are rewrites: they are everywhere, or will be. */
+static int
+takeover_take_writes(struct takeover_segment *entry, uint32_t server_id,
+                     const Dl__PendingChunk *chunk)
+{
+    const struct client_volume *volume = entry->takeover->volume;
+
+    for (size_t i = 0; i < chunk->n_writes; i++) {
+        struct takeover_write write = {
+            .version = chunk->writes[i]->version,
+            .first_sector = chunk->writes[i]->offset_sectors,
+            .sector_count = chunk->writes[i]->length_sectors,
+            .number = chunk->slot,
+            .server_id = server_id,
+        };
+
+        if (takeover_check_write(volume, chunk->writes[i]) != 0)
+            return -DL_E_MESSAGE_MALFORMED;
+        if (write.version >> WIRE_VERSION_SEQUENCE_BITS < volume->lease_epoch &&
+            vec_push(&entry->writes, write) != 0)
+            return -DL_E_NO_MEMORY;
+    }
+    return 0;
+}
+
 static int
 takeover_take_chunk(struct takeover *takeover, uint32_t server_id, const Dl__PendingChunk *chunk)
 {
@@ -122,26 +273,16 @@ takeover_take_chunk(struct takeover *takeover, uint32_t server_id, const Dl__Pen
 
     /* Of a slot that is not (any more) where the map says, or not in sync: it does not count. */
     if (segment == NULL || segment->state != SEGMENT_UNRESOLVED ||
-        chunk->slot >= segment->slot_count || !segment_slot_is_read(&segment->slots[chunk->slot]) ||
-        segment->slots[chunk->slot].server_id != server_id)
+        takeover_place(segment, chunk->slot, server_id) == UINT32_MAX)
         return 0;
+    HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
+    if (takeover_find_slot(entry, chunk->slot, server_id) != NULL)
+        return 0; /* it is asked, or has been */
+    /* In sync by now, but it was not when it answered. */
+    if (chunk->attempt != 0)
+        return takeover_must_ask(takeover, segment, chunk->slot, server_id);
     entry = takeover_segment(takeover, chunk->segment);
-    if (entry == NULL)
-        return -DL_E_NO_MEMORY;
-    for (size_t i = 0; i < chunk->n_writes; i++) {
-        struct takeover_write write = {
-            .version = chunk->writes[i]->version,
-            .first_sector = chunk->writes[i]->offset_sectors,
-            .sector_count = chunk->writes[i]->length_sectors,
-            .slot = chunk->slot,
-        };
-
-        if (takeover_check_write(volume, chunk->writes[i]) != 0)
-            return -DL_E_MESSAGE_MALFORMED;
-        if (vec_push(&entry->writes, write) != 0)
-            return -DL_E_NO_MEMORY;
-    }
-    return 0;
+    return entry != NULL ? takeover_take_writes(entry, server_id, chunk) : -DL_E_NO_MEMORY;
 }
 
 static int
@@ -174,11 +315,24 @@ takeover_take_answer(struct takeover *takeover, const Dl__FenceAnswer *answer)
 /* --- resolving --- */
 
 static bool
+takeover_has_answered(const struct takeover *takeover, const struct segment *segment,
+                      uint32_t place)
+{
+    const struct segment_slot *slot = &segment->slots[place];
+    const struct takeover_slot *asked;
+    struct takeover_segment *entry;
+
+    HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
+    asked = takeover_find_slot(entry, slot->number, slot->server_id);
+    return asked != NULL ? asked->answered : takeover_is_known(takeover, slot->server_id);
+}
+
+static bool
 takeover_all_answered(const struct takeover *takeover, const struct segment *segment)
 {
     for (uint32_t i = 0; i < segment->slot_count; i++)
         if (segment_slot_is_read(&segment->slots[i]) &&
-            !takeover_is_known(takeover, segment->slots[i].server_id))
+            !takeover_has_answered(takeover, segment, i))
             return DLBLK_MUTANT(client_skip_fence_wait);
     return true;
 }
@@ -214,7 +368,7 @@ takeover_check_segments(struct takeover *takeover)
             continue;
         }
         HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
-        if (entry == NULL || entry->writes.count == 0 || DLBLK_MUTANT(client_skip_resolution))
+        if (entry == NULL || DLBLK_MUTANT(client_skip_resolution))
             takeover_resolved(takeover, segment);
         else if (!entry->running && !list_is_linked(&entry->node))
             list_push_back(&takeover->ready, &entry->node);
@@ -223,16 +377,20 @@ takeover_check_segments(struct takeover *takeover)
 
 /* The highest version that each slot lists for this sector; false: none does. */
 static bool
-takeover_ranks_of(const struct takeover_segment *entry, uint32_t sector,
-                  uint64_t ranks[WIRE_SLOTS_MAX])
+takeover_ranks_of(const struct takeover_segment *entry, const struct segment *segment,
+                  uint32_t sector, uint64_t ranks[WIRE_SLOTS_MAX])
 {
     bool pending = false;
+    uint32_t place;
 
     memset(ranks, 0, WIRE_SLOTS_MAX * sizeof(ranks[0]));
     vec_for_each (write, &entry->writes) {
         if (sector < write->first_sector || sector - write->first_sector >= write->sector_count)
             continue;
-        ranks[write->slot] = max_u64(ranks[write->slot], write->version);
+        place = takeover_place(segment, write->number, write->server_id);
+        if (place == UINT32_MAX)
+            continue;
+        ranks[place] = max_u64(ranks[place], write->version);
         pending = true;
     }
     return pending;
@@ -268,7 +426,7 @@ takeover_next_run(struct takeover_segment *entry, struct resolve_range *ret_rang
         uint32_t border = takeover_next_border(entry, sector);
         uint32_t window_end = sector - sector % WINDOW_SECTORS + WINDOW_SECTORS;
 
-        if (takeover_ranks_of(entry, sector, ret_range->ranks)) {
+        if (takeover_ranks_of(entry, ret_range->segment, sector, ret_range->ranks)) {
             ret_range->first_sector = sector;
             ret_range->sector_count = min_u32(border, window_end) - sector;
             return true;
@@ -292,17 +450,22 @@ takeover_on_run_done(void *context, int err)
         client_takeover_end(volume);
         return;
     }
-    if (err != 0) {
+    if (entry->restart) {
+        entry->restart = false;
+        entry->next_sector = 0;
+    } else if (err == 0) {
+        entry->next_sector += entry->run_sectors;
+    } else if (err != -DL_E_STALE_MAP) {
         client_core_event(
             volume->core, DLBLK_EVENT_ERROR,
             "volume %s: segment %u, from sector %u: what the last owner left unfinished can't "
             "be settled yet: %s",
             volume->name, entry->index, entry->next_sector, dl_err_str(err));
         entry->retry_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
-    } else {
-        entry->next_sector += entry->run_sectors;
     }
-    list_push_front(&takeover->ready, &entry->node);
+    /* Else it comes back when the last slot has answered. */
+    if (takeover_all_answered(takeover, client_map_get(&volume->map, entry->index)))
+        list_push_front(&takeover->ready, &entry->node);
     takeover_run(takeover);
 }
 
@@ -350,6 +513,252 @@ takeover_run(struct takeover *takeover)
                       "volume %s: everything that the last owner left unfinished is settled",
                       takeover->volume->name);
     client_takeover_end(takeover->volume);
+}
+
+/* --- PENDING --- */
+
+static int
+takeover_ask_on_reply(struct session_call *call, const struct frame *reply)
+{
+    struct takeover_ask *ask = (struct takeover_ask *)call;
+
+    if (reply->status != 0)
+        return reply->status;
+    ask->chunk = (Dl__PendingChunk *)frame_unpack(reply, &dl__pending_chunk__descriptor);
+    return ask->chunk != NULL ? 0 : -DL_E_MESSAGE_MALFORMED;
+}
+
+static int
+takeover_take_pending(struct takeover_segment *entry, struct takeover_slot *slot,
+                      const Dl__PendingChunk *chunk)
+{
+    int err;
+
+    if (chunk->segment != entry->index || chunk->slot != slot->number)
+        return -DL_E_MESSAGE_MALFORMED;
+    if (chunk->attempt != 0)
+        return -DL_E_NOT_YET;
+    err = takeover_take_writes(entry, slot->server_id, chunk);
+    slot->answered = err == 0;
+    return err;
+}
+
+static void
+takeover_after_ask(struct takeover_segment *entry, struct takeover_slot *slot, int err)
+{
+    struct client_volume *volume = entry->takeover->volume;
+    uint64_t now_ns = env_now_ns(volume->core->env);
+
+    switch (-err) {
+    case 0:
+        return;
+    case DL_E_LEASE_OLD:
+        client_volume_fence(volume, err, "a server has been told of a newer owner");
+        return;
+    case DL_E_EPOCH_OLD:
+        client_map_refresh_now(volume, entry->index);
+        return;
+    case DL_E_NOT_YET:
+    case DL_E_CHUNK_UNKNOWN:
+    case DL_E_CONNECTION_LOST:
+        return; /* at the next tick */
+    default:
+        slot->again_ns = now_ns + VOLUME_RETRY_NS;
+        return;
+    }
+}
+
+static void
+takeover_ask_on_done(struct session_call *call, int err)
+{
+    struct takeover_ask *ask = (struct takeover_ask *)call;
+    struct takeover_segment *entry = ask->entry;
+    struct takeover *takeover = entry->takeover;
+    bool all = true;
+
+    dl_assert(takeover->ask_count > 0);
+    takeover->ask_count--;
+    vec_for_each (slot, &entry->slots) {
+        if (slot->ask == ask) {
+            slot->ask = NULL;
+            if (err == 0)
+                err = takeover_take_pending(entry, slot, ask->chunk);
+            takeover_after_ask(entry, slot, err);
+        }
+        all = all && slot->answered;
+    }
+    if (ask->chunk != NULL)
+        dl__pending_chunk__free_unpacked(ask->chunk, NULL);
+    free(ask);
+    if (!all)
+        return;
+    list_remove(&entry->ask_node);
+    takeover->changed = true;
+    client_volume_defer(takeover->volume);
+}
+
+static void
+takeover_send_ask(struct takeover_segment *entry, struct takeover_slot *slot)
+{
+    struct takeover *takeover = entry->takeover;
+    struct client_volume *volume = takeover->volume;
+    struct client_session *session = &client_core_server(volume->core, slot->server_id)->session;
+    Dl__Pending message = DL__PENDING__INIT;
+    struct takeover_ask *ask;
+    struct frame_out *frame;
+    uint64_t request_id;
+
+    if (!client_session_is_up(session))
+        return;
+    ask = calloc(1, sizeof(*ask));
+    if (ask == NULL)
+        return;
+    ask->entry = entry;
+    ask->call.on_reply = takeover_ask_on_reply;
+    ask->call.on_done = takeover_ask_on_done;
+    request_id = client_session_begin(session, &ask->call, OP_PENDING);
+    if (request_id == 0) {
+        free(ask);
+        return;
+    }
+    message.volume = volume->id;
+    message.segment = entry->index;
+    message.slot = slot->number;
+    message.config_epoch = client_map_get(&volume->map, entry->index)->config_epoch;
+    message.lease_epoch = volume->lease_epoch;
+    slot->ask = ask;
+    takeover->ask_count++;
+    frame = frame_out_create_message(OP_PENDING, 0, request_id, 0, &message.base);
+    if (frame == NULL)
+        takeover_drop_ask(slot);
+    else
+        client_session_send_message(&ask->call, frame);
+}
+
+static void
+takeover_send_asks(struct takeover *takeover)
+{
+    uint64_t now_ns = env_now_ns(takeover->volume->core->env);
+    struct takeover_segment *entry;
+
+    list_for_each_entry (entry, &takeover->asking, ask_node) {
+        vec_for_each (slot, &entry->slots) {
+            if (takeover->ask_count >= ASKS_MAX)
+                return;
+            if (!slot->answered && slot->ask == NULL && now_ns >= slot->again_ns)
+                takeover_send_ask(entry, slot);
+        }
+    }
+}
+
+/* --- maps that change --- */
+
+/* In sync then and now, and nothing in between that we have not seen. */
+static bool
+takeover_was_in_sync(const struct segment *segment, const struct segment_before *before,
+                     const struct segment_slot *slot)
+{
+    if (segment->config_epoch != before->config_epoch + 1)
+        return false;
+    for (uint32_t i = 0; i < before->slot_count; i++)
+        if (segment_slot_is_read(&before->slots[i]) && before->slots[i].number == slot->number &&
+            before->slots[i].server_id == slot->server_id)
+            return true;
+    return false;
+}
+
+void
+client_takeover_on_map(struct client_volume *volume, struct segment *segment,
+                       const struct segment_before *before)
+{
+    struct takeover *takeover = volume->takeover;
+    struct takeover_segment *entry;
+    int err = 0;
+
+    if (takeover->ended || segment->state != SEGMENT_UNRESOLVED)
+        return;
+    HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
+    for (uint32_t i = 0; i < before->slot_count && entry != NULL; i++)
+        if (segment_slot_is_read(&before->slots[i]) &&
+            takeover_place(segment, before->slots[i].number, before->slots[i].server_id) ==
+                UINT32_MAX)
+            takeover_forget_slot(entry, before->slots[i].number, before->slots[i].server_id);
+    for (uint32_t i = 0; i < segment->slot_count && err == 0; i++)
+        if (segment_slot_is_read(&segment->slots[i]) &&
+            !takeover_was_in_sync(segment, before, &segment->slots[i]))
+            err = takeover_must_ask(takeover, segment, segment->slots[i].number,
+                                    segment->slots[i].server_id);
+    if (err != 0)
+        client_volume_fence(volume, err, "no memory to remember which slots must be asked");
+    takeover->changed = true;
+    client_volume_defer(volume);
+}
+
+void
+client_takeover_run_changed(struct client_volume *volume)
+{
+    struct takeover *takeover = volume->takeover;
+
+    if (takeover == NULL || takeover->ended || !takeover->changed || volume->fenced)
+        return;
+    takeover->changed = false;
+    takeover_send_asks(takeover);
+    takeover_check_segments(takeover);
+    takeover_run(takeover);
+}
+
+/* --- slots that do not answer --- */
+
+static bool
+takeover_waits_for_server(const struct takeover *takeover, uint32_t server_id)
+{
+    vec_for_each (waiting, &takeover->waiting)
+        if (*waiting == server_id)
+            return true;
+    return false;
+}
+
+static uint64_t
+takeover_waits_since_ns(const struct takeover *takeover, const struct segment *segment,
+                        const struct segment_slot *slot)
+{
+    const struct takeover_slot *asked;
+    struct takeover_segment *entry;
+
+    HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
+    asked = takeover_find_slot(entry, slot->number, slot->server_id);
+    if (asked != NULL)
+        return asked->answered ? UINT64_MAX : asked->since_ns;
+    return takeover_waits_for_server(takeover, slot->server_id) ? takeover->start_ns : UINT64_MAX;
+}
+
+/* Rule 19; and a segment that waits for long may have another map by now. */
+static void
+takeover_patrol(struct takeover *takeover)
+{
+    struct client_volume *volume = takeover->volume;
+    const struct client_core *core = volume->core;
+    uint64_t now_ns = env_now_ns(core->env);
+    struct segment *segment;
+
+    if (now_ns < takeover->patrol_ns)
+        return;
+    takeover->patrol_ns = now_ns + PATROL_NS;
+    for (segment = client_map_next(&volume->map, 0); segment != NULL;
+         segment = client_map_next(&volume->map, segment->index + 1)) {
+        if (segment->state != SEGMENT_UNRESOLVED || takeover_all_answered(takeover, segment))
+            continue;
+        for (uint32_t i = 0; i < segment->slot_count; i++) {
+            uint64_t since_ns = takeover_waits_since_ns(takeover, segment, &segment->slots[i]);
+
+            if (segment_slot_is_read(&segment->slots[i]) && since_ns != UINT64_MAX &&
+                client_core_is_over(core, since_ns, now_ns, core->options.eject_silent_ms))
+                client_eject_want(volume, segment, i, DL__EJECT_REASON__EJECT_SILENT,
+                                  -DL_E_FENCE_PENDING);
+        }
+        if (now_ns - takeover->start_ns >= PATROL_MAP_NS)
+            client_map_refresh(volume, segment->index);
+    }
 }
 
 /* --- asking --- */
@@ -418,6 +827,8 @@ client_takeover_tick(struct client_volume *volume)
     if (takeover == NULL || takeover->ended)
         return;
     takeover_ask(takeover);
+    takeover_send_asks(takeover);
+    takeover_patrol(takeover);
     takeover_run(takeover);
 }
 
@@ -445,6 +856,24 @@ client_takeover_waits_for(const struct client_volume *volume, char *text, size_t
 
 /* --- life --- */
 
+/* Segments whose map has changed since the attach: which of their slots are new is not known. */
+static int
+takeover_ask_early(struct takeover *takeover)
+{
+    struct client_volume *volume = takeover->volume;
+    struct segment *segment = client_map_next(&volume->map, 0);
+    int err = 0;
+
+    for (; segment != NULL; segment = client_map_next(&volume->map, segment->index + 1)) {
+        for (uint32_t i = 0; i < segment->slot_count && segment->changed_early && err == 0; i++)
+            if (segment_slot_is_read(&segment->slots[i]))
+                err = takeover_must_ask(takeover, segment, segment->slots[i].number,
+                                        segment->slots[i].server_id);
+        segment->changed_early = false;
+    }
+    return err;
+}
+
 int
 client_takeover_begin(struct client_volume *volume)
 {
@@ -463,7 +892,9 @@ client_takeover_begin(struct client_volume *volume)
     }
     takeover->unanswered_count = volume->unresolved_count;
     takeover->volume = volume;
+    takeover->start_ns = env_now_ns(volume->core->env);
     list_init(&takeover->ready);
+    list_init(&takeover->asking);
     dl__fence_status__init(&takeover->request);
     takeover->call.opcode = OP_FENCE_STATUS;
     takeover->call.patient = true;
@@ -472,6 +903,10 @@ client_takeover_begin(struct client_volume *volume)
     takeover->call.on_done = takeover_on_done;
     takeover->call.context = takeover;
     volume->takeover = takeover;
+    if (takeover_ask_early(takeover) != 0) {
+        client_takeover_end(volume);
+        return -DL_E_NO_MEMORY;
+    }
     client_core_event(
         volume->core, DLBLK_EVENT_INFO,
         "volume %s: its last owner did not detach cleanly: %u segments are looked through",

@@ -123,7 +123,7 @@ settle_on_done(void *context, int err)
     uint64_t now_ns = env_now_ns(writer->volume->core->env);
 
     writer->settle = NULL;
-    if (err == 0) {
+    if (err == 0 || err == -DL_E_STALE_MAP) {
         writer->settle_wait_ns = 0;
         writer->settle_ns = now_ns;
         return;
@@ -146,16 +146,29 @@ settle_slots_are_up(const struct client_volume *volume, const struct segment *se
     return true;
 }
 
+/* The oldest: S waits for it first. */
+static const struct unsettled_range *
+settle_choose(const struct segment_writer *writer)
+{
+    const struct unsettled_range *oldest = &writer->unsettled.items[0];
+
+    vec_for_each (range, &writer->unsettled)
+        if (range->sequence < oldest->sequence)
+            oldest = range;
+    return oldest;
+}
+
 static void
 settle_start(struct segment_writer *writer)
 {
-    const struct unsettled_range *range = &writer->unsettled.items[0];
+    const struct unsettled_range *range = settle_choose(writer);
     uint32_t window_rest = WINDOW_SECTORS - range->first_sector % WINDOW_SECTORS;
     struct resolve_range settle = {
         .segment = writer->segment,
         .first_sector = range->first_sector,
         .sector_count = range->sector_count < window_rest ? range->sector_count : window_rest,
         .exclusive = true,
+        .settles = range->sequence,
         .on_done = settle_on_done,
         .context = writer,
     };

@@ -387,8 +387,7 @@ client_volume_submit(struct client_volume *volume, struct dlblk_request *request
     memset(state, 0, sizeof(*state));
     state->volume = volume;
     state->err = volume_check_request(volume, request);
-    state->deadline_ns = env_now_ns(core->env) +
-                         core->options.request_timeout_ms * CLIENT_NS_PER_MS;
+    state->deadline_ns = client_core_deadline_ns(core);
     state->pieces_pending = 1;
     volume->requests_in_flight++;
     if (request_is_ordered(request))
@@ -468,6 +467,7 @@ volume_run_kick(struct client_volume *volume)
         return;
     client_takeover_end(volume);
     client_allocate_cancel(volume);
+    client_eject_cancel(volume);
     client_volume_abort_all(volume, volume->fence_err);
     /* What waits in the queue is failed by the pump. */
 }
@@ -485,6 +485,8 @@ volume_on_task(struct env_task *task)
     volume_run_done(volume);
     client_extents_run(volume);
     volume_pump(volume);
+    client_takeover_run_changed(volume);
+    client_eject_run(volume);
     if (volume->close != NULL)
         client_close_step(volume); /* may free the volume */
 }
@@ -495,6 +497,8 @@ volume_on_task(struct env_task *task)
 static void
 volume_check_old_ops(struct client_volume *volume, uint64_t now_ns)
 {
+    uint64_t check_ns = min_u64(VOLUME_SLOT_TIMEOUT_NS,
+                                volume->core->options.eject_slow_ms * CLIENT_NS_PER_MS);
     struct list round;
     struct list kept;
 
@@ -503,7 +507,7 @@ volume_check_old_ops(struct client_volume *volume, uint64_t now_ns)
     while (!list_is_empty(&volume->ops)) {
         struct io_op *op = list_first_entry(&volume->ops, struct io_op, node);
 
-        if (now_ns - op->start_ns < VOLUME_SLOT_TIMEOUT_NS && now_ns < op->deadline_ns)
+        if (now_ns - op->start_ns < check_ns && now_ns < op->deadline_ns)
             break;
         list_remove(&op->node);
         list_push_back(&round, &op->node);
@@ -540,6 +544,36 @@ volume_run_retry(struct client_volume *volume, uint64_t now_ns)
     }
 }
 
+static void
+volume_on_retry_timer(struct env_timer *timer)
+{
+    struct client_volume *volume = list_entry(timer, struct client_volume, retry_timer);
+    uint64_t now_ns = env_now_ns(volume->core->env);
+    uint64_t next_ns = UINT64_MAX;
+    struct io_op *op;
+
+    volume_run_retry(volume, now_ns);
+    list_for_each_entry (op, &volume->retry, wait_node)
+        if (op->retry_ns > now_ns && op->retry_ns < next_ns)
+            next_ns = op->retry_ns;
+    /* What is later than the next tick is that one's. */
+    if (next_ns == UINT64_MAX || next_ns - now_ns >= CLIENT_TICK_NS ||
+        env_timer_armed(&volume->retry_timer))
+        return;
+    volume->retry_timer_ns = next_ns;
+    env_timer_start(volume->core->env, &volume->retry_timer, next_ns - now_ns);
+}
+
+static void
+volume_check_blocked(struct client_volume *volume, uint64_t now_ns)
+{
+    if (!volume->blocked || volume->blocked_ops > 0)
+        return;
+    volume->blocked = false;
+    client_core_event(volume->core, DLBLK_EVENT_INFO, "volume %s goes on; it was blocked for %s",
+                      volume->name, text_of_duration(now_ns - volume->blocked_since_ns).text);
+}
+
 /*
  * Requests that found no room in all their time.  (Once begun, each piece has a time of its own.)
  */
@@ -567,6 +601,8 @@ client_volume_on_tick(struct client_volume *volume)
     volume_check_old_ops(volume, now_ns);
     volume_run_retry(volume, now_ns);
     volume_check_queue(volume, now_ns);
+    client_eject_tick(volume);
+    volume_check_blocked(volume, now_ns);
     client_allocate_tick(volume);
     client_stable_tick(volume);
     client_unsettled_tick(volume);
@@ -580,7 +616,14 @@ client_volume_wants_tick(const struct client_volume *volume)
 {
     return volume->op_count > 0 || volume->queue.first != NULL || volume->close != NULL ||
            volume->takeover != NULL || !list_is_empty(&volume->extents) ||
-           volume->wanted.count > 0 || volume->map_wanted || !list_is_empty(&volume->writers);
+           volume->wanted.count > 0 || volume->map_wanted || volume->blocked ||
+           volume->eject_wishes.count > 0 || !list_is_empty(&volume->writers);
+}
+
+void
+client_volume_on_server_failed(struct client_volume *volume)
+{
+    client_volume_check_ops(volume);
 }
 
 void
@@ -654,15 +697,20 @@ client_volume_get_stats(const struct client_volume *volume, struct dlblk_volume_
     uint64_t now_ns = env_now_ns(volume->core->env);
     const struct io_op *op;
     char text[sizeof(stats.blocked)];
+    bool shown = false;
 
     stats.in_flight = volume->requests_in_flight;
     stats.reconnects = volume->core->reconnects;
+    stats.is_blocked = volume->blocked;
     list_for_each_entry (op, &volume->ops, node) {
         if (!op->type->waits_for(op, text, sizeof(text)))
             continue;
         stats.requests_waiting++;
-        if (stats.blocked[0] == '\0' && now_ns - op->start_ns >= BLOCKED_SHOWN_NS)
+        /* What holds the volume up says more than what waits behind it. */
+        if ((op->blocked && !shown) ||
+            (stats.blocked[0] == '\0' && now_ns - op->start_ns >= BLOCKED_SHOWN_NS))
             memcpy(stats.blocked, text, sizeof(text));
+        shown = shown || op->blocked;
     }
     for (const struct dlblk_request *request = volume->queue.first; request != NULL;
          request = ((const struct request_state *)(const void *)request->dlblk_private)->next)
@@ -751,9 +799,11 @@ client_volume_init(struct client_volume *volume)
     list_init(&volume->idle);
     volume->task.fn = volume_on_task;
     volume->done_timer.fn = volume_on_done_timer;
+    volume->retry_timer.fn = volume_on_retry_timer;
     range_lock_init(&volume->lock);
     list_init(&volume->resolves);
     list_init(&volume->extents);
+    client_eject_init(volume);
     err = client_allocate_init(volume);
     if (err == 0)
         err = pool_init(&volume->read_ops, client_read_op_bytes(), VOLUME_READ_OPS_MAX);
@@ -771,9 +821,11 @@ static void
 volume_fini(struct client_volume *volume)
 {
     client_allocate_cancel(volume);
+    client_eject_cancel(volume);
     client_meta_call_cancel(&volume->attach_call);
     client_takeover_end(volume);
     client_allocate_fini(volume);
+    client_eject_fini(volume);
     client_stable_fini(volume);
     client_map_fini(&volume->map);
     free(volume->name);
@@ -786,6 +838,7 @@ client_volume_free(struct client_volume *volume)
 {
     dl_assert(client_volume_is_quiet(volume));
     env_timer_stop(volume->core->env, &volume->done_timer);
+    env_timer_stop(volume->core->env, &volume->retry_timer);
     list_remove(&volume->node);
     if (list_is_linked(&volume->admission_node))
         list_remove(&volume->admission_node);

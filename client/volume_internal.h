@@ -8,7 +8,7 @@
  *   map.c        segments and slots              allocate.c   segments asked for
  *   stable.c     versions, S                     unsettled.c  ranges left undecided
  *   resolve.c    making a range alike            takeover.c   which, after an unclean owner
- *   extents.c    where data is
+ *   extents.c    where data is                   eject.c      slots that failed
  */
 #ifndef DLBLK_CLIENT_VOLUME_INTERNAL_H
 #define DLBLK_CLIENT_VOLUME_INTERNAL_H
@@ -99,7 +99,10 @@ struct client_volume {
     uint8_t attach_id[CLIENT_ID_BYTES];
     bool fenced;
     int fence_err;
-    bool kick; /* the task looks at every op again */
+    bool kick;    /* the task looks at every op again */
+    bool blocked; /* an event has said that writes wait for slots; until none does any more */
+    uint32_t blocked_ops;
+    uint64_t blocked_since_ns;
 
     struct segment_map map;
     struct range_lock lock;
@@ -109,6 +112,8 @@ struct client_volume {
         own_ops; /* of our own: reads for partial writes, and what resolves ranges; never used up */
     struct list ops;
     struct list retry; /* io_op.wait_node: stepped again by the tick, or when a server comes up */
+    struct env_timer retry_timer; /* ... or by this, if that is too late */
+    uint64_t retry_timer_ns;
     uint32_t op_count;
 
     struct request_queue queue;  /* requests of which pieces have still to be made */
@@ -139,6 +144,15 @@ struct client_volume {
     uint32_t map_wanted_first, map_wanted_last;
     uint32_t map_cursor; /* where the next answer goes on; 0: the last one had all */
     uint64_t map_asked_ns;
+    bool map_urgent;
+
+    /* slots that failed: eject.c */
+    struct client_meta_call eject_call;
+    Dl__Eject eject_request;
+    struct eject_batch *eject_batch; /* NULL: none is asked for */
+    VEC(struct eject_wish) eject_wishes;
+    uint64_t eject_retry_ns;   /* not before */
+    uint64_t eject_recheck_ns; /* ops are looked at again then; 0: never */
 
     /* stable versions: stable.c */
     struct list writers; /* segment_writer.node */
@@ -181,8 +195,7 @@ void client_volume_defer(struct client_volume *volume);
 static inline uint64_t
 client_volume_piece_deadline(const struct client_volume *volume)
 {
-    return env_now_ns(volume->core->env) +
-           volume->core->options.request_timeout_ms * CLIENT_NS_PER_MS;
+    return client_core_deadline_ns(volume->core);
 }
 
 /* Of a piece: it has ended. */
@@ -206,7 +219,7 @@ void client_io_begin(struct io_op *op);
 void client_io_end(struct io_op *op);
 /* Take it off whatever list it waits in. */
 void client_io_unwait(struct io_op *op);
-/* Into volume->retry, not before delay_ns have passed. */
+/* Into volume->retry, not before delay_ns have passed; in it already: if that is sooner. */
 void client_io_retry(struct io_op *op, uint64_t delay_ns);
 /* Step each op of a list of wait_nodes. */
 void client_io_wake(struct list *waiters);
@@ -214,6 +227,9 @@ void client_io_wake(struct list *waiters);
 void client_io_dismiss(struct io_op *op);
 void client_io_readmit(struct io_op *op);
 void client_io_abort(struct io_op *op, int err);
+/* It waits for slots that it can't go on without: the volume says so, once. */
+void client_io_block(struct io_op *op);
+void client_io_unblock(struct io_op *op);
 /* An answer that says that the volume is not ours any more; true: it did. */
 bool client_io_check_fence(struct io_op *op, int err);
 
@@ -244,6 +260,8 @@ void client_allocate_fini(struct client_volume *volume);
 void client_allocate_tick(struct client_volume *volume);
 /* The map of this segment, and where its servers are, may have changed: ask. */
 void client_map_refresh(struct client_volume *volume, uint32_t segment_idx);
+/* It has changed, a server says. */
+void client_map_refresh_now(struct client_volume *volume, uint32_t segment_idx);
 
 /*
  * The offset in front of which no segment exists from offset_bytes on, at most end_bytes: the
@@ -256,9 +274,47 @@ void client_volume_abort_all(struct client_volume *volume, int err);
 /* Look at every op: what is done to one may end it, and others. */
 void client_volume_check_ops(struct client_volume *volume);
 
+/* --- eject.c --- */
+
+struct eject_wish {
+    uint32_t segment;
+    Dl__EjectReason reason;
+    int err;
+};
+
+/*
+ * A write of ours to this place of the segment has failed under the present map.  Asked for from the
+ * volume's task, so that wishes of one turn go together; for how it ends see segment->eject_state,
+ * and the map.
+ */
+void client_eject_want(struct client_volume *volume, struct segment *segment, uint32_t place,
+                       Dl__EjectReason reason, int err);
+/* Refused, and not yet time to ask again. */
+static inline bool
+client_eject_is_refused(const struct segment *segment)
+{
+    return segment->eject_state == SEGMENT_EJECT_REFUSED;
+}
+void client_eject_run(struct client_volume *volume);
+void client_eject_tick(struct client_volume *volume);
+void client_eject_cancel(struct client_volume *volume);
+void client_eject_fini(struct client_volume *volume);
+void client_eject_init(struct client_volume *volume);
+
 /* --- takeover.c --- */
 
+/* A segment's map as it was. */
+struct segment_before {
+    uint32_t config_epoch;
+    uint32_t slot_count;
+    struct segment_slot slots[WIRE_SLOTS_MAX];
+};
+void client_takeover_on_map(struct client_volume *volume, struct segment *segment,
+                            const struct segment_before *before);
+
 int client_takeover_begin(struct client_volume *volume);
+/* From the volume's task: maps have changed, or a slot has answered. */
+void client_takeover_run_changed(struct client_volume *volume);
 void client_takeover_tick(struct client_volume *volume);
 /* Cancels; resolutions under way end with their operations. */
 void client_takeover_end(struct client_volume *volume);

@@ -3,9 +3,9 @@
  * write_op.c: one piece written to all slots.
  *
  *   START --> LOCKED --> FILL --> BUILT --> SLOTS --> ANSWERED --> DONE
- *     ^        |  |                ^         ^          |  |
- *     +- (a) --+  +- (b) -> DONE   |         +--- (c) --+  |
- *                                  +--------- (d) ---------+
+ *     ^        |  |                ^         ^         |  |  ^
+ *     +- (a) --+  +- (b) -> DONE   |         +-- (c) --+  v  |
+ *                                  +--------- (d) --------+ HELD
  *
  *   (a) unsettled: let the range go, wait, once more
  *   (b) zeroes, and the segment is not allocated
@@ -18,11 +18,18 @@
  *   FILL    suspends: reads of sectors that the request covers in part
  *   BUILT   suspends: credit, when too many versions are above S
  *   SLOTS   suspends: answers; servers that are away (parked there); the retry list
+ *   HELD    suspends: another map, since slots that can't take it are to be ejected, or too few are
+ *           in sync; or, a write of our own, the retry list
  *
- * ANSWERED is where a slot that failed for good is judged.  Ejecting it belongs here: config epoch
- * + 1, then SLOTS again under the new map.  As long as slots are not ejected the request fails, and
- * if any slot may have taken it, its range is *unsettled* (unsettled.c) and its version stays above
- * S.
+ * Which slots failed, and what follows: docs/recovery.md, "How a slot fails".
+ *
+ *   A slot that is away, silent or slow goes on to be asked while it is ejected (eject.c): the write
+ *   stays in SLOTS.  A new map is taken there: each slot of it is sent the write anew, as soon as
+ *   what is still on its way to it is over.
+ *   A slot that says that it can't is FAILED.  If another one has the write, it is ejected, at once;
+ *   if none has when all have answered, the request fails, and nothing has changed.  If it can't be
+ *   ejected, the request fails and its range is *unsettled* (unsettled.c): its version stays above S.
+ *   Writes of our own never fail for what slots say: the same version is sent again, later.
  *
  * Invariants
  *   1. The same version is always the same bytes: CRCs are computed once per version, each slot
@@ -43,6 +50,9 @@
 #include "dlblk/error.h"
 
 #define CRCS_INLINE 8u
+/* Between tries to a slot that has not been told of its map yet; doubled up to the tick. */
+#define POLL_MIN_NS (10 * CLIENT_NS_PER_MS)
+#define POLL_MAX_NS CLIENT_TICK_NS
 
 enum write_state {
     WRITE_START,
@@ -51,6 +61,7 @@ enum write_state {
     WRITE_BUILT,
     WRITE_SLOTS,
     WRITE_ANSWERED,
+    WRITE_HELD,
     WRITE_DONE,
 };
 
@@ -60,8 +71,9 @@ static const struct sm_state write_states[] = {
     [WRITE_FILL] = {"FILL", SM_EDGE(WRITE_BUILT) | SM_EDGE(WRITE_DONE)},
     [WRITE_BUILT] = {"BUILT", SM_EDGE(WRITE_SLOTS) | SM_EDGE(WRITE_DONE)},
     [WRITE_SLOTS] = {"SLOTS", SM_EDGE(WRITE_ANSWERED)},
-    [WRITE_ANSWERED] = {"ANSWERED",
-                        SM_EDGE(WRITE_SLOTS) | SM_EDGE(WRITE_BUILT) | SM_EDGE(WRITE_DONE)},
+    [WRITE_ANSWERED] = {"ANSWERED", SM_EDGE(WRITE_SLOTS) | SM_EDGE(WRITE_BUILT) |
+                                        SM_EDGE(WRITE_HELD) | SM_EDGE(WRITE_DONE)},
+    [WRITE_HELD] = {"HELD", SM_EDGE(WRITE_ANSWERED)},
     [WRITE_DONE] = {"DONE", SM_FINAL},
 };
 static const struct sm_table write_table = SM_TABLE("write", write_states);
@@ -81,6 +93,12 @@ struct write_slot {
     struct write_op *op;
     enum write_slot_state state;
     bool tried; /* sent before: may have it */
+    /* Under an older map: the answer does not count, and the slot that is here now comes after it */
+    bool stale;
+    int err;           /* FAILED: what it said */
+    uint64_t since_ns; /* it has been asked for so long */
+    uint64_t again_ns; /* AGAIN: not before */
+    uint64_t poll_ns;  /* the last pause; 0: none yet */
 };
 
 struct write_op {
@@ -90,6 +108,7 @@ struct write_op {
     struct segment_writer *writer;
     uint64_t sequence;   /* 0: none yet */
     uint64_t superseded; /* an earlier one of this op, with other bytes; 0: none */
+    uint64_t settles;    /* of our own: the version that this one mends; 0: none */
     uint32_t config_epoch;
     uint32_t slot_count;
     uint32_t pending; /* slots that are not final */
@@ -97,6 +116,8 @@ struct write_op {
     bool touched;
     bool changed; /* the caller changed its buffer under way */
     bool giving_up;
+    bool resend;  /* HELD: slots that failed are asked again when it comes from the retry list */
+    bool said;    /* ... an event has told of it */
     int slot_err; /* of the first slot that failed for good */
     struct client_server *blamed;
 
@@ -116,6 +137,7 @@ struct write_op {
 };
 
 static void write_op_step(struct io_op *io);
+static void write_slot_send(struct write_slot *slot);
 
 static struct write_op *
 write_op_of(struct io_op *io)
@@ -366,12 +388,83 @@ write_slot_end(struct write_slot *slot, enum write_slot_state state)
     op->pending--;
 }
 
+/* What settles ranges and takes over: it is for nobody but us. */
+static bool
+write_op_is_own(const struct write_op *op)
+{
+    return op->on_done != NULL;
+}
+
+/* Asked again after 10 ms, then less and less often. */
 static void
 write_slot_again(struct write_slot *slot)
 {
+    struct io_op *io = &slot->op->io;
+
     slot->state = SLOT_AGAIN;
-    if (!list_is_linked(&slot->op->io.wait_node))
-        client_io_retry(&slot->op->io, 0);
+    slot->poll_ns = slot->poll_ns == 0 ? POLL_MIN_NS : min_u64(slot->poll_ns * 2, POLL_MAX_NS);
+    slot->again_ns = env_now_ns(io->volume->core->env) + slot->poll_ns;
+    client_io_retry(io, slot->poll_ns);
+}
+
+static uint32_t
+write_slot_place(const struct write_slot *slot)
+{
+    return (uint32_t)(slot - slot->op->slots);
+}
+
+static void
+write_slot_want_eject(struct write_slot *slot, Dl__EjectReason reason, int err)
+{
+    client_eject_want(slot->op->io.volume, slot->op->io.segment, write_slot_place(slot), reason,
+                      err);
+}
+
+static bool
+write_slot_is_recovering(const struct write_slot *slot)
+{
+    const struct segment *segment = slot->op->io.segment;
+    uint32_t place = write_slot_place(slot);
+
+    return place < segment->slot_count &&
+           segment->slots[place].state == DL__SLOT_STATE__SLOT_RECOVERING;
+}
+
+static uint32_t
+write_op_count(const struct write_op *op, enum write_slot_state state)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < op->slot_count; i++)
+        count += op->slots[i].state == state;
+    return count;
+}
+
+/*
+ * Slots that say that they can't, while others have it: out, without waiting for the rest.  That
+ * more of them could not be ejected says nothing about fewer.
+ */
+static void
+write_op_eject_failed(struct write_op *op)
+{
+    struct segment *segment = op->io.segment;
+    uint32_t failed_mask = 0;
+
+    if (op->slot_err == 0 || op->config_epoch != segment->config_epoch ||
+        write_op_count(op, SLOT_ACKED) == 0)
+        return;
+    for (uint32_t i = 0; i < op->slot_count; i++)
+        failed_mask |= op->slots[i].state == SLOT_FAILED ? 1u << i : 0;
+    if (op->pending == 0 && client_eject_is_refused(segment) &&
+        (segment->eject_mask & ~failed_mask) != 0)
+        segment->eject_state = SEGMENT_EJECT_NONE;
+    for (uint32_t i = 0; i < op->slot_count; i++)
+        if (op->slots[i].state == SLOT_FAILED)
+            write_slot_want_eject(&op->slots[i],
+                                  op->slots[i].err == -DL_E_NO_SPACE
+                                      ? DL__EJECT_REASON__EJECT_FULL
+                                      : DL__EJECT_REASON__EJECT_ERROR,
+                                  op->slots[i].err);
 }
 
 static void
@@ -414,6 +507,11 @@ write_slot_send(struct write_slot *slot)
     if (!client_session_is_up(session)) {
         slot->state = SLOT_PARKED;
         slot_io_park(&slot->io);
+        if (slot->io.server->failed != DL__EJECT_REASON__EJECT_NONE)
+            write_slot_want_eject(slot, slot->io.server->failed, 0);
+        if (slot->io.server->failed != DL__EJECT_REASON__EJECT_NONE &&
+            client_eject_is_refused(slot->op->io.segment))
+            client_io_block(&slot->op->io);
         return;
     }
     request_id = client_session_begin(session, &slot->io.call, OP_WRITE);
@@ -533,8 +631,22 @@ write_slot_fail(struct write_slot *slot, int err)
         op->slot_err = err;
         op->blamed = slot->io.server;
     }
-    write_slot_end(slot, SLOT_FAILED);
-    (void)write_op_give_up_waiting(op); /* it fails anyhow */
+    slot->err = err;
+    write_slot_end(slot,
+                   DLBLK_MUTANT(client_ack_without_recovering) && write_slot_is_recovering(slot)
+                       ? SLOT_ACKED
+                       : SLOT_FAILED);
+    if (client_core_ejects(op->io.volume->core))
+        write_op_eject_failed(op);
+    else if (!write_op_is_own(op))
+        (void)write_op_give_up_waiting(op); /* it fails anyhow */
+}
+
+/* Whether the write goes on to ask the other slots when one has failed. */
+static bool
+write_op_goes_on(const struct write_op *op)
+{
+    return op->slot_err == 0 || write_op_is_own(op) || client_core_ejects(op->io.volume->core);
 }
 
 static void
@@ -556,14 +668,24 @@ write_slot_on_error(struct write_slot *slot, int err)
             slot_io_park(&slot->io);
         return;
     case DL_E_EPOCH_OLD:
-    case DL_E_CHUNK_UNKNOWN:
     case DL_E_STALE_MAP:
+        client_map_refresh_now(op->io.volume, op->io.segment_idx);
+        write_slot_again(slot);
+        return;
+    case DL_E_CHUNK_UNKNOWN:
+        /* Under the first config epoch it would have come into being. */
         client_map_refresh(op->io.volume, op->io.segment_idx);
         write_slot_again(slot);
         return;
     case DL_E_NOT_YET:
     case DL_E_BUSY:
         write_slot_again(slot);
+        return;
+    case DL_E_NO_MEMORY:
+        if (client_core_ejects(op->io.volume->core))
+            write_slot_again(slot);
+        else
+            write_slot_fail(slot, err);
         return;
     case DL_E_CRC_WIRE:
         /* Zeroes have no checksums: a server that finds fault with them is beyond help. */
@@ -578,6 +700,9 @@ write_slot_on_error(struct write_slot *slot, int err)
     }
 }
 
+static void write_slot_renew(struct write_slot *slot);
+static void write_op_send_again(struct write_op *op);
+
 static void
 write_op_on_slot(struct session_call *call, int err)
 {
@@ -587,49 +712,143 @@ write_op_on_slot(struct session_call *call, int err)
     dl_assert(slot->state == SLOT_SENT);
     if (err == 0 || !write_slot_has_refused(err))
         op->touched = true;
-    if (err == 0)
-        write_slot_end(slot, SLOT_ACKED);
-    else if (client_io_check_fence(&op->io, err) || op->giving_up || op->io.err != 0 ||
-             op->slot_err != 0)
+    if (client_io_check_fence(&op->io, err) || op->giving_up || op->io.err != 0)
+        write_slot_end(slot, err == 0 && !slot->stale ? SLOT_ACKED : SLOT_GIVEN_UP);
+    else if (slot->stale && !(err == 0 && DLBLK_MUTANT(client_mix_epochs)))
+        write_slot_renew(slot);
+    else if (err != 0 && write_op_goes_on(op))
+        write_slot_on_error(slot, err);
+    else if (err != 0)
         write_slot_end(slot, SLOT_GIVEN_UP);
     else
-        write_slot_on_error(slot, err);
+        write_slot_end(slot, SLOT_ACKED);
+    if (err == 0 && op->slot_err != 0)
+        write_op_eject_failed(op);
     if (op->pending == 0)
         write_op_step(&op->io);
 }
 
-/* To all slots of the map as it is now. */
+/* What the place is in the present map. */
+static struct client_server *
+write_slot_server(const struct write_slot *slot)
+{
+    const struct segment *segment = slot->op->io.segment;
+    uint32_t place = write_slot_place(slot);
+
+    if (place >= segment->slot_count || !segment_slot_is_written(&segment->slots[place]))
+        return NULL;
+    return client_core_server(slot->op->io.volume->core, segment->slots[place].server_id);
+}
+
+/* What was on its way under an older map is over: now to the slot that is here. */
+static void
+write_slot_renew(struct write_slot *slot)
+{
+    struct client_server *server = write_slot_server(slot);
+
+    slot->stale = false;
+    if (server == NULL) {
+        write_slot_end(slot, SLOT_UNUSED);
+        return;
+    }
+    if (slot->io.server != server)
+        slot->tried = false;
+    slot->io.server = server;
+    write_slot_send(slot);
+}
+
+/*
+ * To all slots of the map as it is now.  What is on its way to a slot that is still there is waited
+ * for, and so is what a link would have to be closed for; nothing of it counts.
+ */
 static void
 write_op_send(struct write_op *op)
 {
     const struct segment *segment = op->io.segment;
+    uint64_t now_ns = env_now_ns(op->io.volume->core->env);
+    uint32_t place_count = max_u32(op->slot_count, segment->slot_count);
 
+    dl_assert(place_count <= op->io.volume->map.slots_max);
     op->config_epoch = segment->config_epoch;
-    op->slot_count = segment->slot_count;
+    op->slot_count = place_count;
     op->slot_mask = 0;
+    op->slot_err = 0;
+    op->resend = false;
     op->giving_up = false;
-    for (uint32_t i = 0; i < op->slot_count; i++)
-        if (segment_slot_is_written(&segment->slots[i]))
-            op->slot_mask |= 1u << i;
-    op->pending = (uint32_t)__builtin_popcount(op->slot_mask);
-    for (uint32_t i = 0; i < op->slot_count; i++) {
+    op->pending = 0;
+    client_io_unblock(&op->io);
+    client_io_unwait(&op->io);
+    for (uint32_t i = 0; i < place_count; i++)
+        if (write_slot_server(&op->slots[i]) != NULL)
+            op->slot_mask |= 1u << segment->slots[i].number;
+    for (uint32_t i = 0; i < place_count; i++) {
         struct write_slot *slot = &op->slots[i];
+        struct client_server *server = write_slot_server(slot);
+        bool same = server != NULL && slot->io.server == server;
+        bool waits = slot->state == SLOT_SENT || slot->state == SLOT_PARKED ||
+                     slot->state == SLOT_AGAIN;
 
-        slot->state = SLOT_UNUSED;
-        if ((op->slot_mask & 1u << i) == 0)
+        if (DLBLK_MUTANT(client_mix_epochs) && same && slot->state == SLOT_ACKED)
             continue;
-        slot->io.server = client_core_server(op->io.volume->core, segment->slots[i].server_id);
+        if (!same || !waits)
+            slot->since_ns = now_ns;
+        slot->poll_ns = 0;
+        slot->again_ns = 0;
+        slot->stale = false;
+        if (slot->state == SLOT_SENT)
+            op->touched = true;
+        if (slot->state == SLOT_SENT && (same || !slot_io_cancel(&slot->io))) {
+            slot->stale = true;
+            op->pending++;
+            continue;
+        }
+        if (slot->state == SLOT_PARKED)
+            (void)slot_io_cancel(&slot->io);
+        slot->state = SLOT_UNUSED;
+        if (server == NULL)
+            continue;
+        if (!same)
+            slot->tried = false;
+        slot->io.server = server;
         slot->state = SLOT_AGAIN;
-        write_slot_send(slot);
+        op->pending++;
     }
+    write_op_send_again(op);
 }
 
 static void
 write_op_send_again(struct write_op *op)
 {
-    for (uint32_t i = 0; i < op->slot_count; i++)
-        if (op->slots[i].state == SLOT_AGAIN)
-            write_slot_send(&op->slots[i]);
+    uint64_t now_ns = env_now_ns(op->io.volume->core->env);
+
+    for (uint32_t i = 0; i < op->slot_count; i++) {
+        struct write_slot *slot = &op->slots[i];
+
+        if (slot->state != SLOT_AGAIN)
+            continue;
+        if (slot->again_ns <= now_ns)
+            write_slot_send(slot);
+        else
+            client_io_retry(&op->io, slot->again_ns - now_ns);
+    }
+}
+
+/* A write of our own that slots refused: the same version, once more. */
+static void
+write_op_resend(struct write_op *op)
+{
+    op->resend = false;
+    op->slot_err = 0;
+    for (uint32_t i = 0; i < op->slot_count; i++) {
+        struct write_slot *slot = &op->slots[i];
+
+        if (slot->state != SLOT_FAILED)
+            continue;
+        slot->state = SLOT_AGAIN;
+        slot->again_ns = 0;
+        op->pending++;
+    }
+    write_op_send_again(op);
 }
 
 /* --- the steps --- */
@@ -697,6 +916,20 @@ write_op_build(struct write_op *op)
     return write_op_make_crcs(op);
 }
 
+/*
+ * What mends may use what is kept back for it; what mends the very version that S waits for has the
+ * last place of the window for itself: with that one done there is room again.
+ */
+static enum stable_credit
+write_op_credit(const struct write_op *op)
+{
+    uint64_t mended = write_op_is_own(op) ? op->settles : op->superseded;
+
+    if (mended != 0 && mended == op->writer->stable + 1)
+        return STABLE_CREDIT_LAST;
+    return mended != 0 || write_op_is_own(op) ? STABLE_CREDIT_RESERVE : STABLE_CREDIT_ORDINARY;
+}
+
 /* False: it waits for credit. */
 static bool
 write_op_take_version(struct write_op *op)
@@ -706,10 +939,10 @@ write_op_take_version(struct write_op *op)
         op->io.err = -DL_E_NO_MEMORY;
         return true;
     }
-    op->sequence = client_stable_take(op->writer, op->on_done != NULL);
+    op->sequence = client_stable_take(op->writer, write_op_credit(op));
     if (op->sequence != 0)
         return true;
-    if (op->on_done != NULL) {
+    if (write_op_is_own(op)) {
         /* What makes room is what this write is for: its owner tries again. */
         op->io.err = -DL_E_BUSY;
         return true;
@@ -754,11 +987,35 @@ write_op_copy_payload(struct write_op *op)
     return 0;
 }
 
+/* Slots have failed, and the write can't go on without them: what it is to its user. */
+static enum write_state
+write_op_fail(struct write_op *op)
+{
+    struct client_volume *volume = op->io.volume;
+
+    dl_assert(op->slot_err != 0);
+    if (!write_op_is_own(op)) {
+        op->io.err = op->slot_err;
+        return WRITE_DONE;
+    }
+    if (!op->said)
+        client_core_event(volume->core, DLBLK_EVENT_ERROR,
+                          "volume %s: segment %u, sectors %u to %u: what was left undecided can't "
+                          "be settled yet: %s: %s",
+                          volume->name, op->io.segment_idx, op->io.first_sector,
+                          op->io.first_sector + op->io.sector_count - 1,
+                          client_server_name(op->blamed).text, dl_err_str(op->slot_err));
+    op->said = true;
+    op->resend = true;
+    client_io_retry(&op->io, VOLUME_RETRY_NS);
+    return WRITE_HELD;
+}
+
 /* Every slot is final. */
 static enum write_state
 write_op_judge(struct write_op *op)
 {
-    bool all = true;
+    const struct segment *segment = op->io.segment;
 
     if (op->io.volume->fenced && op->io.err == 0)
         op->io.err = op->io.volume->fence_err;
@@ -768,16 +1025,21 @@ write_op_judge(struct write_op *op)
         op->io.err = write_op_copy_payload(op);
         return op->io.err == 0 ? WRITE_BUILT : WRITE_DONE;
     }
-    if (op->config_epoch != op->io.segment->config_epoch) {
-        op->slot_err = 0;
+    if (op->config_epoch != segment->config_epoch)
         return WRITE_SLOTS;
+    if (write_op_count(op, SLOT_FAILED) > 0) {
+        if (op->resend)
+            return WRITE_HELD;
+        if (!client_core_ejects(op->io.volume->core) || write_op_count(op, SLOT_ACKED) == 0)
+            return write_op_fail(op);
+        write_op_eject_failed(op);
+        return client_eject_is_refused(segment) ? write_op_fail(op) : WRITE_HELD;
     }
-    for (uint32_t i = 0; i < op->slot_count; i++)
-        all = all && (op->slots[i].state == SLOT_ACKED || op->slots[i].state == SLOT_UNUSED);
-    if (!all) {
-        /* Here a slot that failed would be ejected. */
-        dl_assert(op->slot_err != 0);
-        op->io.err = op->slot_err;
+    dl_assert(write_op_count(op, SLOT_GIVEN_UP) == 0);
+    /* A rewrite promises nothing to anybody: it makes alike what is there. */
+    if (!write_op_is_own(op) && segment_in_sync_count(segment) < op->io.volume->min_write) {
+        client_io_block(&op->io);
+        return WRITE_HELD;
     }
     return WRITE_DONE;
 }
@@ -865,6 +1127,7 @@ write_op_step_once(struct write_op *op)
             write_op_send_again(op);
             return false; /* answers */
         }
+        client_io_unwait(io);
         sm_move(&io->sm, WRITE_ANSWERED);
         return true;
     case WRITE_ANSWERED:
@@ -872,7 +1135,17 @@ write_op_step_once(struct write_op *op)
         sm_move(&io->sm, next);
         if (next == WRITE_SLOTS)
             write_op_send(op);
-        return next != WRITE_SLOTS;
+        return next == WRITE_BUILT || next == WRITE_DONE;
+    case WRITE_HELD:
+        sm_move(&io->sm, WRITE_ANSWERED);
+        /* From the retry list, where nothing else brought it here. */
+        if (op->resend && !list_is_linked(&io->wait_node) && io->err == 0 &&
+            op->config_epoch == io->segment->config_epoch) {
+            sm_move(&io->sm, WRITE_SLOTS);
+            write_op_resend(op);
+            return false; /* answers */
+        }
+        return true;
     case WRITE_DONE:
         write_op_finish(op);
         return false; /* gone */
@@ -926,6 +1199,45 @@ write_op_has_parked(const struct write_op *op)
     return false;
 }
 
+/* Why a slot that has not answered has failed by now; EJECT_NONE: it has not. */
+static Dl__EjectReason
+write_slot_failure(const struct write_slot *slot, uint64_t now_ns)
+{
+    const struct client_core *core = slot->op->io.volume->core;
+
+    if (write_slot_is_final(slot))
+        return DL__EJECT_REASON__EJECT_NONE;
+    if (slot->state == SLOT_PARKED && slot->io.server->failed != DL__EJECT_REASON__EJECT_NONE)
+        return slot->io.server->failed;
+    if (write_slot_server(slot) == slot->io.server &&
+        client_core_is_over(core, slot->since_ns, now_ns, core->options.eject_slow_ms))
+        return DL__EJECT_REASON__EJECT_SLOW;
+    return DL__EJECT_REASON__EJECT_NONE;
+}
+
+static void
+write_op_check_slots(struct write_op *op, uint64_t now_ns)
+{
+    const struct segment *segment = op->io.segment;
+
+    for (uint32_t i = 0; i < op->slot_count; i++) {
+        struct write_slot *slot = &op->slots[i];
+        Dl__EjectReason reason = write_slot_failure(slot, now_ns);
+
+        if (reason == DL__EJECT_REASON__EJECT_NONE)
+            continue;
+        if (DLBLK_MUTANT(client_ack_without_recovering) && write_slot_is_recovering(slot) &&
+            slot_io_cancel(&slot->io)) {
+            write_slot_end(slot, SLOT_ACKED);
+            continue;
+        }
+        write_slot_want_eject(slot, reason, 0);
+        if (client_eject_is_refused(segment))
+            client_io_block(&op->io);
+    }
+    write_op_eject_failed(op);
+}
+
 /*
  * The map has changed: what is on its way under the old one does not count any more.  One that
  * waits for a server asks for the map: the server may be elsewhere by now.
@@ -935,15 +1247,50 @@ write_op_check(struct io_op *io, uint64_t now_ns)
 {
     struct write_op *op = write_op_of(io);
 
-    if (io->sm.state != WRITE_SLOTS || op->giving_up)
-        return;
-    if (op->config_epoch == io->segment->config_epoch) {
-        if (now_ns - io->start_ns >= VOLUME_SLOT_TIMEOUT_NS && write_op_has_parked(op))
+    if (io->sm.state == WRITE_HELD) {
+        if (op->resend && op->config_epoch == io->segment->config_epoch)
+            return; /* it has its time */
+        client_io_unwait(io);
+        if (op->config_epoch == io->segment->config_epoch)
             client_map_refresh(io->volume, io->segment_idx);
+        write_op_step(io);
         return;
     }
-    if (write_op_give_up(op))
+    if (io->sm.state != WRITE_SLOTS || op->giving_up)
+        return;
+    if (op->config_epoch != io->segment->config_epoch) {
+        write_op_send(op);
+    } else {
+        if (now_ns - io->start_ns >= VOLUME_SLOT_TIMEOUT_NS && write_op_has_parked(op))
+            client_map_refresh(io->volume, io->segment_idx);
+        write_op_check_slots(op, now_ns);
+    }
+    if (op->pending == 0)
         write_op_step(io);
+}
+
+/* A slot that the write waits for: why, and what is done about it. */
+static void
+write_slot_waits_for(const struct write_slot *slot, char *text, size_t text_bytes)
+{
+    const struct write_op *op = slot->op;
+    const struct client_volume *volume = op->io.volume;
+    const struct segment *segment = op->io.segment;
+    const char *problem = slot->io.server->session.problem;
+    char then[96] = "";
+
+    if (segment->eject_state == SEGMENT_EJECT_REFUSED)
+        (void)snprintf(then, sizeof(then), "; without it there would be fewer than %u copies",
+                       volume->min_write);
+    else if (segment->eject_state != SEGMENT_EJECT_NONE)
+        (void)snprintf(then, sizeof(then), "; the metadata service is asked to go on without it%s",
+                       client_core_is_connected(volume->core) ? "" : ", and can't be reached");
+    (void)snprintf(text, text_bytes, "a write of segment %u waits for %s: %s%s", op->io.segment_idx,
+                   client_server_name(slot->io.server).text,
+                   slot->state == SLOT_FAILED ? dl_err_str(slot->err)
+                   : problem[0] != '\0'       ? problem
+                                              : "it does not answer",
+                   then);
 }
 
 static bool
@@ -975,14 +1322,25 @@ write_op_waits_for(const struct io_op *io, char *text, size_t text_bytes)
         for (uint32_t i = 0; i < op->slot_count; i++) {
             const struct write_slot *slot = &op->slots[i];
 
-            if (slot->state != SLOT_PARKED && slot->state != SLOT_AGAIN)
+            if (slot->state != SLOT_PARKED && slot->state != SLOT_AGAIN &&
+                !(slot->state == SLOT_SENT && io->blocked))
                 continue;
-            (void)snprintf(text, text_bytes, "a write of segment %u waits for %s: %s",
-                           io->segment_idx, client_server_name(slot->io.server).text,
-                           slot->io.server->session.problem);
+            write_slot_waits_for(slot, text, text_bytes);
             return true;
         }
         return false;
+    case WRITE_ANSWERED: /* on its way to HELD */
+    case WRITE_HELD:
+        for (uint32_t i = 0; i < op->slot_count; i++) {
+            if (op->slots[i].state != SLOT_FAILED)
+                continue;
+            write_slot_waits_for(&op->slots[i], text, text_bytes);
+            return true;
+        }
+        (void)snprintf(text, text_bytes,
+                       "a write of segment %u waits: %u copies are in sync, and %u are needed",
+                       io->segment_idx, segment_in_sync_count(io->segment), volume->min_write);
+        return true;
     default:
         return false;
     }
@@ -1062,6 +1420,7 @@ client_write_start_own(struct client_volume *volume, const struct write_own *own
     op->own_iov = (struct iovec){.iov_base = (void *)(uintptr_t)own->buffer,
                                  .iov_len = op->io.length_bytes};
     op->io.slice = (struct io_slice){&op->own_iov, 0};
+    op->settles = own->settles;
     op->on_done = own->on_done;
     op->context = own->context;
     *ret_op = op;

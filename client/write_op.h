@@ -37,11 +37,13 @@ struct write_own {
     uint32_t first_sector;
     uint32_t sector_count;
     const void *buffer; /* NULL: zeroes */
+    uint64_t settles;   /* the sequence of the failed write that it mends; 0: none */
     write_op_fn on_done;
     void *context;
 };
 /*
- * Has no deadline.  volume->own_ops has one.  *ret_op is set before anything happens; without
+ * Has no deadline, and is not given up for what slots say: once sent, the same version with the
+ * same bytes goes to the slots of every map until all have it.  volume->own_ops has one.  *ret_op is set before anything happens; without
  * memory or credit (-DL_E_BUSY) on_done runs inside this call.
  */
 void client_write_start_own(struct client_volume *volume, const struct write_own *own,

@@ -59,7 +59,14 @@ struct dlblk_client_options {
     const char *program;         /* for the servers' logs and "attached by"; NULL: "libdlblk" */
     uint32_t connect_timeout_ms; /* of control calls while nobody answers; 0: 10 s */
     uint32_t request_timeout_ms; /* how long I/O is sent again before it fails; 0: 30 s */
-    dlblk_event_fn on_event;     /* may be NULL */
+    /*
+     * When a copy that a write waits for is given up: its server's connection is gone; the server
+     * is silent; it answers, but not this write.  UINT32_MAX: never; 0: the default
+     */
+    uint32_t eject_lost_ms, eject_silent_ms, eject_slow_ms;
+    /* A read is asked for elsewhere too, at the earliest after so long; 0: 10 ms; UINT32_MAX: never */
+    uint32_t hedge_min_ms;
+    dlblk_event_fn on_event; /* may be NULL */
     void *event_context;
 };
 
@@ -164,8 +171,12 @@ struct dlblk_volume_stats {
     uint64_t bytes_read, bytes_written, bytes_discarded;
     uint64_t in_flight;
     uint64_t retries, crc_errors, reconnects;
-    uint64_t requests_waiting; /* for a segment, a lock or a server */
-    char blocked[256];         /* empty, or what requests wait for */
+    uint64_t requests_waiting;             /* for a segment, a lock or a server */
+    char blocked[256];                     /* empty, or what requests wait for */
+    bool is_blocked;                       /* writes wait until more copies are back */
+    uint64_t ejections, ejections_refused; /* slots that failed a write: out; not allowed */
+    uint64_t hedged_reads;                 /* asked for elsewhere too, since they took long */
+    uint64_t repairs;                      /* servers that were told of a bad sector */
 };
 void dlblk_volume_get_stats(struct dlblk_volume *volume, struct dlblk_volume_stats *ret_stats);
 
