@@ -966,21 +966,21 @@ test_repair(void **state)
     merge->merge.repair = true;
     merge_add(merge, 2, &good);
     merge_add(merge, 3, &other); /* not what is here */
-    assert_int_equal(merge_now(rig, merge, &taken), 0);
-    assert_int_equal(taken, 1);
-    for (int again = 0; again < 3; again++) {
-        struct truth expected[SECTORS] = {0};
+assert_int_equal(merge_now(rig, merge, &taken), 0);
+assert_int_equal(taken, 1);
+for (int again = 0; again < 3; again++) {
+    struct truth expected[SECTORS] = {0};
 
-        expected[0] = expected[1] = expected[2] = expected[3] = good;
-        expect_content(rig, expected);
-        rig_quiet(rig);
-        rig->store->ops->get_stats(rig->store, &stats);
-        assert_int_equal(stats.used_bytes, 5 * SECTOR_BYTES);
-        rig_cut(rig);
-    }
-    assert_int_equal(fake_index_count(&rig->index, "X", 1), 1);
-    rig_fini(rig);
-    free(rig);
+    expected[0] = expected[1] = expected[2] = expected[3] = good;
+    expect_content(rig, expected);
+    rig_quiet(rig);
+    rig->store->ops->get_stats(rig->store, &stats);
+    assert_int_equal(stats.used_bytes, 5 * SECTOR_BYTES);
+    rig_cut(rig);
+}
+assert_int_equal(fake_index_count(&rig->index, "X", 1), 1);
+rig_fini(rig);
+free(rig);
 }
 
 static void
