@@ -187,6 +187,7 @@ notice_on_reply(struct meta_peer_request *request, const struct frame *frame, in
             if (!notice->owner && reader->session == notice->session)
                 reader->map_seq = max_u64(reader->map_seq, notice->map_seq);
         meta_removal_release(core, volume->desc.id);
+        meta_sweep_known(core);
     }
     list_remove(&notice->node);
     free(notice);

@@ -203,6 +203,8 @@ void meta_admin_tick(struct meta_core *core, struct meta_server *server);
  * change first.  True: done.  False: op waits and runs again, or has failed.
  */
 bool meta_sweep_settle(struct meta_op *op, struct meta_server *server, bool from_nothing);
+/* Somebody knows more of a map than before. */
+void meta_sweep_known(struct meta_core *core);
 void meta_sweep_settled(struct meta_server *server);
 /* Its slots are ejected, the last in-sync ones of their segments apart. */
 void meta_sweep_out(struct meta_core *core, struct meta_server *server);

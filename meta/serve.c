@@ -184,6 +184,7 @@ serve_start(struct serve *serve, struct dl_error *err)
         .on_event = serve_on_net_event,
     };
     struct meta_options core_options = {
+        .rebalance = true,
         .on_ready = serve_on_ready,
         .on_fatal = serve_on_fatal,
         .on_log = serve_on_log,

@@ -293,6 +293,16 @@ meta_sweep_tick(struct meta_core *core, struct meta_server *server)
 }
 
 void
+meta_sweep_known(struct meta_core *core)
+{
+    struct meta_sweep *sweep;
+
+    list_for_each_entry (sweep, &core->recovery->sweeps, node)
+        if (sweep->kind == SWEEP_NOTHING && sweep->done && !sweep->cancelled)
+            meta_sweep_tick(core, meta_server_by_id(core, sweep->server_id));
+}
+
+void
 meta_sweep_settled(struct meta_server *server)
 {
     meta_sweep_cancel(server->settle);

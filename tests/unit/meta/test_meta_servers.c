@@ -1,0 +1,873 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Servers that are not what they were: disks that went back in time or are damaged (recovered from
+ * nothing, after everybody knows, and never if it is the last copy); drain, undrain, remove, set, with
+ * what is refused and dry runs; slots that move to a new server; the log, and status in words.
+ */
+#include "tests/unit/meta/fixture.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MIB (1ull << 20)
+
+#define I DL__SLOT_STATE__SLOT_IN_SYNC
+#define R DL__SLOT_STATE__SLOT_RECOVERING
+#define E DL__SLOT_STATE__SLOT_EJECTED
+
+struct servers_test {
+    struct fixture f;
+    struct peer *servers[8]; /* by id - 1 */
+    uint32_t server_count;
+    struct peer *client;
+    uint64_t volume;
+};
+
+static void
+servers_init(struct servers_test *t, uint32_t server_count, uint32_t segments,
+             const struct meta_options *options)
+{
+    Dl__Volume volume;
+
+    memset(t, 0, sizeof(*t));
+    fixture_init(&t->f, options);
+    t->server_count = server_count;
+    for (uint32_t i = 0; i < server_count; i++)
+        t->servers[i] = fixture_server(&t->f, i + 1, "h");
+    t->client = fixture_client(&t->f);
+    assert_int_equal(ask_create(t->client, "v", 512 * MIB, &volume), 0);
+    assert_int_equal(ask_attach(t->client, "v", 1, NULL), 0);
+    t->volume = volume.id;
+    if (segments > 0)
+        assert_int_equal(ask_allocate(t->client, volume.id, 1, 0, segments, NULL), 0);
+}
+
+static void
+server_goes(struct servers_test *t, uint32_t id)
+{
+    peer_disconnect(t->servers[id - 1]);
+    t->servers[id - 1]->server_id = 0;
+}
+
+static void
+server_returns(struct servers_test *t, uint32_t id)
+{
+    peer_restart_server(t->servers[id - 1]);
+    assert_int_equal(peer_register(t->servers[id - 1]), 0);
+    assert_int_equal(t->servers[id - 1]->server_id, id);
+}
+
+/* kill -9 of the service; everybody comes back, the servers that were there with a new start. */
+static void
+service_restarts(struct servers_test *t)
+{
+    fixture_crash(&t->f, 0);
+    fixture_start(&t->f);
+    assert_true(t->f.ready);
+    for (uint32_t i = 0; i < t->server_count; i++)
+        if (t->servers[i]->server_id != 0)
+            server_returns(t, i + 1);
+    t->client = fixture_client(&t->f);
+    assert_int_equal(ask_attach(t->client, "v", 1, NULL), 0);
+    fixture_settle(&t->f);
+}
+
+static Dl__Slot
+slot_of(struct servers_test *t, uint32_t segment, uint32_t place)
+{
+    Dl__MapReply *map = map_of(t->client, t->volume, segment);
+    Dl__Slot slot = DL__SLOT__INIT;
+
+    if (place < map->segments[0]->n_slots)
+        slot = *map->segments[0]->slots[place];
+    dl__map_reply__free_unpacked(map, NULL);
+    return slot;
+}
+
+static uint32_t
+epoch_of(struct servers_test *t, uint32_t segment)
+{
+    Dl__MapReply *map = map_of(t->client, t->volume, segment);
+    uint32_t epoch = map->segments[0]->config_epoch;
+
+    dl__map_reply__free_unpacked(map, NULL);
+    return epoch;
+}
+
+/* How many slots of these segments are on the server, in any state (0: all). */
+static uint32_t
+count_on(struct servers_test *t, uint32_t segments, uint32_t id, uint32_t state)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < segments; i++)
+        for (uint32_t place = 0; place < 4; place++) {
+            Dl__Slot slot = slot_of(t, i, place);
+
+            count += slot.server_id == id && (state == 0 || (uint32_t)slot.state == state);
+        }
+    return count;
+}
+
+static bool
+recover_once(struct servers_test *t, uint32_t segments)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < segments; i++)
+        for (uint32_t place = 0; place < 4; place++) {
+            Dl__Slot slot = slot_of(t, i, place);
+            const struct told *told;
+
+            if (slot.server_id == 0 || slot.state != R ||
+                t->servers[slot.server_id - 1]->server_id == 0)
+                continue;
+            told = peer_told(t->servers[slot.server_id - 1], t->volume, i);
+            if (told == NULL || told->attempt != slot.attempt)
+                continue;
+            assert_int_equal(ask_report(t->servers[slot.server_id - 1], told, true, 256), 0);
+            any = true;
+        }
+    fixture_run(&t->f, 600 * MS);
+    return any;
+}
+
+static void
+recover_all(struct servers_test *t, uint32_t segments)
+{
+    while (recover_once(t, segments))
+        continue;
+    for (uint32_t i = 0; i < segments; i++) {
+        for (uint32_t place = 0; place < 3; place++)
+            assert_int_equal(slot_of(t, i, place).state, I);
+        assert_int_equal(slot_of(t, i, 3).server_id, 0);
+    }
+}
+
+/* --- a disk that went back --- */
+
+static void
+test_older_copy_is_recovered_from_nothing(void **state)
+{
+    struct servers_test t;
+    const struct told *told;
+
+    (void)state;
+    for (unsigned damaged = 0; damaged < 2; damaged++) {
+        servers_init(&t, 3, 4, NULL);
+        t.servers[1]->start_count = 5;
+        server_returns(&t, 2);
+        /* Ejected already, in one segment. */
+        server_goes(&t, 2);
+        assert_int_equal(ask_eject(t.client, t.volume, 1, 3, 1, 2, 0, false, NULL), 0);
+        peer_restart_server(t.servers[1]);
+        if (damaged == 1)
+            t.servers[1]->damaged = true;
+        else
+            t.servers[1]->start_count = 3;
+        t.servers[1]->tell_count = 0;
+        assert_int_equal(peer_register(t.servers[1]), 0);
+        assert_int_equal(count_on(&t, 4, 2, I), 0);
+        fixture_run(&t.f, SECOND);
+        assert_int_equal(count_on(&t, 4, 2, R), 4);
+        for (uint32_t i = 0; i < 4; i++) {
+            told = peer_told(t.servers[1], t.volume, i);
+            assert_int_equal(told->state, R);
+            assert_true(told->incarnation > 1);
+            assert_true(told->incarnation < told->attempt);
+        }
+        recover_all(&t, 4);
+        /* The same start again, as after a lost connection: it is what it is by now. */
+        t.servers[1]->start_count--;
+        t.servers[1]->instance[2]--;
+        peer_restart_server(t.servers[1]);
+        assert_int_equal(peer_register(t.servers[1]), 0);
+        assert_int_equal(count_on(&t, 4, 2, I), 4);
+        fixture_fini(&t.f);
+    }
+}
+
+/* Until the owner knows, the disk that forgot something is not admitted. */
+static void
+test_reset_waits_for_the_owner(void **state)
+{
+    struct servers_test t;
+    struct fake_frame *frame;
+    uint64_t id;
+
+    (void)state;
+    servers_init(&t, 3, 2, NULL);
+    t.servers[1]->start_count = 5;
+    server_returns(&t, 2);
+    server_goes(&t, 2);
+    t.client->silent_map = true;
+    peer_restart_server(t.servers[1]);
+    t.servers[1]->start_count = 3;
+    id = peer_send_register(t.servers[1]);
+    fixture_run(&t.f, 3 * SECOND);
+    assert_int_equal(t.servers[1]->server_id, 0);
+    assert_int_equal(count_on(&t, 2, 2, E), 2);
+
+    /* The service dies in between: all of it again. */
+    fixture_crash(&t.f, 0);
+    fixture_start(&t.f);
+    server_returns(&t, 1);
+    server_returns(&t, 3);
+    t.client = fixture_client(&t.f);
+    t.client->silent_map = true;
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    peer_restart_server(t.servers[1]);
+    t.servers[1]->start_count = 3;
+    id = peer_send_register(t.servers[1]);
+    fixture_run(&t.f, 3 * SECOND);
+    assert_int_equal(t.servers[1]->server_id, 0);
+    while ((frame = peer_take_request(t.client, OP_MAP_CHANGED)) != NULL) {
+        peer_answer(t.client, frame, 0, NULL);
+        fake_frame_destroy(frame);
+    }
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(t.servers[1]->server_id, 2);
+    assert_int_equal(count_on(&t, 2, 2, R), 2);
+    (void)id;
+    fixture_fini(&t.f);
+}
+
+static void
+test_last_copy_that_went_back_is_refused(void **state)
+{
+    struct servers_test t;
+
+    (void)state;
+    servers_init(&t, 3, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
+    for (uint32_t id = 1; id <= 3; id++) {
+        t.servers[id - 1]->start_count = 5;
+        server_returns(&t, id);
+    }
+    for (uint32_t id = 1; id <= 3; id++)
+        server_goes(&t, id);
+    fixture_run(&t.f, 30 * SECOND);
+    for (uint32_t id = 1; id <= 3; id++) {
+        bool last = false;
+
+        for (uint32_t place = 0; place < 3; place++)
+            last = last ||
+                   (slot_of(&t, 0, place).server_id == id && slot_of(&t, 0, place).state == I);
+        peer_restart_server(t.servers[id - 1]);
+        t.servers[id - 1]->start_count = 3;
+        assert_int_equal(peer_register(t.servers[id - 1]), last ? -DL_E_SERVER_WENT_BACK : 0);
+        if (last) {
+            assert_non_null(strstr(fixture_error_text(), "the last copy of segment 0 of volume v"));
+            t.servers[id - 1]->start_count = 7; /* the newest copy of the disk */
+            assert_int_equal(peer_register(t.servers[id - 1]), 0);
+        }
+    }
+    fixture_run(&t.f, SECOND);
+    recover_all(&t, 1);
+    fixture_fini(&t.f);
+}
+
+/* --- drain --- */
+
+static int
+ask_drain(struct servers_test *t, uint32_t id, bool dry_run, Dl__ServerChangeReply **ret_reply)
+{
+    Dl__ServerDrain message = DL__SERVER_DRAIN__INIT;
+
+    message.server_id = id;
+    message.dry_run = dry_run;
+    return peer_ask(t->client, OP_SERVER_DRAIN, &message.base, &dl__server_change_reply__descriptor,
+                    (ProtobufCMessage **)ret_reply);
+}
+
+static void
+test_drain(void **state)
+{
+    struct servers_test t;
+    Dl__ServerChangeReply *reply;
+    uint32_t had;
+    uint64_t revision;
+
+    (void)state;
+    servers_init(&t, 4, 12, NULL);
+    had = count_on(&t, 12, 1, 0);
+    assert_true(had > 0);
+    revision = store_memory_db_revision(t.f.db);
+    assert_int_equal(ask_drain(&t, 1, true, &reply), 0);
+    assert_int_equal(reply->slots, had);
+    assert_true(reply->bytes == had * MIB);
+    assert_int_equal(reply->n_effects, 1);
+    assert_non_null(strstr(reply->effects[0], "move to other servers"));
+    assert_false(reply->server->draining);
+    dl__server_change_reply__free_unpacked(reply, NULL);
+    assert_int_equal(store_memory_db_revision(t.f.db), revision);
+
+    assert_int_equal(ask_drain(&t, 1, false, &reply), 0);
+    assert_true(reply->server->draining);
+    assert_int_equal(reply->server->state, DL__SERVER_STATE__SERVER_DRAINING);
+    dl__server_change_reply__free_unpacked(reply, NULL);
+    /* Step by step, the service dying in between; nothing is less than in-sync for a moment. */
+    for (unsigned round = 0; count_on(&t, 12, 1, 0) > 0; round++) {
+        assert_true(round < 100);
+        fixture_run(&t.f, SECOND);
+        if (round % 3 == 1)
+            service_restarts(&t);
+        for (uint32_t i = 0; i < 12; i++)
+            for (uint32_t place = 0; place < 3; place++)
+                assert_int_equal(slot_of(&t, i, place).state, I);
+        (void)recover_once(&t, 12);
+    }
+    recover_all(&t, 12);
+    fixture_run(&t.f, 3 * SECOND);
+    assert_int_equal(t.servers[0]->chunks_deleted, had);
+    /* It gets nothing new. */
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 100, 30, NULL), 0);
+    for (uint32_t i = 100; i < 130; i++)
+        for (uint32_t place = 0; place < 3; place++)
+            assert_int_not_equal(slot_of(&t, i, place).server_id, 1);
+    {
+        Dl__ServerUndrain message = DL__SERVER_UNDRAIN__INIT;
+
+        message.server_id = 1;
+        assert_int_equal(peer_ask(t.client, OP_SERVER_UNDRAIN, &message.base, NULL, NULL), 0);
+    }
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 200, 30, NULL), 0);
+    had = 0;
+    for (uint32_t i = 200; i < 230; i++)
+        for (uint32_t place = 0; place < 3; place++)
+            had += slot_of(&t, i, place).server_id == 1;
+    assert_true(had > 0);
+    fixture_fini(&t.f);
+}
+
+static void
+test_drain_is_refused_without_a_place(void **state)
+{
+    struct servers_test t;
+
+    (void)state;
+    servers_init(&t, 3, 2, NULL);
+    assert_int_equal(ask_drain(&t, 1, false, NULL), -DL_E_TOO_FEW_DOMAINS);
+    assert_non_null(strstr(fixture_error_text(), "volume v needs 3"));
+    assert_int_equal(ask_drain(&t, 9, false, NULL), -DL_E_SERVER_UNKNOWN);
+    assert_int_equal(ask_drain(&t, 0, false, NULL), -DL_E_SERVER_UNKNOWN);
+    fixture_fini(&t.f);
+}
+
+/* Undone in the middle: what has begun comes to its end, the rest stays. */
+static void
+test_undrain(void **state)
+{
+    struct servers_test t;
+    Dl__ServerUndrain message = DL__SERVER_UNDRAIN__INIT;
+    uint32_t had;
+
+    (void)state;
+    servers_init(&t, 4, 40, NULL);
+    had = count_on(&t, 40, 1, 0);
+    assert_true(had > 6);
+    assert_int_equal(ask_drain(&t, 1, false, NULL), 0);
+    fixture_run(&t.f, SECOND);
+    message.server_id = 1;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_UNDRAIN, &message.base, NULL, NULL), 0);
+    recover_all(&t, 40);
+    assert_in_range(count_on(&t, 40, 1, 0), had - 12, had - 1);
+    fixture_fini(&t.f);
+}
+
+/* The target of a move fails: ejected, dropped, another one is taken. */
+static void
+test_incoming_slot_fails(void **state)
+{
+    struct servers_test t;
+    uint32_t from, to;
+
+    (void)state;
+    servers_init(&t, 5, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
+    from = slot_of(&t, 0, 2).server_id;
+    assert_int_equal(ask_drain(&t, from, false, NULL), 0);
+    fixture_run(&t.f, SECOND);
+    to = slot_of(&t, 0, 3).server_id;
+    assert_int_not_equal(to, 0);
+    assert_int_equal(slot_of(&t, 0, 3).number, 2);
+    assert_int_equal(peer_told(t.servers[to - 1], t.volume, 0)->slot, 2);
+    assert_int_equal(peer_told(t.servers[to - 1], t.volume, 0)->incarnation, 2);
+    server_goes(&t, to);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), to, 0, false, NULL), 0);
+    assert_int_equal(slot_of(&t, 0, 3).state, E);
+    fixture_run(&t.f, 20 * SECOND);
+    assert_int_equal(slot_of(&t, 0, 3).state, R);
+    assert_int_not_equal(slot_of(&t, 0, 3).server_id, to);
+    recover_all(&t, 1);
+    assert_int_not_equal(slot_of(&t, 0, 2).server_id, from);
+    server_returns(&t, to);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(t.servers[to - 1]->chunks_deleted, 1);
+    assert_int_equal(t.servers[to - 1]->deleted.incarnation, 2);
+    fixture_fini(&t.f);
+}
+
+/* When a replaced in-sync slot leaves, other recovering slots begin anew. */
+static void
+test_replaced_slot_is_as_ejected(void **state)
+{
+    struct servers_test t;
+    struct told told;
+    uint32_t from, to, other, attempt;
+
+    (void)state;
+    servers_init(&t, 4, 1, NULL);
+    from = slot_of(&t, 0, 0).server_id;
+    other = slot_of(&t, 0, 1).server_id;
+    assert_int_equal(ask_drain(&t, from, false, NULL), 0);
+    fixture_run(&t.f, SECOND);
+    to = slot_of(&t, 0, 3).server_id;
+    server_goes(&t, other);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), other, 0, true, NULL), 0);
+    server_returns(&t, other);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(slot_of(&t, 0, 1).state, R);
+    attempt = slot_of(&t, 0, 1).attempt;
+    told = *peer_told(t.servers[to - 1], t.volume, 0);
+    assert_int_equal(ask_report(t.servers[to - 1], &told, true, 256), 0);
+    assert_int_equal(slot_of(&t, 0, 0).server_id, to);
+    assert_int_equal(slot_of(&t, 0, 1).attempt, epoch_of(&t, 0));
+    assert_true(slot_of(&t, 0, 1).attempt > attempt);
+    fixture_fini(&t.f);
+}
+
+/* --- remove --- */
+
+static int
+ask_remove(struct servers_test *t, uint32_t id, bool dry_run, bool force)
+{
+    Dl__ServerRemove message = DL__SERVER_REMOVE__INIT;
+
+    message.server_id = id;
+    message.dry_run = dry_run;
+    message.force = force;
+    return peer_ask(t->client, OP_SERVER_REMOVE, &message.base, NULL, NULL);
+}
+
+static bool
+server_is_listed(struct servers_test *t, uint32_t id)
+{
+    Dl__ServerList message = DL__SERVER_LIST__INIT;
+    Dl__ServerListReply *list;
+    ProtobufCMessage *reply;
+    bool found = false;
+
+    assert_int_equal(peer_ask(t->client, OP_SERVER_LIST, &message.base,
+                              &dl__server_list_reply__descriptor, &reply),
+                     0);
+    list = (Dl__ServerListReply *)reply;
+    for (size_t i = 0; i < list->n_servers; i++)
+        found = found || list->servers[i]->id == id;
+    dl__server_list_reply__free_unpacked(list, NULL);
+    return found;
+}
+
+static void
+test_remove(void **state)
+{
+    struct servers_test t;
+
+    (void)state;
+    servers_init(&t, 4, 10, NULL);
+    assert_int_equal(ask_remove(&t, 4, false, false), -DL_E_BUSY);
+    assert_non_null(strstr(fixture_error_text(), "is up"));
+    server_goes(&t, 4);
+    assert_int_equal(ask_remove(&t, 4, true, false), 0);
+    fixture_run(&t.f, SECOND);
+    assert_true(count_on(&t, 10, 4, I) > 0);
+    assert_int_equal(ask_remove(&t, 4, false, false), 0);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(count_on(&t, 10, 4, I), 0);
+    /* It may not come back. */
+    peer_restart_server(t.servers[3]);
+    assert_int_equal(peer_register(t.servers[3]), -DL_E_SERVER_UNKNOWN);
+    peer_disconnect(t.servers[3]);
+    service_restarts(&t);
+    fixture_run(&t.f, SECOND);
+    recover_all(&t, 10);
+    fixture_run(&t.f, SECOND);
+    assert_false(server_is_listed(&t, 4));
+    service_restarts(&t);
+    assert_false(server_is_listed(&t, 4));
+    /* Its disk, formatted or not, is that of a new server. */
+    peer_restart_server(t.servers[3]);
+    assert_int_equal(peer_register(t.servers[3]), 0);
+    assert_int_equal(t.servers[3]->server_id, 5);
+    fixture_fini(&t.f);
+}
+
+static void
+test_remove_is_refused(void **state)
+{
+    struct servers_test t;
+
+    (void)state;
+    servers_init(&t, 5, 1, NULL);
+    {
+        uint32_t a = slot_of(&t, 0, 0).server_id, b = slot_of(&t, 0, 1).server_id,
+                 c = slot_of(&t, 0, 2).server_id;
+
+        for (uint32_t id = 1; id <= 5; id++)
+            if (id != c)
+                server_goes(&t, id);
+        assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, a, 0, false, NULL), 0);
+        /* One is left besides it: fewer than min_write. */
+        assert_int_equal(ask_remove(&t, b, false, false), -DL_E_BUSY);
+        assert_non_null(strstr(fixture_error_text(), "min_write"));
+        assert_int_equal(ask_remove(&t, b, false, true), 0);
+        fixture_run(&t.f, SECOND);
+        assert_int_equal(slot_of(&t, 0, 1).state, E);
+        server_goes(&t, c);
+        assert_int_equal(ask_remove(&t, c, false, true), -DL_E_BUSY);
+        assert_non_null(strstr(fixture_error_text(), "the last copy"));
+    }
+    fixture_fini(&t.f);
+}
+
+/* --- set --- */
+
+static void
+test_set(void **state)
+{
+    struct servers_test t;
+    Dl__ServerSet message = DL__SERVER_SET__INIT;
+    ProtobufCMessage *reply;
+
+    (void)state;
+    servers_init(&t, 3, 0, NULL);
+    message.server_id = 2;
+    message.set_labels = true;
+    message.host = (char *)(uintptr_t) "other host";
+    assert_int_equal(peer_ask(t.client, OP_SERVER_SET, &message.base, NULL, NULL),
+                     -DL_E_NAME_INVALID);
+    message.host = (char *)(uintptr_t) "other";
+    message.rack = (char *)(uintptr_t) "r7";
+    message.weight_percent = 1001;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_SET, &message.base, NULL, NULL),
+                     -DL_E_CONFIG_INVALID);
+    message.weight_percent = 50;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_SET, &message.base,
+                              &dl__server_change_reply__descriptor, &reply),
+                     0);
+    assert_string_equal(((Dl__ServerChangeReply *)reply)->server->host, "other");
+    protobuf_c_message_free_unpacked(reply, NULL);
+    /* What the server says of itself does not count any more; also after a restart. */
+    service_restarts(&t);
+    message.dry_run = true;
+    message.set_labels = false;
+    message.weight_percent = 0;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_SET, &message.base,
+                              &dl__server_change_reply__descriptor, &reply),
+                     0);
+    assert_string_equal(((Dl__ServerChangeReply *)reply)->server->host, "other");
+    assert_string_equal(((Dl__ServerChangeReply *)reply)->server->rack, "r7");
+    assert_int_equal(((Dl__ServerChangeReply *)reply)->server->weight_percent, 50);
+    protobuf_c_message_free_unpacked(reply, NULL);
+    fixture_fini(&t.f);
+}
+
+/* --- rebalancing --- */
+
+static void
+test_new_server_gets_its_share(void **state)
+{
+    struct meta_options options = {.rebalance = true};
+    struct servers_test t;
+    uint32_t on_new, moves = 0;
+
+    (void)state;
+    servers_init(&t, 3, 0, &options);
+    for (uint32_t i = 0; i < 3; i++)
+        t.servers[i]->capacity_bytes = 100 * MIB;
+    fixture_run(&t.f, 2 * SECOND);
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 60, NULL), 0);
+    fixture_run(&t.f, 10 * SECOND);
+    for (uint32_t i = 0; i < 60; i++)
+        assert_int_equal(epoch_of(&t, i), 1); /* even, and there is no other place */
+    t.servers[3] = fixture_server_hello(&t.f, 4, "h");
+    t.server_count = 4;
+    t.servers[3]->capacity_bytes = 100 * MIB;
+    assert_int_equal(peer_register(t.servers[3]), 0);
+    for (uint32_t round = 0; round < 120; round++) {
+        fixture_run(&t.f, SECOND);
+        moves += recover_once(&t, 60);
+        for (uint32_t i = 0; i < 60; i += 7)
+            for (uint32_t place = 0; place < 3; place++)
+                assert_int_equal(slot_of(&t, i, place).state, I);
+    }
+    on_new = count_on(&t, 60, 4, I);
+    assert_in_range(on_new, 36, 50); /* 45 would be a quarter; 10 % off are even enough */
+    assert_true(moves > 0);
+    for (uint32_t id = 1; id <= 3; id++)
+        assert_in_range(count_on(&t, 60, id, I), 40, 55);
+    fixture_fini(&t.f);
+}
+
+/* --- the log --- */
+
+static Dl__EventsReply *
+events_after(struct servers_test *t, uint64_t after, uint32_t max)
+{
+    Dl__Events message = DL__EVENTS__INIT;
+    ProtobufCMessage *reply;
+
+    message.after = after;
+    message.max = max;
+    assert_int_equal(
+        peer_ask(t->client, OP_EVENTS, &message.base, &dl__events_reply__descriptor, &reply), 0);
+    return (Dl__EventsReply *)reply;
+}
+
+static bool
+events_have(const Dl__EventsReply *reply, Dl__EventKind kind, const char *text)
+{
+    for (size_t i = 0; i < reply->n_events; i++)
+        if (reply->events[i]->kind == kind && strstr(reply->events[i]->text, text) != NULL)
+            return true;
+    return false;
+}
+
+static void
+test_events(void **state)
+{
+    struct servers_test t;
+    Dl__EventsReply *reply;
+    Dl__Events message = DL__EVENTS__INIT;
+    uint64_t cursor, id;
+    struct fake_frame *frame;
+
+    (void)state;
+    servers_init(&t, 3, 2, NULL);
+    server_goes(&t, 3);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, 3, 0, false, NULL), 0);
+    fixture_run(&t.f, 6 * SECOND);
+    server_returns(&t, 3);
+    fixture_run(&t.f, SECOND);
+    recover_all(&t, 1);
+    fixture_run(&t.f, 11 * SECOND);
+    reply = events_after(&t, 0, 0);
+    assert_false(reply->lost);
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_EJECTED, "server 3"));
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_SERVER_DOWN, "server 3"));
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_SERVER_UP, "server 3"));
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_RECOVERED, "1 slots are in-sync again"));
+    for (size_t i = 0; i < reply->n_events; i++) {
+        assert_int_equal(reply->events[i]->sequence, i + 1);
+        assert_true(reply->events[i]->at_ms > 0);
+    }
+    cursor = reply->next;
+    assert_int_equal(cursor, reply->n_events);
+    dl__events_reply__free_unpacked(reply, NULL);
+
+    /* A page, and what follows. */
+    reply = events_after(&t, 0, 2);
+    assert_int_equal(reply->n_events, 2);
+    assert_int_equal(reply->next, 2);
+    dl__events_reply__free_unpacked(reply, NULL);
+    reply = events_after(&t, 2, 1);
+    assert_int_equal(reply->events[0]->sequence, 3);
+    dl__events_reply__free_unpacked(reply, NULL);
+
+    /* It survives, and goes on where it was. */
+    service_restarts(&t);
+    reply = events_after(&t, 0, 0);
+    assert_true(reply->n_events >= cursor);
+    cursor = reply->next;
+    dl__events_reply__free_unpacked(reply, NULL);
+
+    /* Who waits hears of the next one, or of none when his time is up. */
+    message.after = UINT64_MAX;
+    message.wait_ms = 2000;
+    id = peer_send(t.client, OP_EVENTS, &message.base);
+    fixture_run(&t.f, SECOND);
+    assert_null(peer_take_reply(t.client, id));
+    server_goes(&t, 2);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 1, 1, 2, 0, false, NULL), 0);
+    frame = peer_take_reply(t.client, id);
+    assert_non_null(frame);
+    reply = (Dl__EventsReply *)fake_frame_unpack(frame, &dl__events_reply__descriptor);
+    assert_int_equal(reply->n_events, 1);
+    assert_int_equal(reply->events[0]->sequence, cursor + 1);
+    assert_int_equal(reply->events[0]->segment, 1);
+    assert_string_equal(reply->events[0]->volume_name, "v");
+    dl__events_reply__free_unpacked(reply, NULL);
+    fake_frame_destroy(frame);
+    id = peer_send(t.client, OP_EVENTS, &message.base);
+    fixture_run(&t.f, 2100 * MS);
+    assert_int_equal(fixture_reply_status(t.client, id), 0);
+    fixture_fini(&t.f);
+}
+
+/* The log is bounded, in the store as well. */
+static void
+test_events_are_bounded(void **state)
+{
+    struct servers_test t;
+    Dl__EventsReply *reply;
+    uint32_t items;
+
+    (void)state;
+    servers_init(&t, 4, 0, NULL);
+    items = store_memory_db_count(t.f.db);
+    for (unsigned i = 0; i < 4200; i++) {
+        Dl__ServerSet message = DL__SERVER_SET__INIT;
+
+        message.server_id = 1;
+        message.weight_percent = 1 + i % 1000;
+        assert_int_equal(peer_ask(t.client, OP_SERVER_SET, &message.base, NULL, NULL), 0);
+    }
+    assert_int_equal(store_memory_db_count(t.f.db), items + 4096);
+    reply = events_after(&t, 10, 0);
+    assert_true(reply->lost);
+    assert_int_equal(reply->events[0]->sequence, 4200 - 4096 + 1);
+    dl__events_reply__free_unpacked(reply, NULL);
+    service_restarts(&t);
+    reply = events_after(&t, 4199, 0);
+    assert_false(reply->lost);
+    assert_int_equal(reply->events[0]->sequence, 4200);
+    dl__events_reply__free_unpacked(reply, NULL);
+    fixture_fini(&t.f);
+}
+
+/* --- status --- */
+
+static Dl__VolumeStatusReply *
+status_of(struct servers_test *t)
+{
+    Dl__VolumeStatus message = DL__VOLUME_STATUS__INIT;
+    ProtobufCMessage *reply;
+
+    message.name = (char *)(uintptr_t) "v";
+    assert_int_equal(peer_ask(t->client, OP_VOLUME_STATUS, &message.base,
+                              &dl__volume_status_reply__descriptor, &reply),
+                     0);
+    return (Dl__VolumeStatusReply *)reply;
+}
+
+static void
+expect_status(struct servers_test *t, const char *state, const char *cluster, const char *problem)
+{
+    Dl__VolumeStatusReply *status = status_of(t);
+    Dl__ClusterStatus message = DL__CLUSTER_STATUS__INIT;
+    ProtobufCMessage *reply;
+
+    assert_string_equal(status->state, state);
+    if (problem == NULL)
+        assert_int_equal(status->n_problems, 0);
+    else if (status->n_problems == 0 || strstr(status->problems[0], problem) == NULL)
+        fail_msg("'%s' does not say '%s'", status->n_problems > 0 ? status->problems[0] : "nothing",
+                 problem);
+    dl__volume_status_reply__free_unpacked(status, NULL);
+    assert_int_equal(peer_ask(t->client, OP_CLUSTER_STATUS, &message.base,
+                              &dl__cluster_status_reply__descriptor, &reply),
+                     0);
+    assert_string_equal(((Dl__ClusterStatusReply *)reply)->state, cluster);
+    protobuf_c_message_free_unpacked(reply, NULL);
+}
+
+static void
+test_status(void **state)
+{
+    struct servers_test t;
+    Dl__VolumeStatusReply *status;
+
+    (void)state;
+    servers_init(&t, 3, 4, NULL);
+    fixture_run(&t.f, SECOND);
+    expect_status(&t, "healthy", "healthy", NULL);
+    server_goes(&t, 3);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, 3, 0, false, NULL), 0);
+    fixture_run(&t.f, 10 * SECOND);
+    expect_status(&t, "degraded", "degraded",
+                  "4 segments have fewer copies than 3 for 10.0 s: start server 3");
+    status = status_of(&t);
+    assert_int_equal(status->segments, 4);
+    assert_int_equal(status->segments_in_sync, 3);
+    assert_int_equal(status->segments_degraded, 4);
+    assert_true(status->left_bytes == MIB);
+    assert_true(status->since_ms > 0);
+    dl__volume_status_reply__free_unpacked(status, NULL);
+    server_goes(&t, 2);
+    expect_status(&t, "blocked", "blocked", "writes to 4 segments wait");
+    server_goes(&t, 1);
+    expect_status(&t, "blocked", "blocked", "4 segments can be neither read nor written");
+    for (uint32_t id = 1; id <= 3; id++)
+        server_returns(&t, id);
+    fixture_run(&t.f, SECOND);
+    expect_status(&t, "recovering", "recovering", "they are being recovered");
+    /* How far it is. */
+    assert_int_equal(ask_report(t.servers[2], peer_told(t.servers[2], t.volume, 0), false, 128), 0);
+    fixture_run(&t.f, 3 * SECOND);
+    status = status_of(&t);
+    assert_int_equal(status->slots_recovering, 1);
+    assert_true(status->left_bytes == MIB / 2);
+    assert_true(status->rate_bytes_per_s > 0);
+    assert_true(status->left_s > 0);
+    dl__volume_status_reply__free_unpacked(status, NULL);
+    recover_all(&t, 4);
+    expect_status(&t, "healthy", "healthy", NULL);
+    fixture_fini(&t.f);
+}
+
+static void
+test_locate(void **state)
+{
+    struct servers_test t;
+    Dl__VolumeCreate create = DL__VOLUME_CREATE__INIT;
+    Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
+    Dl__SegmentLocate message = DL__SEGMENT_LOCATE__INIT;
+    Dl__SegmentLocateReply *reply;
+    ProtobufCMessage *unpacked;
+
+    (void)state;
+    servers_init(&t, 3, 4, NULL);
+    message.name = (char *)(uintptr_t) "v";
+    message.offset_bytes = 2 * MIB + 5;
+    assert_int_equal(peer_ask(t.client, OP_SEGMENT_LOCATE, &message.base,
+                              &dl__segment_locate_reply__descriptor, &unpacked),
+                     0);
+    reply = (Dl__SegmentLocateReply *)unpacked;
+    assert_int_equal(reply->segment, 2);
+    assert_int_equal(reply->offset_in_segment, 5);
+    assert_true(reply->allocated);
+    assert_int_equal(reply->n_slots, 3);
+    assert_string_equal(reply->slots[0]->problem, "");
+    dl__segment_locate_reply__free_unpacked(reply, NULL);
+    message.offset_bytes = 512 * MIB;
+    assert_int_equal(peer_ask(t.client, OP_SEGMENT_LOCATE, &message.base, NULL, NULL), -DL_E_RANGE);
+    /* Striped: units of 256 KiB over four segments. */
+    policy.failure_domain = DL__FAILURE_DOMAIN__DOMAIN_SERVER;
+    create.policy = &policy;
+    create.name = (char *)(uintptr_t) "w";
+    create.size_bytes = 16 * MIB;
+    create.segment_bytes = MIB;
+    create.stripe_width = 4;
+    assert_int_equal(peer_ask(t.client, OP_VOLUME_CREATE, &create.base, NULL, NULL), 0);
+    message.name = (char *)(uintptr_t) "w";
+    message.offset_bytes = 4 * MIB + 6 * 256 * 1024 + 7;
+    assert_int_equal(peer_ask(t.client, OP_SEGMENT_LOCATE, &message.base,
+                              &dl__segment_locate_reply__descriptor, &unpacked),
+                     0);
+    reply = (Dl__SegmentLocateReply *)unpacked;
+    assert_int_equal(reply->segment, 6);
+    assert_int_equal(reply->offset_in_segment, 256 * 1024 + 7);
+    assert_false(reply->allocated);
+    dl__segment_locate_reply__free_unpacked(reply, NULL);
+    fixture_fini(&t.f);
+}
+
+UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
+          cmocka_unit_test(test_reset_waits_for_the_owner),
+          cmocka_unit_test(test_last_copy_that_went_back_is_refused), cmocka_unit_test(test_drain),
+          cmocka_unit_test(test_drain_is_refused_without_a_place), cmocka_unit_test(test_undrain),
+          cmocka_unit_test(test_incoming_slot_fails),
+          cmocka_unit_test(test_replaced_slot_is_as_ejected), cmocka_unit_test(test_remove),
+          cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_set),
+          cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
+          cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
+          cmocka_unit_test(test_locate))
