@@ -180,24 +180,26 @@ check "dlblk-chunkserver likewise" loud unshare --net dlblk-chunkserver "$cluste
 check "on loopback nobody is told" test "$(grep -l "NO AUTHENTICATION" "$cluster"/*.log | wc -l)" = 0
 
 # Metadata service, a chunkserver and a client over IPv6.
-over_v6() {
-    local port=$1 pid meta_pid
+# In a subshell, whose end is theirs.
+over_v6() (
+    port=$1 pid="" meta_pid=""
+    trap 'kill -9 $pid $meta_pid 2>/dev/null || true' EXIT
     dlblk-meta serve --dir "$scratch/m" --listen "[::1]:$port" >"$scratch/v6-meta.log" 2>&1 &
     meta_pid=$!
-    until dlblk volume list --meta "[::1]:$port" --timeout 1s; do kill -0 $meta_pid || return 1; done
-    dlblk-disk format "$scratch/v6.disk" --size 128M --meta "[::1]:$port" --quiet || return 1
+    until dlblk volume list --meta "[::1]:$port" --timeout 1s; do kill -0 $meta_pid || exit 1; done
+    dlblk-disk format "$scratch/v6.disk" --size 128M --meta "[::1]:$port" --quiet || exit 1
     dlblk-chunkserver "$scratch/v6.disk" --meta "[::1]:$port" --listen "[::1]:$((port + 1))" \
         >"$scratch/v6-server.log" 2>&1 &
     pid=$!
     until [ "$(dlblk cluster status --meta "[::1]:$port" --json | jq .servers_up)" = 1 ]; do
-        kill -0 $pid || return 1
+        kill -0 $pid || exit 1
         sleep 0.05
     done
     dlblk server list --meta "[::1]:$port" --json | jq -e ".servers[0].address == \"[::1]:$((port + 1))\""
     DLBLK_META="[::1]:$port" dlblk bench six --size 16M --replicas 1 --rw randwrite \
-        --requests 100 || return 1
+        --requests 100 || exit 1
     kill $pid && wait $pid && kill $meta_pid && wait $meta_pid
-}
+)
 export -f over_v6
 # Where the machine has no IPv6, a network of its own has.
 if grep -q '^0\{31\}1 ' /proc/net/if_inet6 2>/dev/null; then
