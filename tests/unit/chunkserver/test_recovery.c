@@ -1537,6 +1537,48 @@ test_histories(void **state)
     }
 }
 
+/*
+ * Source or target dies at any moment from the SLOT_TELL on, with a write of the owner under way,
+ * that is sent again under the next attempt (rule 4).
+ */
+static void
+test_crash_at_any_moment(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 80; seed++) {
+        struct fixture *fx = fixture_create(seed + 1);
+        struct server *victim = &fx->servers[seed % 2 == 0 ? 2 : 0];
+
+        fill(fx, seed % 4 < 2 ? 3 : 7);
+        write_all(fx, 4, 60, 900, 40, 0); /* nobody else has it */
+        tell_in_sync(fx, 0, 5);
+        tell_in_sync(fx, 1, 5);
+        for (uint32_t slot = 0; slot < SERVERS; slot++)
+            (void)asker_up(fx, slot, true);
+        (void)send_attempt(fx, 2, 5, 5, 1, 3);
+        run_for(fx, seed * 100 * SIM_US);
+        for (uint32_t slot = 0; slot < SERVERS; slot++)
+            (void)send_write(fx, slot, 70, 500, 60, 5, slot == 2 ? 5 : 0, 19);
+        run_for(fx, seed * 30 * SIM_US);
+        server_crash(victim);
+        run_for(fx, 20 * SIM_MS);
+        server_up(victim);
+        wait_registered(fx);
+        tell_in_sync(fx, 0, 7);
+        tell_in_sync(fx, 1, 7);
+        tell_attempt(fx, 2, 7, 1, 3);
+        for (uint32_t slot = 0; slot < SERVERS; slot++)
+            assert_int_equal(write_now(fx, slot, 70, 500, 60, 7, slot == 2 ? 7 : 0, 19), 0);
+        wait_reported(fx, 2, 7);
+        tell_in_sync(fx, 2, 8);
+        assert_same(fx, 0, 2);
+        assert_same(fx, 1, 2);
+        assert_true(sector_of(fx, 2, 500).version == VERSION(70));
+        assert_true(sector_of(fx, 2, 910).version < VERSION(60));
+        fixture_destroy(fx);
+    }
+}
+
 /* --- bad sectors --- */
 
 static int
@@ -1689,4 +1731,4 @@ UNIT_MAIN(TEST(test_recovering_slot_answers), TEST(test_promotion_by_write),
           TEST(test_reports_are_repeated), TEST(test_new_attempt_in_the_middle),
           TEST(test_foreground_first), TEST(test_stop_in_the_middle), TEST(test_histories),
           TEST(test_repair), TEST(test_repair_of_another_version), TEST(test_repair_waits),
-          TEST(test_stop_in_a_repair))
+          TEST(test_stop_in_a_repair), TEST(test_crash_at_any_moment))
