@@ -260,6 +260,22 @@ admin_server_state(Dl__ServerState state)
     }
 }
 
+static int
+admin_copy_sentences(char *const *texts, size_t count, char (**ret_sentences)[DLBLK_SENTENCE_BYTES])
+{
+    char(*sentences)[DLBLK_SENTENCE_BYTES] = NULL;
+
+    if (count > 0) {
+        sentences = calloc(count, sizeof(*sentences));
+        if (sentences == NULL)
+            return -DL_E_NO_MEMORY;
+    }
+    for (size_t i = 0; i < count; i++)
+        admin_copy(sentences[i], sizeof(sentences[i]), texts[i]);
+    *ret_sentences = sentences;
+    return 0;
+}
+
 static void
 admin_take_server(const Dl__Server *server, struct dlblk_server_info *ret_info)
 {
@@ -269,6 +285,11 @@ admin_take_server(const Dl__Server *server, struct dlblk_server_info *ret_info)
         .used_bytes = server->used_bytes,
         .chunk_count = server->chunk_count,
         .last_heard_ms = server->last_heard_ms,
+        .slot_count = server->slot_count,
+        .chunks_to_delete = server->chunks_to_delete,
+        .weight_percent = server->weight_percent,
+        .draining = server->draining,
+        .removing = server->removing,
     };
     admin_format_uuid(ret_info->uuid, &server->uuid);
     admin_copy(ret_info->address, sizeof(ret_info->address), server->address);
@@ -329,6 +350,136 @@ dlblk_server_list(struct dlblk_client *client, struct dlblk_server_info **ret_in
     return 0;
 }
 
+/* --- changes of servers --- */
+
+static int
+admin_take_server_change(struct lib_meta_call *call, const ProtobufCMessage *message)
+{
+    const Dl__ServerChangeReply *reply = (const Dl__ServerChangeReply *)message;
+    struct dlblk_server_change *change = call->result;
+
+    if (reply->server == NULL)
+        return -DL_E_MESSAGE_MALFORMED;
+    if (change == NULL)
+        return 0;
+    *change = (struct dlblk_server_change){
+        .slots = reply->slots,
+        .bytes = reply->bytes,
+        .below_min_write = reply->below_min_write,
+        .last_copies = reply->last_copies,
+        .effect_count = reply->n_effects,
+    };
+    admin_take_server(reply->server, &change->server);
+    return admin_copy_sentences(reply->effects, reply->n_effects, &change->effects);
+}
+
+static int
+admin_change_server(struct dlblk_client *client, uint16_t opcode, const ProtobufCMessage *request,
+                    struct dlblk_server_change *ret_change, struct dl_error *err)
+{
+    struct lib_meta_call call = {.take = admin_take_server_change, .result = ret_change};
+
+    return lib_meta_call_wait(client, &call, opcode, request, &dl__server_change_reply__descriptor,
+                              err);
+}
+
+int
+dlblk_server_drain(struct dlblk_client *client, uint32_t server_id, bool dry_run,
+                   struct dlblk_server_change *ret_change, struct dl_error *err)
+{
+    Dl__ServerDrain request = DL__SERVER_DRAIN__INIT;
+
+    request.server_id = server_id;
+    request.dry_run = dry_run;
+    return admin_change_server(client, OP_SERVER_DRAIN, &request.base, ret_change, err);
+}
+
+int
+dlblk_server_undrain(struct dlblk_client *client, uint32_t server_id, bool dry_run,
+                     struct dlblk_server_change *ret_change, struct dl_error *err)
+{
+    Dl__ServerUndrain request = DL__SERVER_UNDRAIN__INIT;
+
+    request.server_id = server_id;
+    request.dry_run = dry_run;
+    return admin_change_server(client, OP_SERVER_UNDRAIN, &request.base, ret_change, err);
+}
+
+int
+dlblk_server_remove(struct dlblk_client *client, uint32_t server_id, bool force, bool dry_run,
+                    struct dlblk_server_change *ret_change, struct dl_error *err)
+{
+    Dl__ServerRemove request = DL__SERVER_REMOVE__INIT;
+
+    request.server_id = server_id;
+    request.force = force;
+    request.dry_run = dry_run;
+    return admin_change_server(client, OP_SERVER_REMOVE, &request.base, ret_change, err);
+}
+
+/* What the server is called now; the message has all three labels or none. */
+static int
+admin_find_server(struct dlblk_client *client, uint32_t server_id,
+                  struct dlblk_server_info *ret_info, struct dl_error *err)
+{
+    struct dlblk_server_info *infos = NULL;
+    size_t count = 0;
+    int result = dlblk_server_list(client, &infos, &count, err);
+    bool found = false;
+
+    if (result != 0)
+        return result;
+    for (size_t i = 0; i < count && !found; i++) {
+        found = infos[i].id == server_id;
+        if (found)
+            *ret_info = infos[i];
+    }
+    free(infos);
+    if (found)
+        return 0;
+    result = dl_error_set(err, -DL_E_SERVER_UNKNOWN, "server %u does not exist", server_id);
+    dl_error_hint(err, "dlblk server list shows all servers");
+    return result;
+}
+
+static char *
+admin_label(const char *label, const char *current)
+{
+    return admin_text(label != NULL ? label : current);
+}
+
+int
+dlblk_server_set(struct dlblk_client *client, uint32_t server_id,
+                 const struct dlblk_server_labels *labels, bool dry_run,
+                 struct dlblk_server_change *ret_change, struct dl_error *err)
+{
+    Dl__ServerSet request = DL__SERVER_SET__INIT;
+    struct dlblk_server_info current = {0};
+
+    request.server_id = server_id;
+    request.dry_run = dry_run;
+    request.weight_percent = labels->weight_percent;
+    request.set_labels = labels->host != NULL || labels->rack != NULL || labels->clique != NULL;
+    if (request.set_labels) {
+        int result = admin_find_server(client, server_id, &current, err);
+
+        if (result != 0)
+            return result;
+        request.host = admin_label(labels->host, current.host);
+        request.rack = admin_label(labels->rack, current.rack);
+        request.clique = admin_label(labels->clique, current.clique);
+    }
+    return admin_change_server(client, OP_SERVER_SET, &request.base, ret_change, err);
+}
+
+void
+dlblk_server_change_fini(struct dlblk_server_change *change)
+{
+    free(change->effects);
+    change->effects = NULL;
+    change->effect_count = 0;
+}
+
 /* --- the cluster --- */
 
 static int
@@ -346,19 +497,22 @@ admin_take_status(struct lib_meta_call *call, const ProtobufCMessage *message)
         .volume_bytes = reply->volume_bytes,
         .segments = reply->segments,
         .uptime_ms = reply->uptime_ms,
+        .segments_degraded = reply->segments_degraded,
+        .segments_blocked = reply->segments_blocked,
+        .segments_moving = reply->segments_moving,
+        .recovery =
+            {
+                .slots = reply->slots_recovering,
+                .left_bytes = reply->recovery_left_bytes,
+                .bytes_per_s = reply->recovery_bytes_per_s,
+                .left_s = reply->recovery_left_s,
+            },
+        .problem_count = reply->n_problems,
     };
     admin_format_uuid(status->cluster_id, &reply->cluster_id);
     admin_copy(status->state, sizeof(status->state), reply->state);
     admin_copy(status->software, sizeof(status->software), reply->software);
-    if (reply->n_problems == 0)
-        return 0;
-    status->problems = calloc(reply->n_problems, sizeof(status->problems[0]));
-    if (status->problems == NULL)
-        return -DL_E_NO_MEMORY;
-    for (size_t i = 0; i < reply->n_problems; i++)
-        admin_copy(status->problems[i], sizeof(status->problems[i]), reply->problems[i]);
-    status->problem_count = reply->n_problems;
-    return 0;
+    return admin_copy_sentences(reply->problems, reply->n_problems, &status->problems);
 }
 
 int
@@ -378,4 +532,218 @@ dlblk_cluster_status_fini(struct dlblk_cluster_status *status)
     free(status->problems);
     status->problems = NULL;
     status->problem_count = 0;
+}
+
+/* --- a volume's state --- */
+
+static int
+admin_take_volume_status(struct lib_meta_call *call, const ProtobufCMessage *message)
+{
+    const Dl__VolumeStatusReply *reply = (const Dl__VolumeStatusReply *)message;
+    struct dlblk_volume_status *status = call->result;
+    int err;
+
+    if (reply->volume == NULL)
+        return -DL_E_MESSAGE_MALFORMED;
+    *status = (struct dlblk_volume_status){
+        .problem_count = reply->n_problems,
+        .since_ms = reply->since_ms,
+        .segments = reply->segments,
+        .segments_in_sync = reply->segments_in_sync,
+        .segments_degraded = reply->segments_degraded,
+        .segments_blocked = reply->segments_blocked,
+        .segments_unreadable = reply->segments_unreadable,
+        .segments_moving = reply->segments_moving,
+        .recovery =
+            {
+                .slots = reply->slots_recovering,
+                .left_bytes = reply->left_bytes,
+                .bytes_per_s = reply->rate_bytes_per_s,
+                .left_s = reply->left_s,
+            },
+    };
+    admin_copy(status->state, sizeof(status->state), reply->state);
+    err = admin_take_volume_info(reply->volume, &status->info);
+    if (err != 0)
+        return err;
+    return admin_copy_sentences(reply->problems, reply->n_problems, &status->problems);
+}
+
+int
+dlblk_volume_status(struct dlblk_client *client, const char *name,
+                    struct dlblk_volume_status *ret_status, struct dl_error *err)
+{
+    struct lib_meta_call call = {.take = admin_take_volume_status, .result = ret_status};
+    Dl__VolumeStatus request = DL__VOLUME_STATUS__INIT;
+
+    request.name = admin_text(name);
+    return lib_meta_call_wait(client, &call, OP_VOLUME_STATUS, &request.base,
+                              &dl__volume_status_reply__descriptor, err);
+}
+
+void
+dlblk_volume_status_fini(struct dlblk_volume_status *status)
+{
+    free(status->problems);
+    status->problems = NULL;
+    status->problem_count = 0;
+}
+
+/* --- where a byte lies --- */
+
+static const char *
+admin_slot_state(Dl__SlotState state)
+{
+    switch (state) {
+    case DL__SLOT_STATE__SLOT_IN_SYNC:
+        return "in-sync";
+    case DL__SLOT_STATE__SLOT_RECOVERING:
+        return "recovering";
+    case DL__SLOT_STATE__SLOT_EJECTED:
+        return "ejected";
+    default:
+        return "unknown";
+    }
+}
+
+static int
+admin_take_located_slot(const Dl__LocatedSlot *from, struct dlblk_located_slot *to)
+{
+    if (from->slot == NULL || from->server == NULL)
+        return -DL_E_MESSAGE_MALFORMED;
+    *to = (struct dlblk_located_slot){
+        .number = from->slot->number,
+        .server_id = from->slot->server_id,
+        .incoming = from->incoming,
+        .attempt = from->slot->attempt,
+        .incarnation = from->incarnation,
+        .recovered_bytes = (uint64_t)from->cursor_sectors * WIRE_SECTOR_BYTES,
+    };
+    admin_copy(to->address, sizeof(to->address), from->server->address);
+    admin_copy(to->host, sizeof(to->host), from->server->host);
+    admin_copy(to->server_state, sizeof(to->server_state), admin_server_state(from->server->state));
+    admin_copy(to->problem, sizeof(to->problem), from->problem);
+    admin_copy(to->state, sizeof(to->state), admin_slot_state(from->slot->state));
+    return 0;
+}
+
+static int
+admin_take_location(struct lib_meta_call *call, const ProtobufCMessage *message)
+{
+    const Dl__SegmentLocateReply *reply = (const Dl__SegmentLocateReply *)message;
+    struct dlblk_segment_location *location = call->result;
+
+    if (reply->n_slots > DLBLK_LOCATED_SLOTS_MAX)
+        return -DL_E_MESSAGE_MALFORMED;
+    *location = (struct dlblk_segment_location){
+        .segment = reply->segment,
+        .offset_bytes = reply->offset_in_segment,
+        .segment_bytes = (uint64_t)reply->segment_sectors * WIRE_SECTOR_BYTES,
+        .allocated = reply->allocated,
+        .config_epoch = reply->config_epoch,
+        .slot_count = (uint32_t)reply->n_slots,
+    };
+    for (size_t i = 0; i < reply->n_slots; i++) {
+        int err = admin_take_located_slot(reply->slots[i], &location->slots[i]);
+
+        if (err != 0)
+            return err;
+    }
+    return 0;
+}
+
+int
+dlblk_segment_locate(struct dlblk_client *client, const char *name, uint64_t offset_bytes,
+                     struct dlblk_segment_location *ret_location, struct dl_error *err)
+{
+    struct lib_meta_call call = {.take = admin_take_location, .result = ret_location};
+    Dl__SegmentLocate request = DL__SEGMENT_LOCATE__INIT;
+
+    request.name = admin_text(name);
+    request.offset_bytes = offset_bytes;
+    return lib_meta_call_wait(client, &call, OP_SEGMENT_LOCATE, &request.base,
+                              &dl__segment_locate_reply__descriptor, err);
+}
+
+/* --- the log --- */
+
+static const char *
+admin_event_kind(Dl__EventKind kind)
+{
+    switch (kind) {
+    case DL__EVENT_KIND__EVENT_EJECTED:
+        return "ejected";
+    case DL__EVENT_KIND__EVENT_RECOVERED:
+        return "recovered";
+    case DL__EVENT_KIND__EVENT_TAKEOVER:
+        return "takeover";
+    case DL__EVENT_KIND__EVENT_SERVER_UP:
+        return "server-up";
+    case DL__EVENT_KIND__EVENT_SERVER_DOWN:
+        return "server-down";
+    case DL__EVENT_KIND__EVENT_SERVER_OUT:
+        return "server-out";
+    case DL__EVENT_KIND__EVENT_SERVER_RESET:
+        return "server-reset";
+    case DL__EVENT_KIND__EVENT_SERVER_ADMIN:
+        return "admin";
+    case DL__EVENT_KIND__EVENT_BAD_SECTOR:
+        return "bad-sector";
+    default:
+        return "unknown";
+    }
+}
+
+static void
+admin_take_log_entry(const Dl__Event *event, struct dlblk_log_entry *entry)
+{
+    *entry = (struct dlblk_log_entry){
+        .sequence = event->sequence,
+        .at_ms = event->at_ms,
+        .server_id = event->server_id,
+        .volume_id = event->volume,
+        .segment = event->segment,
+        .segment_count = event->count,
+    };
+    admin_copy(entry->kind, sizeof(entry->kind), admin_event_kind(event->kind));
+    admin_copy(entry->volume_name, sizeof(entry->volume_name), event->volume_name);
+    admin_copy(entry->text, sizeof(entry->text), event->text);
+}
+
+static int
+admin_take_log(struct lib_meta_call *call, const ProtobufCMessage *message)
+{
+    const Dl__EventsReply *reply = (const Dl__EventsReply *)message;
+    struct dlblk_log *log = call->result;
+
+    log->next = reply->next;
+    log->lost = reply->lost;
+    if (reply->n_events == 0)
+        return 0;
+    log->entries = calloc(reply->n_events, sizeof(log->entries[0]));
+    if (log->entries == NULL)
+        return -DL_E_NO_MEMORY;
+    for (size_t i = 0; i < reply->n_events; i++)
+        admin_take_log_entry(reply->events[i], &log->entries[i]);
+    log->count = reply->n_events;
+    return 0;
+}
+
+int
+dlblk_log_read(struct dlblk_client *client, uint64_t after, uint32_t max, uint32_t wait_ms,
+               struct dlblk_log *ret_log, struct dl_error *err)
+{
+    struct dlblk_log log = {0};
+    struct lib_meta_call call = {.take = admin_take_log, .result = &log};
+    Dl__Events request = DL__EVENTS__INIT;
+    int result;
+
+    request.after = after;
+    request.max = max;
+    request.wait_ms = wait_ms;
+    result = lib_meta_call_wait(client, &call, OP_EVENTS, &request.base,
+                                &dl__events_reply__descriptor, err);
+    if (result == 0)
+        *ret_log = log;
+    return result;
 }

@@ -64,7 +64,7 @@ struct dlblk_client_options {
      * is silent; it answers, but not this write.  UINT32_MAX: never; 0: the default
      */
     uint32_t eject_lost_ms, eject_silent_ms, eject_slow_ms;
-    /* A read is asked for elsewhere too, at the earliest after so long; 0: 10 ms; UINT32_MAX: never */
+    /* A read that takes so long is asked for elsewhere too; 0: 10 ms; UINT32_MAX: never */
     uint32_t hedge_min_ms;
     dlblk_event_fn on_event; /* may be NULL */
     void *event_context;
@@ -217,6 +217,17 @@ struct dlblk_volume_info {
     bool clean;
 };
 
+#define DLBLK_SENTENCE_BYTES    512u
+#define DLBLK_LOCATED_SLOTS_MAX 16u
+
+/* How far the making of copies is. */
+struct dlblk_recovery {
+    uint64_t slots;      /* that are being made */
+    uint64_t left_bytes; /* to be gone over, at most */
+    uint64_t bytes_per_s;
+    uint64_t left_s; /* 0: not known */
+};
+
 struct dlblk_server_info {
     uint32_t id;
     char uuid[37];
@@ -227,16 +238,98 @@ struct dlblk_server_info {
     uint64_t capacity_bytes, used_bytes, chunk_count, last_heard_ms;
     char problem[256]; /* empty, or what is wrong */
     char software[129];
+    uint64_t slot_count;       /* copies of segments that belong there, by the maps */
+    uint64_t chunks_to_delete; /* belong there no more, and are still to be deleted */
+    uint32_t weight_percent;   /* share of new segments; 100: by its free space */
+    bool draining, removing;
+};
+
+/* What a change of a server does, or would do. */
+struct dlblk_server_change {
+    struct dlblk_server_info server;
+    uint64_t slots, bytes;    /* to move or to be made again; bytes at most */
+    uint64_t below_min_write; /* segments left with fewer copies in sync than min_write */
+    uint64_t last_copies;     /* segments left without any */
+    size_t effect_count;
+    char (*effects)[DLBLK_SENTENCE_BYTES];
+};
+
+/* NULL: as it is; "": none (a host can't be without). */
+struct dlblk_server_labels {
+    const char *host, *rack, *clique;
+    uint32_t weight_percent; /* 0: as it is; 1 to 1000 */
 };
 
 struct dlblk_cluster_status {
     char cluster_id[37];
-    char state[16]; /* healthy, degraded, blocked */
+    char state[16]; /* healthy, recovering, degraded, blocked */
     uint32_t servers_total, servers_up, volumes;
     uint64_t capacity_bytes, used_bytes, volume_bytes, segments, uptime_ms;
     char software[129];
     size_t problem_count;
-    char (*problems)[256]; /* each: what, since when, what to do */
+    char (*problems)[DLBLK_SENTENCE_BYTES]; /* each: what, since when, what to do */
+    uint64_t segments_degraded, segments_blocked, segments_moving;
+    struct dlblk_recovery recovery;
+};
+
+struct dlblk_volume_status {
+    struct dlblk_volume_info info;
+    char state[16]; /* healthy, recovering, degraded, blocked */
+    size_t problem_count;
+    char (*problems)[DLBLK_SENTENCE_BYTES];
+    uint64_t since_ms; /* since 1970: how long it has not been healthy; 0: it is, or unknown */
+    uint64_t segments;
+    uint64_t segments_in_sync;    /* all copies are */
+    uint64_t segments_degraded;   /* fewer copies are there, but min_write at least */
+    uint64_t segments_blocked;    /* fewer than min_write: writes wait */
+    uint64_t segments_unreadable; /* none */
+    uint64_t segments_moving;     /* all copies are, and one moves to another server */
+    struct dlblk_recovery recovery;
+};
+
+/* Where a byte lies. */
+struct dlblk_located_slot {
+    uint32_t number; /* which copy */
+    uint32_t server_id;
+    char address[256];
+    char host[DLBLK_NAME_BYTES_MAX + 1];
+    char server_state[16]; /* up, down */
+    char problem[256];     /* of the server; empty: none */
+    char state[16];        /* in-sync, recovering, ejected */
+    bool incoming;         /* takes the place of the copy with this number when it is in-sync */
+    uint32_t attempt, incarnation;
+    uint64_t recovered_bytes; /* recovering: so far it has got */
+};
+struct dlblk_segment_location {
+    uint32_t segment;
+    uint64_t offset_bytes; /* in the segment */
+    uint64_t segment_bytes;
+    bool allocated; /* else it lies nowhere, and reads as zeroes */
+    uint32_t config_epoch;
+    uint32_t slot_count;
+    struct dlblk_located_slot slots[DLBLK_LOCATED_SLOTS_MAX];
+};
+
+/* An entry of the cluster's log. */
+struct dlblk_log_entry {
+    uint64_t sequence;
+    uint64_t at_ms; /* since 1970 */
+    /*
+     * ejected, recovered, takeover, server-up, server-down, server-out, server-reset, admin,
+     * bad-sector
+     */
+    char kind[16];
+    uint32_t server_id;                         /* 0: none */
+    uint64_t volume_id;                         /* 0: none */
+    char volume_name[DLBLK_NAME_BYTES_MAX + 1]; /* as it was */
+    uint32_t segment, segment_count;            /* the first one of so many; 0: none */
+    char text[DLBLK_SENTENCE_BYTES];
+};
+struct dlblk_log {
+    struct dlblk_log_entry *entries; /* malloc'ed; the caller frees them */
+    size_t count;
+    uint64_t next; /* to ask for what follows */
+    bool lost;     /* entries before the first one were dropped already */
 };
 
 int dlblk_volume_create(struct dlblk_client *client, const struct dlblk_volume_spec *spec,
@@ -258,6 +351,40 @@ int dlblk_server_list(struct dlblk_client *client, struct dlblk_server_info **re
 int dlblk_cluster_status(struct dlblk_client *client, struct dlblk_cluster_status *ret_status,
                          struct dl_error *err);
 void dlblk_cluster_status_fini(struct dlblk_cluster_status *status);
+
+/*
+ * Servers by their id.  dry_run: nothing changes, the answer is the same.  ret_change may be NULL;
+ * else dlblk_server_change_fini() frees what it has.
+ */
+/* All copies move to other servers; each stays until the other is in sync. */
+int dlblk_server_drain(struct dlblk_client *client, uint32_t server_id, bool dry_run,
+                       struct dlblk_server_change *ret_change, struct dl_error *err);
+/* In use again; what has moved stays where it is. */
+int dlblk_server_undrain(struct dlblk_client *client, uint32_t server_id, bool dry_run,
+                         struct dlblk_server_change *ret_change, struct dl_error *err);
+/*
+ * It is empty, or never comes back: its copies are made again elsewhere, then it is forgotten.
+ * force: although segments are left with fewer copies than min_write until then.
+ */
+int dlblk_server_remove(struct dlblk_client *client, uint32_t server_id, bool force, bool dry_run,
+                        struct dlblk_server_change *ret_change, struct dl_error *err);
+int dlblk_server_set(struct dlblk_client *client, uint32_t server_id,
+                     const struct dlblk_server_labels *labels, bool dry_run,
+                     struct dlblk_server_change *ret_change, struct dl_error *err);
+void dlblk_server_change_fini(struct dlblk_server_change *change);
+
+int dlblk_volume_status(struct dlblk_client *client, const char *name,
+                        struct dlblk_volume_status *ret_status, struct dl_error *err);
+void dlblk_volume_status_fini(struct dlblk_volume_status *status);
+int dlblk_segment_locate(struct dlblk_client *client, const char *name, uint64_t offset_bytes,
+                         struct dlblk_segment_location *ret_location, struct dl_error *err);
+/*
+ * The cluster's log behind the entry `after` (0: from its start; UINT64_MAX: what comes from now
+ * on), max entries at most (0: as many as fit into an answer).  With nothing to tell it waits,
+ * wait_ms at most, and 30 s; then count is 0.
+ */
+int dlblk_log_read(struct dlblk_client *client, uint64_t after, uint32_t max, uint32_t wait_ms,
+                   struct dlblk_log *ret_log, struct dl_error *err);
 
 /*
  * "libdlblk 0.1.0 (commit 0123456789ab), wire version 1, ..."; valid until the thread's next call.
