@@ -26,6 +26,10 @@
  * Where it is: the chunk's cursor, which the store keeps.  What goes wrong is tried again, with
  * another peer (NOT_YET: with the same one), after RETRY_MIN_NS, doubled up to RETRY_MAX_NS.
  *
+ * When the cursor is at the end, sectors can be void still: those of a damaged leaf take only what
+ * is surely not older than what was lost (store_merge).  They are asked for again, from the
+ * beginning, until there are none: only then the slot is whole.
+ *
  * Nothing begins here but by recovery_begin(), which follows the metadata service's word: after a
  * restart nothing is pulled until it names an attempt.
  */
@@ -66,8 +70,8 @@ enum recovery_state {
 static const struct sm_state recovery_states[] = {
     [RECOVERY_READY] = {"READY", SM_EDGE(RECOVERY_LOOKING) | SM_EDGE(RECOVERY_WAITING) |
                                      SM_EDGE(RECOVERY_ENDING) | SM_EDGE(RECOVERY_OVER)},
-    [RECOVERY_LOOKING] = {"LOOKING", SM_EDGE(RECOVERY_PULLING) | SM_EDGE(RECOVERY_WAITING) |
-                                         SM_EDGE(RECOVERY_OVER)},
+    [RECOVERY_LOOKING] = {"LOOKING", SM_EDGE(RECOVERY_PULLING) | SM_EDGE(RECOVERY_READY) |
+                                         SM_EDGE(RECOVERY_WAITING) | SM_EDGE(RECOVERY_OVER)},
     [RECOVERY_PULLING] = {"PULLING", SM_EDGE(RECOVERY_MERGING) | SM_EDGE(RECOVERY_WAITING) |
                                          SM_EDGE(RECOVERY_OVER)},
     [RECOVERY_MERGING] = {"MERGING", SM_EDGE(RECOVERY_READY) | SM_EDGE(RECOVERY_WAITING) |
@@ -89,9 +93,12 @@ struct recovery {
     uint32_t segment_sectors;
     struct pull_source sources[PULL_SOURCES_MAX];
     uint32_t source_count, source_idx;
-    bool obsolete;   /* it ends as soon as nothing of it is under way */
-    bool needs_peer; /* WAITING: for the peer to come up */
-    bool told_s;     /* a source has said its S in this life of the process */
+    bool obsolete;         /* it ends as soon as nothing of it is under way */
+    bool needs_peer;       /* WAITING: for the peer to come up */
+    bool sweep_needed;     /* something was void: is it still? */
+    uint32_t sweep_sector; /* nothing before it is void */
+    bool sweeping;         /* this turn is for that */
+    bool told_s;           /* a source has said its S in this life of the process */
     uint64_t source_stable;
     uint64_t retry_ns;
     int last_error; /* not logged again and again */
@@ -313,6 +320,19 @@ recovery_end(struct recovery *recovery)
 
 /* --- what came --- */
 
+/* To the end of the line. */
+static void
+recovery_next_turn(struct recovery *recovery)
+{
+    struct chunkserver_core *core = recovery->core;
+
+    recovery_end_turn(recovery);
+    sm_move(&recovery->sm, RECOVERY_READY);
+    list_remove(&recovery->node);
+    list_push_back(&core->recoveries, &recovery->node);
+    recoveries_run(core);
+}
+
 static void
 recovery_on_merged(struct store_merge *merge, int err)
 {
@@ -323,6 +343,8 @@ recovery_on_merged(struct store_merge *merge, int err)
         recovery_over(recovery);
         return;
     }
+    if (err == 0 && recovery->sweeping && merge->taken_sectors == 0)
+        err = -DL_E_INDEX_CORRUPT; /* a later S of this source, or another one */
     if (err != 0) {
         recovery_fail(recovery, err);
         return;
@@ -335,11 +357,7 @@ recovery_on_merged(struct store_merge *merge, int err)
     recovery->retry_ns = RETRY_MIN_NS;
     recovery->last_error = 0;
     recovery_report_progress(recovery);
-    recovery_end_turn(recovery);
-    sm_move(&recovery->sm, RECOVERY_READY);
-    list_remove(&recovery->node); /* to the end of the line */
-    list_push_back(&core->recoveries, &recovery->node);
-    recoveries_run(core);
+    recovery_next_turn(recovery);
 }
 
 static void
@@ -354,7 +372,7 @@ recovery_merge(struct recovery *recovery)
     recovery->merge.sector_count = recovery->sector_count;
     recovery->merge.payload = recovery->buffer;
     recovery->merge.cursor_sectors = recovery->next_sector;
-    if (DLBLK_MUTANT(chunkserver_cursor_early))
+    if (DLBLK_MUTANT(chunkserver_cursor_early) && !recovery->sweeping)
         recovery->merge.cursor_sectors = recovery->window_first + recovery->window_sectors;
     recovery->merge.on_done = recovery_on_merged;
     core->store->ops->merge_start(core->store, &recovery->merge);
@@ -510,6 +528,12 @@ recovery_on_voids(struct store_voids *voids, int err)
         recovery_over(recovery);
         return;
     }
+    if (err == 0 && recovery->sweeping && voids->count == 0) {
+        recovery->sweep_sector += recovery->window_sectors;
+        recovery_next_turn(recovery);
+        return;
+    }
+    recovery->sweep_needed |= voids->count > 0;
     peer = peer_get(recovery->core, &recovery->sources[recovery->source_idx]);
     if (err == 0 && (peer == NULL || !client_session_is_up(&peer->session)))
         err = -DL_E_CONNECTION_LOST;
@@ -521,6 +545,15 @@ recovery_on_voids(struct store_voids *voids, int err)
         sm_move(&recovery->sm, RECOVERY_PULLING);
 }
 
+/* All was pulled: is anything void still? */
+static bool
+recovery_must_sweep(const struct recovery *recovery, const struct chunk *chunk)
+{
+    return recovery->told_s && recovery->sweep_needed &&
+           chunk->cursor_sectors >= recovery->segment_sectors &&
+           recovery->sweep_sector < recovery->segment_sectors;
+}
+
 /*
  * What is asked for next: from the cursor on, as far as one step goes.  If all is here, but no
  * source has said its S in this life, the last sector is asked for above all versions.
@@ -530,6 +563,13 @@ recovery_set_window(struct recovery *recovery, const struct chunk *chunk)
 {
     uint32_t end = recovery->segment_sectors;
 
+    recovery->sweeping = recovery_must_sweep(recovery, chunk);
+    if (recovery->sweeping) {
+        recovery->window_first = recovery->sweep_sector;
+        recovery->window_sectors = min_u32(end - recovery->sweep_sector, STORE_WINDOW_SECTORS_MAX);
+        recovery->above_version = UINT64_MAX;
+        return;
+    }
     if (chunk->cursor_sectors >= end) {
         recovery->window_first = end - 1;
         recovery->window_sectors = 1;
@@ -574,7 +614,8 @@ recovery_turn(struct recovery *recovery)
         recovery_over(recovery);
         return;
     }
-    if (chunk->cursor_sectors >= recovery->segment_sectors && recovery->told_s) {
+    if (chunk->cursor_sectors >= recovery->segment_sectors && recovery->told_s &&
+        !recovery_must_sweep(recovery, chunk)) {
         recovery_end(recovery);
         return;
     }
@@ -724,6 +765,7 @@ recovery_create(struct chunkserver_core *core, const struct chunk_key *key, uint
     recovery->core = core;
     recovery->key = *key;
     recovery->attempt = attempt;
+    recovery->sweep_needed = chunk_table_find(core->chunks, key)->cursor_sectors > 0;
     recovery->retry_ns = RETRY_MIN_NS;
     recovery->timer.fn = recovery_on_timer;
     recovery->progress_ns = env_now_ns(core->env);

@@ -15,6 +15,9 @@
  * who gives this very version, and nothing else, replaces it.  If nobody does, the sector stays as
  * it is, and the next one who reads it says so again.
  *
+ * Of a sector whose leaf was damaged nothing is known (`lost`): whatever an in-sync slot has is
+ * offered to the store, with that slot's S; the store knows whether it can be what was lost.
+ *
  * Suspending: CHECKING, NAMING, WRITING for the store; MAPPING for the metadata service (with a
  * timer); ASKING for the source (with a timer, which also runs while it is not connected).
  */
@@ -59,7 +62,9 @@ struct repair {
     void *buffer; /* STORE_IO_SECTORS_MAX sectors */
     struct store_pull pull;
     struct store_sector sectors[STORE_IO_SECTORS_MAX]; /* of the store; [0] is the bad one */
+    bool lost;                                         /* nothing is known of it */
     struct store_sector taken;                         /* of a source */
+    uint64_t source_stable;
     struct store_merge merge;
     struct env_timer timer;
     uint64_t map_id; /* of MAP_GET; 0: not sent */
@@ -123,6 +128,8 @@ repair_give_up(struct repair *repair, const char *why)
 
 /* --- the repair --- */
 
+static void repair_next_source(struct repair *repair);
+
 static void
 repair_on_merged(struct store_merge *merge, int err)
 {
@@ -130,6 +137,10 @@ repair_on_merged(struct store_merge *merge, int err)
 
     if (err != 0) {
         repair_give_up(repair, dl_err_str(err));
+        return;
+    }
+    if (repair->lost && merge->taken_sectors == 0) {
+        repair_next_source(repair);
         return;
     }
     repair->core->stats.sectors_repaired += merge->taken_sectors;
@@ -150,6 +161,7 @@ repair_write(struct repair *repair)
         .sectors = &repair->taken,
         .sector_count = 1,
         .payload = repair->buffer,
+        .stable_version = repair->source_stable,
         .on_done = repair_on_merged,
     };
     core->store->ops->merge_start(core->store, &repair->merge);
@@ -170,6 +182,28 @@ repair_next_source(struct repair *repair)
         repair_give_up(repair, "no other slot has given its version");
 }
 
+/* Whatever the source has, if it is what it says. */
+static int
+repair_take_lost(struct repair *repair, const struct frame *frame, const Dl__PullRun *run)
+{
+    bool data = run->kind == SECTOR_DATA;
+
+    if (run->kind > SECTOR_DATA || (run->kind == SECTOR_HOLE) != (run->version == 0) ||
+        run->n_crcs != data || frame->payload_bytes != data * SECTOR_BYTES ||
+        (data && frame->payload == NULL))
+        return -DL_E_MESSAGE_MALFORMED;
+    if (data && crc32c(0, repair->buffer, SECTOR_BYTES) != run->crcs[0])
+        return -DL_E_CRC_WIRE;
+    repair->taken = (struct store_sector){
+        .sector = run->first_sector,
+        .birth = run->birth,
+        .version = run->version,
+        .crc = data ? run->crcs[0] : 0,
+        .kind = (enum sector_kind)run->kind,
+    };
+    return 0;
+}
+
 /* It must be the same version with the same bytes. */
 static int
 repair_take_reply(struct repair *repair, const struct frame *frame, const Dl__PullReply *reply)
@@ -177,6 +211,9 @@ repair_take_reply(struct repair *repair, const struct frame *frame, const Dl__Pu
     const struct store_sector *bad = &repair->sectors[0];
     const Dl__PullRun *run = reply->n_runs == 1 ? reply->runs[0] : NULL;
 
+    repair->source_stable = reply->stable_version;
+    if (run != NULL && repair->lost && run->first_sector == bad->sector && run->sector_count == 1)
+        return repair_take_lost(repair, frame, run);
     if (run == NULL || run->first_sector != bad->sector || run->sector_count != 1 ||
         run->kind != SECTOR_DATA || run->n_crcs != 1 || frame->payload_bytes != SECTOR_BYTES ||
         frame->payload == NULL)
@@ -234,6 +271,7 @@ repair_send_pull(struct repair *repair, struct client_session *session)
     Dl__Pull message = DL__PULL__INIT;
     struct frame_out *frame;
     uint64_t request_id;
+    uint8_t wanted = 1;
 
     message.volume = repair_now(repair)->key.volume;
     message.segment = repair_now(repair)->key.segment;
@@ -242,6 +280,10 @@ repair_send_pull(struct repair *repair, struct client_session *session)
     message.first_sector = repair->sectors[0].sector;
     message.window_sectors = 1;
     message.above_version = repair->sectors[0].version - 1;
+    if (repair->lost) {
+        message.above_version = UINT64_MAX;
+        message.wanted = (ProtobufCBinaryData){1, &wanted};
+    }
     request_id = client_session_begin(session, &repair->call, OP_PULL);
     if (request_id == 0)
         return false;
@@ -397,8 +439,15 @@ repair_on_checked(struct store_pull *pull, int err)
     if (repair->core->stopping) {
         repair->state = REPAIR_IDLE;
         core_stop_step(repair->core);
+    } else if (err == -DL_E_INDEX_CORRUPT) {
+        repair->core->stats.sectors_bad++;
+        repair->lost = true;
+        repair->sectors[0] = (struct store_sector){.sector = repair_now(repair)->first_sector};
+        repair->tries = 0;
+        repair_get_map(repair);
     } else if (err == -DL_E_CRC_DATA || err == -DL_E_MEDIA_READ) {
         repair->core->stats.sectors_bad++;
+        repair->lost = false;
         repair_pull(repair, REPAIR_NAMING, repair_on_named);
     } else if (err != 0) {
         repair_give_up(repair, dl_err_str(err));

@@ -161,6 +161,26 @@ chunk_sector(struct chunk *chunk, uint32_t idx)
     return &content->sectors[idx];
 }
 
+void
+model_disk_damage_leaf(struct model_disk *disk, struct chunk *chunk, uint32_t leaf)
+{
+    struct model_chunk *content = chunk->store_private;
+    uint64_t version_max = chunk_version_max(chunk);
+
+    if (chunk->heard_version > version_max)
+        version_max = chunk->heard_version;
+    for (uint32_t i = 0; i < content->sector_count; i++)
+        if (content->sectors[i].version > version_max)
+            version_max = content->sectors[i].version;
+    for (uint32_t i = 0; i < 64; i++) {
+        struct model_sector *sector = chunk_sector(chunk, leaf * 64 + i);
+
+        sector_clear(disk, sector);
+        sector->is_void = true;
+        sector->damaged_version = version_max;
+    }
+}
+
 static struct chunk *
 disk_chunk_create(struct model_disk *disk, const struct chunk_key *key, uint32_t incarnation)
 {
@@ -211,8 +231,12 @@ apply_sector(struct model_disk *disk, struct chunk *chunk, const struct store_wr
              uint32_t idx)
 {
     struct model_sector *sector = chunk_sector(chunk, write->offset_sectors + idx);
-    uint64_t here = sector->is_void ? chunk_step_version(chunk, write->offset_sectors + idx)
-                                    : sector->version;
+    uint64_t here = sector->version;
+
+    if (sector->damaged_version != 0)
+        here = sector->damaged_version - 1;
+    else if (sector->is_void)
+        here = chunk_step_version(chunk, write->offset_sectors + idx);
 
     if (write->version <= here) {
         disk->counters.outdated_sectors++;
@@ -249,7 +273,7 @@ apply_promotion(struct model_disk *disk, struct chunk *chunk, uint32_t config_ep
         disk->counters.promotions++;
         /* All of it was pulled; or the metadata service has made a mistake that costs data. */
         for (uint32_t i = 0; i < content->sector_count; i++)
-            dl_assert(!content->sectors[i].is_void);
+            dl_assert(!content->sectors[i].is_void || content->sectors[i].damaged_version != 0);
     }
     chunk_promote(chunk, config_epoch);
 }
@@ -417,6 +441,9 @@ merge_takes(struct chunk *chunk, const struct store_merge *merge, const struct s
 {
     const struct model_sector *here = chunk_sector(chunk, from->sector);
 
+    if (here->damaged_version != 0)
+        return from->version >= here->damaged_version ||
+               merge->stable_version >= here->damaged_version;
     if (merge->repair)
         return !here->is_void && here->version == from->version;
     return here->is_void || from->version > here->version ||
@@ -667,7 +694,7 @@ read_fill(struct model_disk *disk, struct store_read *read)
         const struct model_sector *sector = chunk_sector(chunk, read->offset_sectors + i);
 
         if (sector->is_void)
-            return -DL_E_NOT_IN_SYNC;
+            return sector->damaged_version != 0 ? -DL_E_INDEX_CORRUPT : -DL_E_NOT_IN_SYNC;
         read->kinds[i] = (uint8_t)sector->kind;
         read->crcs[i] = sector->crc;
         if (sector->kind == SECTOR_DATA) {
@@ -781,8 +808,10 @@ pull_scan(struct chunk *chunk, struct store_pull *pull)
         uint32_t bit = pull->next_sector - pull->first_sector;
         bool wanted = pull->wanted != NULL && (pull->wanted[bit / 64] >> (bit % 64) & 1) != 0;
 
-        if (sector->is_void)
-            return -DL_E_NOT_IN_SYNC;
+        if (sector->is_void) {
+            pull->bad_sector = pull->next_sector;
+            return sector->damaged_version != 0 ? -DL_E_INDEX_CORRUPT : -DL_E_NOT_IN_SYNC;
+        }
         if (wanted || sector->version > pull->above_version)
             pull_take(pull, pull->next_sector, sector);
     }

@@ -52,7 +52,8 @@ struct model_sector {
     enum sector_kind kind;
     /* Of a recovering chunk: what is here is not known, below every version; version 0, a hole. */
     bool is_void;
-    uint8_t *data; /* SECTOR_DATA */
+    uint64_t damaged_version; /* void because its leaf was damaged: what it may have had; 0: not */
+    uint8_t *data;            /* SECTOR_DATA */
 };
 
 /* chunk->store_private */
@@ -79,6 +80,11 @@ struct model_disk {
 
 void model_disk_init(struct model_disk *disk, uint64_t seed);
 void model_disk_fini(struct model_disk *disk);
+
+/*
+ * The 64 sectors of a leaf can't be read any more: what they had is not known.  Between two lives.
+ */
+void model_disk_damage_leaf(struct model_disk *disk, struct chunk *chunk, uint32_t leaf);
 
 /* Raises start_count.  One store at a time. */
 struct chunk_store *model_store_open(struct model_disk *disk, struct env *env);

@@ -1656,6 +1656,52 @@ test_repair_of_another_version(void **state)
     fixture_destroy(fx);
 }
 
+/* A damaged leaf of an in-sync slot takes what cannot be older than what was lost, holes too. */
+static void
+test_repair_of_a_lost_leaf(void **state)
+{
+    struct fixture *fx = fixture_create(14);
+
+    (void)state;
+    fx->in_sync = 7;
+    fill(fx, 7);
+    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4); /* data, then holes */
+    assert_int_equal(read_now(fx, 2, 1), 0);
+    assert_int_equal(wait_answer(fx, send_read(fx, 2, 256, 1, 1))->status, -DL_E_INDEX_CORRUPT);
+    assert_int_equal(repair_now(fx, 2, 256, 64), 0);
+    run_for(fx, 10 * SIM_S);
+    /* S is 19 everywhere, and it may have had 20. */
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 0);
+    for (uint32_t slot = 0; slot < SERVERS; slot++)
+        assert_int_equal(stable_now(fx, slot, 20, 1, 0), 0);
+    assert_int_equal(repair_now(fx, 2, 256, 64), 0);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 64);
+    assert_same(fx, 0, 2);
+    fixture_destroy(fx);
+}
+
+/* A slot with a damaged leaf is not whole before a source has said an S that covers what was lost. */
+static void
+test_recovery_of_a_lost_leaf(void **state)
+{
+    struct fixture *fx = fixture_create(15);
+
+    (void)state;
+    fill(fx, 7);
+    tell_in_sync(fx, 0, 5);
+    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4);
+    tell_attempt(fx, 2, 5, 1, 1);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(chunk_of(fx, 2)->cursor_sectors, SECTORS);
+    assert_false(is_reported(fx, 2, 5));
+    assert_int_equal(stable_now(fx, 0, 20, 5, 0), 0);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    assert_same(fx, 0, 2);
+    fixture_destroy(fx);
+}
+
 /* Neither a metadata service that does not answer nor a source that is away holds it up for good. */
 static void
 test_repair_waits(void **state)
@@ -1731,4 +1777,5 @@ UNIT_MAIN(TEST(test_recovering_slot_answers), TEST(test_promotion_by_write),
           TEST(test_reports_are_repeated), TEST(test_new_attempt_in_the_middle),
           TEST(test_foreground_first), TEST(test_stop_in_the_middle), TEST(test_histories),
           TEST(test_repair), TEST(test_repair_of_another_version), TEST(test_repair_waits),
-          TEST(test_stop_in_a_repair), TEST(test_crash_at_any_moment))
+          TEST(test_stop_in_a_repair), TEST(test_crash_at_any_moment),
+          TEST(test_repair_of_a_lost_leaf), TEST(test_recovery_of_a_lost_leaf))
