@@ -9,11 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SETUP_NS   (60 * SIM_S)
-#define CALM_NS    (150 * SIM_S) /* in which everything that is under way must end */
-#define SILENCE_NS (15 * SIM_S)
-#define VERDICT_NS (90 * SIM_S)
-#define EVENTS_MAX 30000000u /* more than any good run takes */
+#define SETUP_NS    (60 * SIM_S)
+#define CALM_NS     (150 * SIM_S) /* in which everything that is under way must end */
+#define SILENCE_NS  (15 * SIM_S)
+#define VERDICT_NS  (90 * SIM_S)
+#define RECOVERY_NS (300 * SIM_S)
+#define EVENTS_MAX  30000000u /* more than any good run takes */
 
 static uint64_t
 pick(struct fake_rng *rng, uint64_t low, uint64_t high)
@@ -41,6 +42,12 @@ choose_profile(struct cluster_profile *profile, struct fake_rng *rng)
         .session_ops = (uint32_t)pick(rng, 20, 600),
         .think_ns = pick(rng, 0, 3) * SIM_MS,
         .request_timeout_ms = fake_rng_percent(rng, 70) ? 30000 : 3000,
+        .ejection = fake_rng_percent(rng, 75),
+        .eject_lost_ms = CLIENT_NEVER,
+        .eject_silent_ms = CLIENT_NEVER,
+        .eject_slow_ms = CLIENT_NEVER,
+        .out_after_ns = pick(rng, 5, fake_rng_percent(rng, 50) ? 30 : 600) * SIM_S,
+        .long_absence_percent = (uint32_t)pick(rng, 0, 20),
         .operations = pick(rng, 1500, 4000),
         .chaos_ns = 200 * SIM_S,
         .fault_ns = fake_rng_percent(rng, 8) ? 0 : pick(rng, 5, 800) * SIM_MS,
@@ -49,6 +56,13 @@ choose_profile(struct cluster_profile *profile, struct fake_rng *rng)
         .scratch_volumes = fake_rng_percent(rng, 40),
     };
     profile->min_write = profile->replicas == 1 ? 1 : 2;
+    if (!profile->ejection)
+        return;
+    profile->eject_lost_ms = (uint32_t)pick(rng, 50, 1000);
+    profile->eject_silent_ms = (uint32_t)pick(rng, 1500, 5000);
+    profile->eject_slow_ms = (uint32_t)pick(rng, 4000, 15000);
+    if (fake_rng_percent(rng, 50))
+        profile->request_timeout_ms = CLIENT_NEVER;
 }
 
 static void
@@ -321,6 +335,7 @@ cluster_verdict(struct cluster *cluster)
     sim_trace(&cluster->world, NULL, "verdict begins");
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
         cluster_sweep(cluster, i, 0);
+    cluster_wait(cluster, map_is_whole, RECOVERY_NS, "all slots in-sync");
     verdict_compare_copies(cluster);
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
         for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++)

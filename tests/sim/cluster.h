@@ -48,10 +48,14 @@ struct cluster_profile {
     uint32_t session_ops;                                /* a session ends after about so many */
     uint64_t think_ns; /* between two requests of a place, at most */
     uint64_t request_timeout_ms;
-    uint64_t operations;   /* of all clients: the chaos ends after so many */
-    uint64_t chaos_ns;     /* or after so much time */
-    uint64_t fault_ns;     /* between two faults, on average; 0: none */
-    uint64_t group_ns_max; /* of the disks */
+    bool ejection; /* clients eject slots that fail */
+    uint32_t eject_lost_ms, eject_silent_ms, eject_slow_ms;
+    uint64_t out_after_ns;         /* down for so long: slots move */
+    uint32_t long_absence_percent; /* of restarts: longer than that */
+    uint64_t operations;           /* of all clients: the chaos ends after so many */
+    uint64_t chaos_ns;             /* or after so much time */
+    uint64_t fault_ns;             /* between two faults, on average; 0: none */
+    uint64_t group_ns_max;         /* of the disks */
     bool disks_fail;
     bool scratch_volumes;
 };
@@ -91,6 +95,24 @@ struct sim_volume {
     uint32_t segment_bytes, logical_block_bytes, stripe_width, stripe_unit_bytes;
     struct oracle oracle;
     uint32_t lease_epoch_max; /* of those who have opened it */
+};
+
+/* --- the map, as the metadata service's store has it --- */
+
+#define SIM_PLACES_MAX 9u
+
+struct sim_place {
+    struct sim_server *server;
+    uint32_t state; /* Dl__SlotState */
+    uint32_t number;
+};
+
+struct sim_segment {
+    uint64_t volume;
+    uint32_t index;
+    uint32_t config_epoch;
+    uint32_t place_count;
+    struct sim_place places[SIM_PLACES_MAX];
 };
 
 /* --- clients --- */
@@ -158,6 +180,7 @@ struct cluster_counters {
         disk_faults;
     uint64_t server_stops, scratch_created, scratch_deleted, resizes, extents_told, holes_told;
     uint64_t chunks_compared, sectors_compared;
+    uint64_t ejections, ejections_refused, hedged_reads, repairs; /* of volumes that were closed */
 };
 
 struct cluster {
@@ -229,6 +252,15 @@ struct cluster {
     X(fences_undone, 1, DISK(fences_undone))                        \
     X(chunks_deleted, 10, DISK(deletes))                            \
     X(no_space, 10, DISK(no_space))                                 \
+    X(attempts, 100, DISK(attempts))                                \
+    X(promotions, 50, DISK(promotions))                             \
+    X(sectors_voided, 10, DISK(sectors_voided))                     \
+    X(pulls, 100, DISK(pulls))                                      \
+    X(sectors_pulled, 1000, DISK(sectors_pulled))                   \
+    X(sectors_merged, 1000, DISK(sectors_merged))                   \
+    X(ejections, 50, c->ejections)                                  \
+    X(ejections_refused, 5, c->ejections_refused)                   \
+    X(hedged_reads, 0, c->hedged_reads)                             \
     X(media_errors, 10, DISK(write_errors) + DISK(read_errors))     \
     X(read_flips, 10, DISK(read_flips))                             \
     X(chunks_compared, 500, c->chunks_compared)                     \
@@ -298,6 +330,14 @@ bool admin_is_idle(const struct cluster *cluster);
 void faults_start(struct cluster *cluster);
 /* Everything is healed and comes back. */
 void faults_stop(struct cluster *cluster);
+
+/* map.c */
+void map_for_each(struct cluster *cluster,
+                  void (*fn)(struct cluster *cluster, const struct sim_segment *segment,
+                             void *context),
+                  void *context);
+/* All slots of all segments are in-sync, nothing moves, and no chunk is left behind. */
+bool map_is_whole(const struct cluster *cluster);
 
 /* verdict.c */
 /* After clean closes: all copies of all segments are the same, nothing is pending. */

@@ -8,6 +8,7 @@
 
 #define META_RESTART_NS_MAX   (3 * SIM_S)
 #define SERVER_RESTART_NS_MAX (8 * SIM_S)
+#define LONG_ABSENCE_NS_MAX   (60 * SIM_S)
 #define WRITE_BUFFER_BYTES    ((size_t)3 << 20) /* small: links are paused now and then */
 #define READ_BUFFER_BYTES     ((size_t)3 << 20)
 #define OPERATIONS_MAX        24u
@@ -67,6 +68,7 @@ meta_start(struct sim_meta *meta)
         .delay_ns_max = 500 * SIM_US,
     };
     struct meta_options options = {
+        .out_after_ns = meta->cluster->profile.out_after_ns,
         .on_fatal = meta_on_fatal,
         .on_log = meta_on_log,
         .context = meta,
@@ -184,8 +186,11 @@ server_on_restart(struct sim_event *event)
 static void
 server_restart_later(struct sim_server *server)
 {
+    bool away = fake_rng_percent(&server->cluster->fault_rng,
+                                 server->cluster->profile.long_absence_percent);
+
     restart_later(server->cluster, &server->restart_event, server_on_restart,
-                  SERVER_RESTART_NS_MAX);
+                  away ? LONG_ABSENCE_NS_MAX : SERVER_RESTART_NS_MAX);
 }
 
 void

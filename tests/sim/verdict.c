@@ -5,9 +5,9 @@
 
 #include "tests/sim/cluster.h"
 
-/* The chunk of a slot, wherever it is; NULL: never written. */
+/* The chunk of a slot where the map says; NULL: never written.  Nobody else has one. */
 static struct chunk *
-find_copy(struct cluster *cluster, const struct chunk_key *key)
+find_copy(struct cluster *cluster, const struct chunk_key *key, const struct sim_server *server)
 {
     struct chunk *found = NULL;
 
@@ -16,9 +16,9 @@ find_copy(struct cluster *cluster, const struct chunk_key *key)
 
         if (chunk == NULL)
             continue;
-        sim_require(&cluster->world, found == NULL,
-                    "volume %" PRIu64 " segment %u slot %u is on two servers", key->volume,
-                    key->segment, key->slot);
+        sim_require(&cluster->world, &cluster->servers[i] == server,
+                    "volume %" PRIu64 " segment %u slot %u is on %s, which the map does not name",
+                    key->volume, key->segment, key->slot, cluster->servers[i].process.name);
         found = chunk;
     }
     return found;
@@ -48,46 +48,41 @@ compare_sector(struct cluster *cluster, const struct chunk_key *key, uint32_t id
     cluster->counters.sectors_compared++;
 }
 
-static void
-compare_segment(struct cluster *cluster, const struct sim_volume *volume, uint32_t segment)
+static const struct sim_volume *
+volume_of(const struct cluster *cluster, uint64_t id)
 {
-    struct chunk_key key = {.volume = volume->id, .segment = segment};
-    struct chunk *first = find_copy(cluster, &key);
+    for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
+        if (cluster->volumes[i].id == id)
+            return &cluster->volumes[i];
+    return NULL;
+}
 
-    for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++) {
-        struct chunk *copy;
+static void
+compare_segment(struct cluster *cluster, const struct sim_segment *segment, void *context)
+{
+    const struct sim_volume *volume = volume_of(cluster, segment->volume);
+    const struct chunk *first = NULL;
 
-        key.slot = slot;
-        copy = find_copy(cluster, &key);
+    (void)context;
+    for (uint32_t slot = 0; volume != NULL && slot < segment->place_count; slot++) {
+        struct chunk_key key = {segment->volume, segment->index, segment->places[slot].number};
+        const struct chunk *copy = find_copy(cluster, &key, segment->places[slot].server);
+
         sim_require(&cluster->world, copy == NULL || copy->pending_count == 0,
                     "volume %" PRIu64 " segment %u slot %u: %u writes pending after a clean close",
-                    key.volume, segment, slot, copy->pending_count);
+                    key.volume, key.segment, slot, copy->pending_count);
         cluster->counters.chunks_compared += copy != NULL;
         for (uint32_t i = 0; i < volume->segment_bytes / SECTOR_BYTES && slot > 0; i++)
             compare_sector(cluster, &key, i, copy_sector(first, i), copy_sector(copy, i));
+        if (slot == 0)
+            first = copy;
     }
 }
 
 void
 verdict_compare_copies(struct cluster *cluster)
 {
-    for (uint32_t i = 0; i < cluster->profile.volume_count; i++) {
-        const struct sim_volume *volume = &cluster->volumes[i];
-        uint32_t segments = (uint32_t)(volume->size_bytes / volume->segment_bytes) +
-                            volume->stripe_width;
-
-        for (uint32_t segment = 0; segment < segments; segment++)
-            compare_segment(cluster, volume, segment);
-    }
-}
-
-static bool
-volume_lives(const struct cluster *cluster, uint64_t id)
-{
-    for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
-        if (cluster->volumes[i].id == id)
-            return true;
-    return false;
+    map_for_each(cluster, compare_segment, NULL);
 }
 
 bool
@@ -97,7 +92,7 @@ verdict_deleted_are_gone(const struct cluster *cluster)
         struct chunk *chunk, *next;
 
         HASH_ITER (by_key, cluster->servers[i].disk.chunks->by_key, chunk, next)
-            if (!volume_lives(cluster, chunk->key.volume))
+            if (volume_of(cluster, chunk->key.volume) == NULL)
                 return false;
     }
     return true;

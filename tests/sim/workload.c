@@ -63,6 +63,19 @@ count_error(struct cluster *cluster, int err)
     cluster->counters.errors_by_code[code]++;
 }
 
+/* Is somebody else about to get the volume?  His lease may be there before he knows it. */
+static bool
+somebody_opens(const struct sim_client *client)
+{
+    const struct cluster *cluster = client->cluster;
+
+    for (uint32_t i = 0; i < cluster->profile.client_count; i++)
+        if (&cluster->clients[i] != client && cluster->clients[i].state == CLIENT_OPENING &&
+            cluster->clients[i].target == client->target)
+            return true;
+    return false;
+}
+
 /* In the chaos nearly everything may fail; it may not fail with an error that says "bug". */
 static void
 client_expect_error(const struct sim_client *client, const char *what, int err)
@@ -79,7 +92,8 @@ client_expect_error(const struct sim_client *client, const char *what, int err)
     if (err == -DL_E_LEASE_OLD && client->target != NULL)
         sim_require(world,
                     client->target->lease_epoch_max > client->lease_epoch ||
-                        client->cluster->counters.opens_refused > 0 || !client->cluster->calm,
+                        client->cluster->counters.opens_refused > 0 || !client->cluster->calm ||
+                        somebody_opens(client),
                     "%s: %s: shut out, though it is the last owner", client->process.name, what);
     count_error(client->cluster, err);
 }
@@ -485,8 +499,22 @@ client_on_closed(void *context, int err, const struct dl_error *error)
 }
 
 static void
+client_count_stats(struct sim_client *client)
+{
+    struct cluster_counters *counters = &client->cluster->counters;
+    struct dlblk_volume_stats stats;
+
+    client_volume_get_stats(client->volume, &stats);
+    counters->ejections += stats.ejections;
+    counters->ejections_refused += stats.ejections_refused;
+    counters->hedged_reads += stats.hedged_reads;
+    counters->repairs += stats.repairs;
+}
+
+static void
 client_close(struct sim_client *client)
 {
+    client_count_stats(client);
     client_set_state(client, CLIENT_CLOSING);
     sim_trace(&client->cluster->world, &client->process, "closes %s with %u requests under way",
               client->target->name, client->active_ops);
@@ -648,6 +676,9 @@ client_start(struct sim_client *client)
         .meta_count = 1,
         .owner = client->process.name,
         .request_timeout_ms = (uint32_t)cluster->profile.request_timeout_ms,
+        .eject_lost_ms = cluster->profile.eject_lost_ms,
+        .eject_silent_ms = cluster->profile.eject_silent_ms,
+        .eject_slow_ms = cluster->profile.eject_slow_ms,
         .on_event = client_on_event,
         .event_context = client,
     };
