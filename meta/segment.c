@@ -274,15 +274,16 @@ domains_unavailable(const struct meta_core *core, const struct volume_desc *desc
 
         if (servers[i].weight != 0)
             continue;
-        full = full && !down;
+        full = full && !down && !server->out;
         if (used < sizeof(names) - 64)
-            used += (size_t)snprintf(names + used, sizeof(names) - used,
-                                     "%sserver %" PRIu32 " is %s", used == 0 ? "" : ", ",
-                                     server->desc.id,
-                                     down                         ? "down"
-                                     : server->damaged            ? "damaged"
-                                     : server->stopped[0] != '\0' ? "taking no writes"
-                                                                  : "full");
+            used += (size_t)snprintf(
+                names + used, sizeof(names) - used, "%sserver %" PRIu32 " is %s",
+                used == 0 ? "" : ", ", server->desc.id,
+                down                                            ? "down"
+                : server->desc.admin_state != META_ADMIN_IN_USE ? "being emptied"
+                : server->damaged                               ? "damaged"
+                : server->stopped[0] != '\0'                    ? "taking no writes"
+                                                                : "full");
     }
     (void)dl_error_set(err, full ? -DL_E_NO_SPACE : -DL_E_SERVER_DOWN,
                        "volume %s: a new segment needs %" PRIu32 " %s, and %" PRIu32

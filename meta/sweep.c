@@ -368,8 +368,14 @@ meta_sweep_settle(struct meta_op *op, struct meta_server *server, bool from_noth
         meta_sweep_settled(server);
         sweep = NULL;
     }
-    if (sweep != NULL && sweep_is_settled(sweep))
+    if (sweep != NULL && sweep_is_settled(sweep)) {
+        /* The other slots may have gone meanwhile. */
+        if (sweep->kind == SWEEP_NOTHING && settle_is_refused(op, server)) {
+            meta_sweep_settled(server);
+            return false;
+        }
         return true;
+    }
     if (sweep == NULL) {
         if (kind == SWEEP_NOTHING && settle_is_refused(op, server))
             return false;

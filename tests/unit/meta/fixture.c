@@ -188,6 +188,8 @@ peer_on_chunk_delete(struct peer *peer, const struct fake_frame *frame)
     assert_non_null(message);
     peer->chunk_deletes++;
     peer->chunks_deleted += (uint32_t)message->n_chunks;
+    for (size_t i = 0; i < message->n_chunks && peer->f->on_chunk != NULL; i++)
+        peer->f->on_chunk(peer->f->context, peer, message->chunks[i]);
     if (message->n_chunks > 0)
         peer->deleted = *message->chunks[message->n_chunks - 1];
     peer_answer(peer, frame, 0, NULL);
@@ -214,6 +216,8 @@ peer_on_tell(struct peer *peer, const struct fake_frame *frame)
     assert_true(message->n_peers <= 8);
     for (size_t i = 0; i < message->n_peers; i++)
         told->peers[told->peer_count++] = message->peers[i]->server->server_id;
+    if (peer->f->on_tell != NULL)
+        peer->f->on_tell(peer->f->context, peer, told);
     peer_answer(peer, frame, 0, NULL);
     dl__slot_tell__free_unpacked(message, NULL);
 }
@@ -226,6 +230,8 @@ peer_on_map_changed(struct peer *peer, const struct fake_frame *frame)
     peer->map_change = (Dl__MapChanged *)fake_frame_unpack(frame, &dl__map_changed__descriptor);
     assert_non_null(peer->map_change);
     peer->map_changes++;
+    if (peer->f->on_map != NULL)
+        peer->f->on_map(peer->f->context, peer, peer->map_change);
     if (!peer->silent_map)
         peer_answer(peer, frame, 0, NULL);
 }
@@ -273,6 +279,12 @@ peer_on_registered(struct peer *peer, struct fake_frame *frame)
 {
     Dl__ServerRegisterReply *reply;
 
+    if (frame->frame.status != 0 && peer->may_be_refused) {
+        peer->refused = true;
+        peer->register_id = 0;
+        fake_frame_destroy(frame);
+        return;
+    }
     assert_int_equal(frame->frame.status, 0);
     reply = (Dl__ServerRegisterReply *)fake_frame_unpack(frame,
                                                          &dl__server_register_reply__descriptor);

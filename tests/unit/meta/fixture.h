@@ -67,6 +67,8 @@ struct peer {
     uint8_t uuid[16];
     uint8_t instance[16];
     uint32_t server_id;
+    bool may_be_refused;  /* its registration */
+    bool refused;         /* it was */
     uint64_t register_id; /* of a SERVER_REGISTER that is to be answered */
     uint64_t start_count;
     uint64_t journal_position;
@@ -92,6 +94,11 @@ struct fixture {
     char fatal_text[512];
     uint32_t log_lines;
     char last_warning[1024];
+    /* All may be NULL: what peers get, before they answer. */
+    void *context;
+    void (*on_tell)(void *context, struct peer *peer, const struct told *told);
+    void (*on_chunk)(void *context, struct peer *peer, const Dl__ChunkRef *deleted);
+    void (*on_map)(void *context, struct peer *peer, const Dl__MapChanged *changed);
     struct peer peers[PEERS_MAX];
 };
 
