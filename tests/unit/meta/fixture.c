@@ -376,6 +376,8 @@ fixture_new_peer(struct fixture *f)
 
         if (peer->used)
             continue;
+        if (peer->map_change != NULL)
+            dl__map_changed__free_unpacked(peer->map_change, NULL);
         *peer = (struct peer){.f = f, .used = true};
         list_init(&peer->inbox);
         list_init(&peer->replies);
