@@ -123,6 +123,9 @@ int cli_connect(struct cli *cli);
 /* Takes over the reference.  With --json the only thing that goes to cli->out. */
 int cli_print_json(const struct cli *cli, json_t *json);
 
+/* An array of strings. */
+json_t *cli_sentences_to_json(char (*sentences)[DLBLK_SENTENCE_BYTES], size_t count);
+
 /* "2026-01-31 10:15:30", local time; "-" for 0. */
 struct cli_time {
     char text[32];
@@ -148,10 +151,17 @@ void cli_table_print(const struct cli_table *table, FILE *out);
 CLI_COMMAND(cli_volume_create);
 CLI_COMMAND(cli_volume_list);
 CLI_COMMAND(cli_volume_info);
+CLI_COMMAND(cli_volume_status);
 CLI_COMMAND(cli_volume_resize);
 CLI_COMMAND(cli_volume_rename);
 CLI_COMMAND(cli_volume_delete);
 CLI_COMMAND(cli_server_list);
+CLI_COMMAND(cli_server_drain);
+CLI_COMMAND(cli_server_undrain);
+CLI_COMMAND(cli_server_remove);
+CLI_COMMAND(cli_server_set);
+CLI_COMMAND(cli_segment_locate);
+CLI_COMMAND(cli_events);
 CLI_COMMAND(cli_cluster_status);
 CLI_COMMAND(cli_bench);
 CLI_COMMAND(cli_attach);

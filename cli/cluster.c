@@ -1,95 +1,47 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dlblk server list, dlblk cluster status */
+/* How things are: dlblk cluster status, dlblk volume status */
 #include <inttypes.h>
 #include <stdlib.h>
 
 #include "cli/cli.h"
-#include "common/cleanup.h"
 #include "common/text.h"
 
-DL_CLEANUP_DEFINE(struct cli_table *, cli_table_destroy);
+#define NS_PER_S  1000000000ull
+#define NS_PER_MS 1000000ull
 
-static const char *
-or_dash(const char *text)
+json_t *
+cli_sentences_to_json(char (*sentences)[DLBLK_SENTENCE_BYTES], size_t count)
 {
-    return text[0] != '\0' ? text : "-";
+    json_t *json = json_array();
+
+    for (size_t i = 0; i < count; i++)
+        (void)json_array_append_new(json, json_string(sentences[i]));
+    return json;
 }
 
-/* --- servers --- */
+/* --- recovery --- */
 
 static json_t *
-server_to_json(const struct dlblk_server_info *info)
+recovery_to_json(const struct dlblk_recovery *recovery)
 {
-    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s}", "id",
-                     info->id, "uuid", info->uuid, "address", info->address, "host", info->host,
-                     "rack", info->rack, "clique", info->clique, "state", info->state,
-                     "capacity_bytes", (json_int_t)info->capacity_bytes, "used_bytes",
-                     (json_int_t)info->used_bytes, "chunk_count", (json_int_t)info->chunk_count,
-                     "last_heard_ms", (json_int_t)info->last_heard_ms, "problem", info->problem,
-                     "software", info->software);
+    return json_pack("{s:I, s:I, s:I, s:I}", "slots", (json_int_t)recovery->slots, "left_bytes",
+                     (json_int_t)recovery->left_bytes, "bytes_per_s",
+                     (json_int_t)recovery->bytes_per_s, "left_s", (json_int_t)recovery->left_s);
 }
 
 static void
-add_server(struct cli_table *table, const struct dlblk_server_info *info)
+print_recovery(FILE *out, const struct dlblk_recovery *recovery)
 {
-    double percent = info->capacity_bytes > 0
-                         ? 100.0 * (double)info->used_bytes / (double)info->capacity_bytes
-                         : 0;
-
-    cli_table_cell(table, "%" PRIu32, info->id);
-    cli_table_cell(table, "%s", info->state);
-    cli_table_cell(table, "%s", info->address);
-    cli_table_cell(table, "%s", or_dash(info->host));
-    cli_table_cell(table, "%s", or_dash(info->rack));
-    cli_table_cell(table, "%s", or_dash(info->clique));
-    cli_table_cell(table, "%s", text_of_size(info->used_bytes).text);
-    cli_table_cell(table, "%s", text_of_size(info->capacity_bytes).text);
-    cli_table_cell(table, "%.0f%%", percent);
-    cli_table_cell(table, "%" PRIu64, info->chunk_count);
-    cli_table_cell(table, "%s", or_dash(info->problem));
-}
-
-static void
-print_servers(FILE *out, const struct dlblk_server_info *infos, size_t count)
-{
-    DL_CLEANUP(cli_table_destroy) struct cli_table *table = cli_table_create();
-
-    cli_table_column(table, "ID", CLI_RIGHT);
-    cli_table_column(table, "STATE", CLI_LEFT);
-    cli_table_column(table, "ADDRESS", CLI_LEFT);
-    cli_table_column(table, "HOST", CLI_LEFT);
-    cli_table_column(table, "RACK", CLI_LEFT);
-    cli_table_column(table, "CLIQUE", CLI_LEFT);
-    cli_table_column(table, "USED", CLI_RIGHT);
-    cli_table_column(table, "CAPACITY", CLI_RIGHT);
-    cli_table_column(table, "FULL", CLI_RIGHT);
-    cli_table_column(table, "CHUNKS", CLI_RIGHT);
-    cli_table_column(table, "PROBLEM", CLI_LEFT);
-    for (size_t i = 0; i < count; i++)
-        add_server(table, &infos[i]);
-    cli_table_print(table, out);
-}
-
-CLI_COMMAND(cli_server_list)
-{
-    DL_CLEANUP(free) struct dlblk_server_info *infos = NULL;
-    struct dl_error err = {0};
-    size_t count = 0;
-    json_t *json;
-    int status = cli_parse(cli, command, NULL, 0, argc, argv, NULL, 0);
-
-    if (status != CLI_GO_ON || (status = cli_connect(cli)) != CLI_GO_ON)
-        return status;
-    if (dlblk_server_list(cli->client, &infos, &count, &err) != 0)
-        return cli_fail(cli, &err);
-    if (!cli->json) {
-        print_servers(cli->out, infos, count);
-        return CLI_OK;
-    }
-    json = json_array();
-    for (size_t i = 0; i < count; i++)
-        (void)json_array_append_new(json, server_to_json(&infos[i]));
-    return cli_print_json(cli, json_pack("{s:o}", "servers", json));
+    if (recovery->slots == 0 && recovery->left_bytes == 0)
+        return;
+    fprintf(out, "recovery:  %" PRIu64 " %s being made; at most %s left", recovery->slots,
+            recovery->slots == 1 ? "copy is" : "copies are",
+            text_of_size(recovery->left_bytes).text);
+    if (recovery->bytes_per_s > 0)
+        fprintf(out, ", %s/s", text_of_size(recovery->bytes_per_s).text);
+    if (recovery->left_s > 0)
+        fprintf(out, ", about %s", text_of_duration(recovery->left_s * NS_PER_S).text);
+    fprintf(out, "\n");
 }
 
 /* --- cluster --- */
@@ -97,18 +49,18 @@ CLI_COMMAND(cli_server_list)
 static json_t *
 status_to_json(const struct dlblk_cluster_status *status)
 {
-    json_t *problems = json_array();
-
-    for (size_t i = 0; i < status->problem_count; i++)
-        (void)json_array_append_new(problems, json_string(status->problems[i]));
-    return json_pack("{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:s, s:o}", "cluster_id",
-                     status->cluster_id, "state", status->state, "servers_total",
-                     status->servers_total, "servers_up", status->servers_up, "volumes",
-                     status->volumes, "capacity_bytes", (json_int_t)status->capacity_bytes,
-                     "used_bytes", (json_int_t)status->used_bytes, "volume_bytes",
-                     (json_int_t)status->volume_bytes, "segments", (json_int_t)status->segments,
-                     "uptime_ms", (json_int_t)status->uptime_ms, "software", status->software,
-                     "problems", problems);
+    return json_pack(
+        "{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:o, "
+        "s:o}",
+        "cluster_id", status->cluster_id, "state", status->state, "servers_total",
+        status->servers_total, "servers_up", status->servers_up, "volumes", status->volumes,
+        "capacity_bytes", (json_int_t)status->capacity_bytes, "used_bytes",
+        (json_int_t)status->used_bytes, "volume_bytes", (json_int_t)status->volume_bytes,
+        "segments", (json_int_t)status->segments, "uptime_ms", (json_int_t)status->uptime_ms,
+        "software", status->software, "segments_degraded", (json_int_t)status->segments_degraded,
+        "segments_blocked", (json_int_t)status->segments_blocked, "segments_moving",
+        (json_int_t)status->segments_moving, "recovery", recovery_to_json(&status->recovery),
+        "problems", cli_sentences_to_json(status->problems, status->problem_count));
 }
 
 static void
@@ -123,7 +75,13 @@ print_status(FILE *out, const struct dlblk_cluster_status *status)
     fprintf(out, "volumes:   %" PRIu32 ", %s in all; %" PRIu64 " segments allocated\n",
             status->volumes, text_of_size(status->volume_bytes).text, status->segments);
     fprintf(out, "metadata:  %s, up for %s\n", status->software,
-            text_of_duration(status->uptime_ms * 1000000).text);
+            text_of_duration(status->uptime_ms * NS_PER_MS).text);
+    if (status->segments_degraded + status->segments_blocked + status->segments_moving > 0)
+        fprintf(out,
+                "segments:  %" PRIu64 " with fewer copies than they should have, %" PRIu64
+                " blocked, %" PRIu64 " moving\n",
+                status->segments_degraded, status->segments_blocked, status->segments_moving);
+    print_recovery(out, &status->recovery);
     for (size_t i = 0; i < status->problem_count; i++)
         fprintf(out, "problem:   %s\n", status->problems[i]);
 }
@@ -144,5 +102,74 @@ CLI_COMMAND(cli_cluster_status)
     else
         print_status(cli->out, &cluster);
     dlblk_cluster_status_fini(&cluster);
+    return status;
+}
+
+/* --- a volume --- */
+
+static json_t *
+volume_status_to_json(const struct dlblk_volume_status *status)
+{
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:i, s:i, s:o, s:o}",
+                     "name", status->info.name, "state", status->state, "since_ms",
+                     (json_int_t)status->since_ms, "segments", (json_int_t)status->segments,
+                     "segments_in_sync", (json_int_t)status->segments_in_sync, "segments_degraded",
+                     (json_int_t)status->segments_degraded, "segments_blocked",
+                     (json_int_t)status->segments_blocked, "segments_unreadable",
+                     (json_int_t)status->segments_unreadable, "segments_moving",
+                     (json_int_t)status->segments_moving, "owner", status->info.owner, "replicas",
+                     status->info.replicas, "min_write", status->info.min_write, "recovery",
+                     recovery_to_json(&status->recovery), "problems",
+                     cli_sentences_to_json(status->problems, status->problem_count));
+}
+
+static void
+print_volume_status(FILE *out, const struct dlblk_volume_status *status)
+{
+    const struct dlblk_volume_info *info = &status->info;
+
+    fprintf(out, "volume:    %s\n", info->name);
+    fprintf(out, "state:     %s", status->state);
+    if (status->since_ms != 0)
+        fprintf(out, " since %s", cli_time_of(status->since_ms).text);
+    fprintf(out, "\ncopies:    %" PRIu32 ", at least %" PRIu32 " for a write\n", info->replicas,
+            info->min_write);
+    fprintf(out, "segments:  %" PRIu64 " allocated, %" PRIu64 " with all copies in sync\n",
+            status->segments, status->segments_in_sync);
+    if (status->segments_degraded + status->segments_blocked + status->segments_unreadable > 0)
+        fprintf(out,
+                "missing:   %" PRIu64 " segments have fewer copies, writes to %" PRIu64
+                " wait, %" PRIu64 " can't be read\n",
+                status->segments_degraded, status->segments_blocked, status->segments_unreadable);
+    if (status->segments_moving > 0)
+        fprintf(out, "moving:    %" PRIu64 " segments, to other servers\n",
+                status->segments_moving);
+    print_recovery(out, &status->recovery);
+    if (info->owner[0] != '\0')
+        fprintf(out, "attached:  by %s since %s\n", info->owner,
+                cli_time_of(info->attached_ms).text);
+    else
+        fprintf(out, "attached:  no\n");
+    for (size_t i = 0; i < status->problem_count; i++)
+        fprintf(out, "problem:   %s\n", status->problems[i]);
+}
+
+CLI_COMMAND(cli_volume_status)
+{
+    struct dlblk_volume_status volume = {0};
+    struct dl_error err = {0};
+    const char *name;
+    int status = cli_parse(cli, command, NULL, 0, argc, argv, &name, 1);
+
+    if (status != CLI_GO_ON || (status = cli_connect(cli)) != CLI_GO_ON)
+        return status;
+    if (dlblk_volume_status(cli->client, name, &volume, &err) != 0)
+        return cli_fail(cli, &err);
+    status = CLI_OK;
+    if (cli->json)
+        status = cli_print_json(cli, volume_status_to_json(&volume));
+    else
+        print_volume_status(cli->out, &volume);
+    dlblk_volume_status_fini(&volume);
     return status;
 }

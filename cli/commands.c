@@ -37,6 +37,20 @@ const struct cli_command cli_commands[] = {
     },
     {
         .group = "volume",
+        .name = "status",
+        .arguments = "NAME [OPTION...]",
+        .summary = "show whether all copies of a volume are there, and what to do if not",
+        .text = "\nhealthy     every segment has all of its copies, and their servers are there\n"
+                "recovering  copies are being made or moved; nobody has to do anything\n"
+                "degraded    copies are missing, the volume can be used\n"
+                "blocked     some reads or writes wait\n"
+                "Each problem says what it is, since when, and what to do.\n",
+        .examples = "  dlblk volume status db1\n"
+                    "  dlblk volume status db1 --json | jq -r .recovery.left_bytes\n",
+        .run = cli_volume_status,
+    },
+    {
+        .group = "volume",
         .name = "resize",
         .arguments = "NAME --size SIZE [OPTION...]",
         .summary = "make a volume larger",
@@ -73,10 +87,79 @@ const struct cli_command cli_commands[] = {
         .run = cli_server_list,
     },
     {
+        .group = "server",
+        .name = "drain",
+        .arguments = "SERVER [OPTION...]",
+        .summary = "move all data from a server to others, before it is taken away",
+        .text = "\nSERVER is the number, the address or the uuid that dlblk server list shows.\n"
+                "It stays in use until everything has moved: CHUNKS is 0 then.  Refused if some\n"
+                "volume's copies would have nowhere to go.\n",
+        .examples = "  dlblk server drain 3 --dry-run\n"
+                    "  dlblk server drain 10.0.0.13:7710\n",
+        .run = cli_server_drain,
+    },
+    {
+        .group = "server",
+        .name = "undrain",
+        .arguments = "SERVER [OPTION...]",
+        .summary = "use a server again that was drained",
+        .text = "\nWhat has moved stays where it is.\n",
+        .examples = "  dlblk server undrain 3\n",
+        .run = cli_server_undrain,
+    },
+    {
+        .group = "server",
+        .name = "remove",
+        .arguments = "SERVER [OPTION...]",
+        .summary = "forget a server that is empty, or that never comes back",
+        .text = "\nIt must be stopped.  If it still has copies they are made again elsewhere.\n"
+                "Refused if it has the only copy of something, and without --force if some\n"
+                "segments are left with fewer copies than a write needs.\n",
+        .examples = "  dlblk server remove 3 --dry-run\n"
+                    "  dlblk server remove 3\n",
+        .run = cli_server_remove,
+    },
+    {
+        .group = "server",
+        .name = "set",
+        .arguments = "SERVER [OPTION...]",
+        .summary = "change a server's labels and its share of the data",
+        .text = "\nFrom then on the labels are no longer those of the server's own configuration.\n"
+                "They count for what is placed later; what is there stays.\n",
+        .examples = "  dlblk server set 3 --rack r7 --weight 50\n"
+                    "  dlblk server set 3 --clique fast --dry-run\n",
+        .run = cli_server_set,
+    },
+    {
+        .group = "segment",
+        .name = "locate",
+        .arguments = "VOLUME OFFSET [OPTION...]",
+        .summary = "show on which servers a byte of a volume lies",
+        .text = "\nOFFSET is in bytes, or 512K, 10G.\n",
+        .examples = "  dlblk segment locate db1 0\n"
+                    "  dlblk segment locate db1 10G --json | jq -r '.slots[].address'\n",
+        .run = cli_segment_locate,
+    },
+    {
+        .name = "events",
+        .arguments = "[OPTION...]",
+        .summary = "show what has happened: ejections, takeovers, recoveries, servers",
+        .text = "\nThe last some thousand are kept, over restarts of the metadata service too.\n"
+                "With --follow and --json each line is one JSON value.\n",
+        .examples =
+            "  dlblk events --lines 20\n"
+            "  dlblk events --follow\n"
+            "  dlblk events --json | jq -r '.events[] | select(.kind == \"ejected\").text'\n",
+        .run = cli_events,
+    },
+    {
         .group = "cluster",
         .name = "status",
         .arguments = "[OPTION...]",
         .summary = "show how the cluster is, and what is wrong",
+        .text = "\nIts state is that of its worst volume (dlblk volume status --help); with a\n"
+                "problem of a server it is degraded at least.  Each problem says what it is,\n"
+                "since when, and what to do; recovery shows how much is left, and for how long.\n",
         .examples = "  dlblk cluster status\n"
                     "  dlblk cluster status --json | jq -r .state\n",
         .run = cli_cluster_status,

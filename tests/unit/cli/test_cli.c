@@ -205,11 +205,18 @@ test_status(void **state)
     assert_contains(run.out, "state:     degraded\n");
     assert_contains(run.out, "servers:   2 of 3 up\n");
     assert_contains(run.out, "problem:   server 3");
+    assert_contains(run.out, "segments:  4 with fewer copies than they should have, 0 blocked");
+    assert_contains(run.out, "recovery:  1 copy is being made; at most 128 MiB left, 32 MiB/s, "
+                             "about 4.0 s\n");
     run_free(&run);
     run = run_cli("cluster", "status", "--json");
     json = run_json(&run);
     assert_string_equal(json_string_value(json_object_get(json, "state")), "degraded");
     assert_int_equal(json_array_size(json_object_get(json, "problems")), 1);
+    assert_int_equal(json_integer_value(json_object_get(json, "segments_degraded")), 4);
+    assert_int_equal(
+        json_integer_value(json_object_get(json_object_get(json, "recovery"), "left_bytes")),
+        128 << 20);
     json_decref(json);
     run_free(&run);
 }

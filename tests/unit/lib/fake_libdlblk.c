@@ -732,6 +732,8 @@ dlblk_cluster_status(struct dlblk_client *client, struct dlblk_cluster_status *r
         .uptime_ms = 3600000,
         .software = "dlblk 0.1.0",
         .problem_count = 1,
+        .segments_degraded = 4,
+        .recovery = {.slots = 1, .left_bytes = 128u << 20, .bytes_per_s = 32u << 20, .left_s = 4},
     };
     ret_status->problems = calloc(1, sizeof(*ret_status->problems));
     dl_assert(ret_status->problems != NULL);
