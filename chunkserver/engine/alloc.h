@@ -3,13 +3,12 @@
  * alloc.h: which blocks of the data region are in use, which one is handed out next, and when one
  * may be used again.
  *
- *           alloc_take         alloc_commit      alloc_give_up   FREE composed  
- *     alloc_free_durable free -----------> handed out -----------> in use -----------> queued
- *      ---------> named -----. ^                    |  (record is acknowledged)                   
- *                            v |<-------------------'  alloc_return (never journaled, or aborted) 
- *                    quarantine
- *                             
- *                              `-----------------------------------------------------------------------------------------' alloc_release (reads begun before have ended)
+ *          alloc_take        alloc_commit     alloc_give_up  FREE composed  alloc_free_durable
+ *     free ----------> handed out ----------> in use ---------> queued --------> named -----.
+ *      ^                   |   (record is acknowledged)                                     v
+ *      |<------------------'   alloc_return (never journaled, or aborted)          quarantine
+ *      `------------------------------------------------------------------------------------'
+ *                              alloc_release (reads begun before have ended)
  *
  * Invariants:
  * 1. The map is what replay of the journal would rebuild at this moment: records of acknowledged

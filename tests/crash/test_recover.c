@@ -3,9 +3,9 @@
  * A slot that recovers, cut anywhere. One chunk, and beside it what an in-sync peer has:
  *
  *     in-sync, writes --> power cut --> the peer gets more writes
- *      --> attempt: all above S is void --+--> windows from 0 to the end: voids, what the peer has
- *            ^                              |    of them and above the steps, merged; writes of
- *            the `--- power cut, at any turn ---'    attempt in between
+ *       --> attempt: all above S is void --+--> windows from 0 to the end: voids, what the peer
+ *            ^                             |    has of them and above the steps, merged; writes
+ *            `--- power cut, at any turn --'    of the attempt in between
  *       --> report, in-sync: every sector is the peer's, the space exact
  *
  * And what each of the requests promises by itself.
@@ -941,7 +941,8 @@ test_merge_of_many_versions(void **state)
 
 /*
  * A repair replaces exactly its version; the old block is never used again, also not after a
- *crash. /
+ * crash.
+ */
 static void
 test_repair(void **state)
 {
@@ -966,21 +967,21 @@ test_repair(void **state)
     merge->merge.repair = true;
     merge_add(merge, 2, &good);
     merge_add(merge, 3, &other); /* not what is here */
-assert_int_equal(merge_now(rig, merge, &taken), 0);
-assert_int_equal(taken, 1);
-for (int again = 0; again < 3; again++) {
-    struct truth expected[SECTORS] = {0};
+    assert_int_equal(merge_now(rig, merge, &taken), 0);
+    assert_int_equal(taken, 1);
+    for (int again = 0; again < 3; again++) {
+        struct truth expected[SECTORS] = {0};
 
-    expected[0] = expected[1] = expected[2] = expected[3] = good;
-    expect_content(rig, expected);
-    rig_quiet(rig);
-    rig->store->ops->get_stats(rig->store, &stats);
-    assert_int_equal(stats.used_bytes, 5 * SECTOR_BYTES);
-    rig_cut(rig);
-}
-assert_int_equal(fake_index_count(&rig->index, "X", 1), 1);
-rig_fini(rig);
-free(rig);
+        expected[0] = expected[1] = expected[2] = expected[3] = good;
+        expect_content(rig, expected);
+        rig_quiet(rig);
+        rig->store->ops->get_stats(rig->store, &stats);
+        assert_int_equal(stats.used_bytes, 5 * SECTOR_BYTES);
+        rig_cut(rig);
+    }
+    assert_int_equal(fake_index_count(&rig->index, "X", 1), 1);
+    rig_fini(rig);
+    free(rig);
 }
 
 static void
