@@ -19,6 +19,8 @@
 #define CONFIG_PATH "/etc/dlblk/dlblk.conf"
 #define HOST_BYTES  (DLBLK_NAME_BYTES_MAX + 1)
 #define OWNER_BYTES 256
+/* host and process: how metadata shows an owner */
+#define OWNER_FORMAT "%s %d dlblk-ublk"
 
 struct attachment {
     struct loop *loop;
@@ -28,6 +30,9 @@ struct attachment {
     char *name;
     uint32_t flags;
     uint32_t inherit_lease_epoch;
+    char inherit_owner[OWNER_BYTES];
+    int (*on_inherit)(void *context, uint32_t lease_epoch, struct dl_error *err);
+    void *inherit_context;
     struct client_meta_call info_call;
     Dl__VolumeInfo info_request;
     struct client_volume_open open;
@@ -90,7 +95,8 @@ attachment_read_conf(struct conf *conf, const struct attachment_options *options
 }
 
 static int
-attachment_create_core(struct attachment *attachment, const struct conf *conf, struct dl_error *err)
+attachment_create_core(struct attachment *attachment, const struct conf *conf, int inherit_pid,
+                       struct dl_error *err)
 {
     const char *label = conf_text(conf, "chunkserver", "host");
     char host[HOST_BYTES] = "";
@@ -113,7 +119,9 @@ attachment_create_core(struct attachment *attachment, const struct conf *conf, s
         (void)snprintf(host, sizeof(host), "%s", label);
     else if (gethostname(host, sizeof(host) - 1) != 0)
         host[0] = '\0';
-    (void)snprintf(owner, sizeof(owner), "%s %ld dlblk-ublk", host, (long)getpid());
+    (void)snprintf(owner, sizeof(owner), OWNER_FORMAT, host, (int)getpid());
+    (void)snprintf(attachment->inherit_owner, sizeof(attachment->inherit_owner), OWNER_FORMAT, host,
+                   inherit_pid);
     result = client_core_create(&attachment->core, net_env(attachment->net), &options);
     return result == 0 ? 0 : dl_error_set(err, result, "no memory");
 }
@@ -136,11 +144,13 @@ attachment_create(struct attachment **ret_attachment, struct loop *loop,
     attachment->flags = (options->read_only ? DLBLK_OPEN_READ_ONLY : 0u) |
                         (options->steal ? DLBLK_OPEN_STEAL : 0u);
     attachment->inherit_lease_epoch = options->inherit_lease_epoch;
+    attachment->on_inherit = options->on_inherit;
+    attachment->inherit_context = options->context;
     result = attachment_read_conf(conf, options, err);
     if (result == 0)
         result = net_create(&attachment->net, loop, NULL, &net_options, err);
     if (result == 0)
-        result = attachment_create_core(attachment, conf, err);
+        result = attachment_create_core(attachment, conf, options->inherit_pid, err);
     conf_destroy(conf);
     if (result != 0) {
         attachment_destroy(attachment);
@@ -192,6 +202,25 @@ attachment_open_volume(struct attachment *attachment)
  * That is what two --steal at the same time do; each of them has the volume for itself while it has
  * it.
  */
+static int
+attachment_check_heir(const struct attachment *attachment, const Dl__Volume *volume,
+                      struct dl_error *err)
+{
+    const char *owner = volume->owner != NULL ? volume->owner : "";
+
+    if (volume->lease_epoch == attachment->inherit_lease_epoch ||
+        strcmp(owner, attachment->inherit_owner) == 0)
+        return 0;
+    (void)dl_error_set(err, -DL_E_VOLUME_BUSY,
+                       "volume %s has lease %u, and this device's server had lease %u: it was "
+                       "attached elsewhere since, by %s",
+                       attachment->name, volume->lease_epoch, attachment->inherit_lease_epoch,
+                       owner[0] != '\0' ? owner : "somebody who has detached it again");
+    dl_error_hint(err, "the data behind this device may have changed: dlblk detach --force; or "
+                       "take the volume back: dlblk-ublk recover --steal");
+    return -DL_E_VOLUME_BUSY;
+}
+
 static void
 attachment_on_info(struct client_meta_call *call, int err)
 {
@@ -201,18 +230,11 @@ attachment_on_info(struct client_meta_call *call, int err)
     if (err == 0 && reply->volume == NULL) {
         err = -DL_E_MESSAGE_MALFORMED;
         (void)dl_error_set(&call->error, err, "volume %s: %s", attachment->name, dl_err_str(err));
-    } else if (err == 0 && reply->volume->lease_epoch != attachment->inherit_lease_epoch) {
-        err = dl_error_set(&call->error, -DL_E_VOLUME_BUSY,
-                           "volume %s has lease %u, and this device's server had lease %u: it was "
-                           "attached elsewhere since, by %s",
-                           attachment->name, reply->volume->lease_epoch,
-                           attachment->inherit_lease_epoch,
-                           reply->volume->owner != NULL && reply->volume->owner[0] != '\0'
-                               ? reply->volume->owner
-                               : "somebody who has detached it again");
-        dl_error_hint(&call->error, "the data behind this device may have changed: "
-                                    "dlblk detach --force; or take the volume back: "
-                                    "dlblk-ublk recover --steal");
+    } else if (err == 0) {
+        err = attachment_check_heir(attachment, reply->volume, &call->error);
+        if (err == 0 && attachment->on_inherit != NULL)
+            err = attachment->on_inherit(attachment->inherit_context, reply->volume->lease_epoch,
+                                         &call->error);
     }
     if (err != 0) {
         attachment->on_done(attachment->context, err, &call->error);

@@ -30,9 +30,14 @@ struct attachment_options {
     bool steal;
     /*
      * Not 0: the lease that this machine's dead server had.  The volume is taken from it at once,
-     * and from nobody else: if another owner came meanwhile, the volume is busy.
+     * and from nobody else: if another owner came meanwhile, the volume is busy.  A server that
+     * dies while it attaches may have got a lease that nobody has noted: it is known by its pid.
      */
     uint32_t inherit_lease_epoch;
+    int inherit_pid;
+    /* The volume is about to be taken from whoever has this lease; to be noted.  0, or err. */
+    int (*on_inherit)(void *context, uint32_t lease_epoch, struct dl_error *err);
+    void *context;
 };
 
 typedef void (*attachment_fn)(void *context, int err, const struct dl_error *error);

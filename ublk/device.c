@@ -6,11 +6,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -69,32 +71,96 @@ device_wait(uint32_t id, uint64_t size_bytes, uint32_t timeout_ms, struct dl_err
 
 /* --- settings --- */
 
-static bool
-device_set(uint32_t id, const char *name, const char *value)
+struct setting {
+    const char *name;
+    char value[16];
+};
+#define SETTING_COUNT 3
+
+static void
+device_settings(uint32_t queue_depth, struct setting settings[SETTING_COUNT])
+{
+    /* No disk has to be served in the order of its tracks; and it would keep tags of its own. */
+    settings[0] = (struct setting){"scheduler", "none"};
+    /*
+     * One tag is never given away: the kernel finds out that a server has died when it hands over a
+     * request, so it must be able to.
+     */
+    settings[1] = (struct setting){.name = "nr_requests"};
+    (void)snprintf(settings[1].value, sizeof(settings[1].value), "%u", queue_depth);
+    settings[2] = (struct setting){.name = "io_timeout"};
+    (void)snprintf(settings[2].value, sizeof(settings[2].value), "%u", IO_TIMEOUT_MS);
+}
+
+static int
+device_open_setting(uint32_t id, const char *name, int flags)
 {
     char path[PATH_BYTES];
-    DL_CLEANUP(close) int fd = -1;
 
     (void)snprintf(path, sizeof(path), "/sys/block/ublkb%u/queue/%s", id, name);
-    fd = open(path, O_WRONLY | O_CLOEXEC);
-    return fd >= 0 && write(fd, value, strlen(value)) == (ssize_t)strlen(value);
+    return open(path, flags | O_CLOEXEC);
+}
+
+/* Of several words the one in brackets counts. */
+static bool
+device_has_setting(uint32_t id, const struct setting *setting)
+{
+    DL_CLEANUP(close) int fd = device_open_setting(id, setting->name, O_RDONLY);
+    char text[256];
+    char *word = text;
+    ssize_t bytes = fd >= 0 ? read(fd, text, sizeof(text) - 1) : 0;
+
+    if (bytes <= 0)
+        return true; /* there is nothing to be set */
+    text[bytes] = '\0';
+    if (strchr(text, '[') != NULL)
+        word = strchr(text, '[') + 1;
+    word[strcspn(word, "]\n")] = '\0';
+    return strcmp(word, setting->value) == 0;
+}
+
+void
+device_tune_here(uint32_t id, uint32_t queue_depth)
+{
+    struct setting settings[SETTING_COUNT];
+
+    device_settings(queue_depth, settings);
+    for (size_t i = 0; i < SETTING_COUNT; i++) {
+        DL_CLEANUP(close) int fd = -1;
+
+        if (device_has_setting(id, &settings[i]))
+            continue;
+        fd = device_open_setting(id, settings[i].name, O_WRONLY);
+        if (fd >= 0)
+            (void)!write(fd, settings[i].value, strlen(settings[i].value));
+    }
 }
 
 void
 device_tune(uint32_t id, uint32_t queue_depth)
 {
-    char number[16];
+    struct setting settings[SETTING_COUNT];
+    char self[PATH_BYTES] = "";
+    char program[] = "dlblk-ublk";
+    char command[] = "tune";
+    char name[16];
+    char depth[16];
+    char *argv[] = {program, command, name, depth, NULL};
+    bool done = true;
+    int status;
+    pid_t pid;
 
-    /* No disk has to be served in the order of its tracks; and it would keep tags of its own. */
-    (void)device_set(id, "scheduler", "none");
-    /*
-     * One tag is never given away: the kernel finds out that a server has died when it hands over a
-     * request, so it must be able to.
-     */
-    (void)snprintf(number, sizeof(number), "%u", queue_depth);
-    (void)device_set(id, "nr_requests", number);
-    (void)snprintf(number, sizeof(number), "%u", IO_TIMEOUT_MS);
-    (void)device_set(id, "io_timeout", number);
+    device_settings(queue_depth, settings);
+    for (size_t i = 0; i < SETTING_COUNT; i++)
+        done = device_has_setting(id, &settings[i]) && done;
+    if (done || readlink("/proc/self/exe", self, sizeof(self) - 1) < 0)
+        return;
+    (void)snprintf(name, sizeof(name), "%u", id);
+    (void)snprintf(depth, sizeof(depth), "%u", queue_depth);
+    if (posix_spawn(&pid, self, NULL, NULL, argv, environ) != 0)
+        return;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
 }
 
 uint32_t

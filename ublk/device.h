@@ -23,8 +23,14 @@ int device_wait(uint32_t id, uint64_t size_bytes, uint32_t timeout_ms, struct dl
 
 /*
  * Settings for a server that may die (docs/ublk.md).  Those that this kernel hasn't are no error.
+ *
+ * To change one of them the kernel waits for all requests in flight.  A server that died while it
+ * waited so for itself could not even end, so another process does it: device_tune() starts it, as
+ * `dlblk-ublk tune`, waits for it, and does nothing where the settings are right already.
  */
 void device_tune(uint32_t id, uint32_t queue_depth);
+/* In that process. */
+void device_tune_here(uint32_t id, uint32_t queue_depth);
 
 /*
  * -EBUSY, and err names who uses the device or a partition of it: a mount, another device on top,

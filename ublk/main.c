@@ -17,6 +17,7 @@
 #include "common/daemon.h"
 #include "common/log.h"
 #include "common/text.h"
+#include "ublk/device.h"
 #include "ublk/devices.h"
 #include "ublk/supervise.h"
 
@@ -386,6 +387,21 @@ run_serve(struct arguments *arguments)
     return result == 0 ? EXIT_DONE : ublk_print_error(&err);
 }
 
+/* tune ID DEPTH: what device_tune() starts; not for users. */
+static int
+run_tune(char **argv)
+{
+    struct dl_error err = {0};
+    uint64_t id = 0;
+    uint64_t depth = 0;
+
+    if (text_parse_number("device", argv[2], 0, UBLK_DEVICE_MAX, &id, &err) != 0 ||
+        text_parse_number("depth", argv[3], 1, TARGET_DEPTH_MAX, &depth, &err) != 0)
+        return ublk_print_error(&err);
+    device_tune_here((uint32_t)id, (uint32_t)depth);
+    return EXIT_DONE;
+}
+
 static int
 run_command(struct arguments *arguments)
 {
@@ -420,6 +436,8 @@ main(int argc, char **argv)
     /* A server would keep open what its caller happened to have open: the device, say. */
     (void)close_range(STDERR_FILENO + 1, ~0u, 0);
     daemon_init(PROGRAM, argc, argv);
+    if (argc == 4 && strcmp(argv[1], "tune") == 0)
+        return run_tune(argv);
     init_arguments(&arguments);
     status = parse_options(argc, argv, &arguments);
     if (status == EXIT_DONE)

@@ -312,6 +312,16 @@ wait_for_ready(pid_t pid, int fd)
     exit(WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status) : EXIT_FAILURE);
 }
 
+/* Who is short of memory doesn't get it back from those that its writes wait for. */
+static void
+spare_us(void)
+{
+    DL_CLEANUP(close) int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+    if (fd >= 0)
+        (void)!write(fd, "-900", 4);
+}
+
 static int
 to_background(struct supervise *supervise, struct dl_error *err)
 {
@@ -331,6 +341,7 @@ to_background(struct supervise *supervise, struct dl_error *err)
     (void)close(fds[0]);
     supervise->ready_fd = fds[1];
     (void)setsid();
+    spare_us();
     (void)!chdir("/");
     null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (null_fd >= 0) {

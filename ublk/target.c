@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "common/assert.h"
@@ -92,7 +93,7 @@ struct target {
     struct ublk_state state;
     struct ublk_counters *counters;
     struct control_job job;
-    struct env_timer timer; /* CLAIMING */
+    struct env_timer timer; /* BEGIN, CLAIMING */
     struct env_timer repeats;
     uint64_t claim_end_ns;
     char name[48];
@@ -229,6 +230,7 @@ target_on_signal(void *context, int signal)
         target->job.on_done = target_on_stopped;
         control_job_start(target->loop, &target->job);
         return;
+    case TARGET_BEGIN:
     case TARGET_CLAIMING:
     case TARGET_STARTING:
         (void)dl_error_set(&err, -EINTR, "%s: ended by signal %d before it could be used",
@@ -531,7 +533,14 @@ target_claim(struct target *target)
 static void
 target_on_timer(struct env_timer *timer)
 {
-    target_claim(list_entry(timer, struct target, timer));
+    struct target *target = list_entry(timer, struct target, timer);
+
+    if (target->sm.state == TARGET_BEGIN && target->options->recover != NULL)
+        sm_move(&target->sm, TARGET_CLAIMING);
+    if (target->sm.state == TARGET_CLAIMING)
+        target_claim(target);
+    else
+        target_open(target);
 }
 
 /* --- life --- */
@@ -543,6 +552,17 @@ target_on_repeats(struct env_timer *timer)
 
     log_flush_repeats(clock_monotonic_ns());
     loop_timer_start(target->loop, timer, REPEATS_EVERY_NS);
+}
+
+/* If we die before we can note our own lease, the next server knows us by our pid. */
+static int
+target_on_inherit(void *context, uint32_t lease_epoch, struct dl_error *err)
+{
+    struct target *target = context;
+
+    target->state.lease_epoch = lease_epoch;
+    target->state.pid = (int32_t)getpid();
+    return ublk_state_save(&target->state, err);
 }
 
 static int
@@ -564,6 +584,9 @@ target_create_attachment(struct target *target, struct dl_error *err)
         attachment.config = recover->config[0] != '\0' ? recover->config : NULL;
         attachment.read_only = recover->read_only;
         attachment.inherit_lease_epoch = recover->lease_epoch;
+        attachment.inherit_pid = recover->pid;
+        attachment.on_inherit = target_on_inherit;
+        attachment.context = target;
     }
     if (recover != NULL ? recover->null : options->null_bytes != 0)
         return 0;
@@ -668,17 +691,16 @@ int
 target_run(const struct target_options *options, struct dl_error *err)
 {
     struct target target = {.options = options};
-    int result = target_init(&target, err);
+    int result;
 
+    /* Memory that we want must not be waited for from the device that we serve. */
+    (void)prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+    result = target_init(&target, err);
     if (result == 0) {
-        if (options->recover != NULL) {
+        if (options->recover != NULL)
             target.state = *options->recover;
-            sm_move(&target.sm, TARGET_CLAIMING);
-            target.claim_end_ns = loop_clock_ns() + CLAIM_TIMEOUT_NS;
-            loop_timer_start(target.loop, &target.timer, 0);
-        } else {
-            target_open(&target);
-        }
+        target.claim_end_ns = loop_clock_ns() + CLAIM_TIMEOUT_NS;
+        loop_timer_start(target.loop, &target.timer, 0);
         loop_timer_start(target.loop, &target.repeats, REPEATS_EVERY_NS);
         result = loop_run(target.loop);
         if (result != 0)
