@@ -16,6 +16,7 @@
 
 #define BACKOFF_NS_MAX    (15 * NS_PER_S)
 #define BACKOFF_FORGET_NS (60 * NS_PER_S)
+#define GONE_BATCH        256u /* segments of one commit */
 
 static bool
 ejection_names(const Dl__Ejection *ejection, uint32_t server_id)
@@ -234,4 +235,95 @@ meta_run_eject(struct meta_op *op)
     eject_log(op, volume);
     meta_change_put(op);
     meta_op_commit(op, eject_on_committed);
+}
+
+/* --- servers that an operator says are gone --- */
+
+static void
+gone_on_committed(struct meta_op *op)
+{
+    meta_change_apply(op);
+    if (op->session == NULL)
+        meta_op_end(op);
+    else
+        meta_op_run_soon(op); /* holds the serial on */
+}
+
+static int
+gone_check(struct meta_core *core, const uint32_t *server_ids, size_t server_count,
+           struct dl_error *err)
+{
+    for (size_t i = 0; i < server_count; i++) {
+        const struct meta_server *server = meta_server_by_id(core, server_ids[i]);
+
+        if (server == NULL || server->creating)
+            return dl_error_set(err, -DL_E_SERVER_UNKNOWN, "server %" PRIu32 " does not exist",
+                                server_ids[i]);
+        if (server->session != NULL)
+            return dl_error_set(err, -DL_E_BUSY, "server %s is not gone: it is connected from %s",
+                                meta_server_text(server), server->session->peer.text);
+    }
+    return 0;
+}
+
+/* The last in-sync slot stays, whoever says what. */
+static void
+gone_segment(struct meta_op *op, struct meta_volume *volume, const struct segment *segment,
+             const uint32_t *server_ids, size_t server_count)
+{
+    const struct segment_table *table = &volume->segments;
+    uint32_t in_sync = meta_segment_in_sync(table, segment);
+    struct segment *next = NULL;
+    bool was_in_sync = false;
+
+    for (size_t i = 0; i < server_count; i++) {
+        uint32_t place = meta_segment_place_of(table, segment, server_ids[i]);
+        uint32_t state = place == UINT32_MAX ? 0 : segment->slots[place].state;
+
+        if (state != DL__SLOT_STATE__SLOT_RECOVERING &&
+            (state != DL__SLOT_STATE__SLOT_IN_SYNC || in_sync == 1))
+            continue;
+        if (next == NULL)
+            next = meta_change_add(op, volume, segment);
+        next->slots[place].state = DL__SLOT_STATE__SLOT_EJECTED;
+        next->slots[place].attempt = 0;
+        if (state == DL__SLOT_STATE__SLOT_IN_SYNC) {
+            in_sync--;
+            was_in_sync = true;
+        }
+    }
+    if (was_in_sync)
+        meta_change_new_attempts(table, next);
+}
+
+bool
+meta_eject_gone(struct meta_op *op, struct meta_volume *volume, const uint32_t *server_ids,
+                size_t server_count)
+{
+    const struct segment *segment = meta_segments_at_or_after(&volume->segments, 0);
+    struct dl_error err;
+
+    if (server_count == 0)
+        return true;
+    if (gone_check(op->core, server_ids, server_count, &err) < 0) {
+        meta_op_fail(op, &err);
+        return false;
+    }
+    for (; segment != NULL; segment = meta_segments_after(&volume->segments, segment->index)) {
+        if (op->change != NULL && op->change->count == GONE_BATCH)
+            break;
+        gone_segment(op, volume, segment, server_ids, server_count);
+    }
+    if (op->change == NULL)
+        return true;
+    op->volume = volume;
+    meta_event_put(op, DL__EVENT_KIND__EVENT_EJECTED, meta_server_by_id(op->core, server_ids[0]),
+                   volume, op->change->segments[0]->index, op->change->count,
+                   "server %s: ejected from %" PRIu32
+                   " segments of volume %s by an operator's word that it is gone",
+                   meta_server_text(meta_server_by_id(op->core, server_ids[0])), op->change->count,
+                   volume->desc.name);
+    meta_change_put(op);
+    meta_op_commit(op, gone_on_committed);
+    return false;
 }

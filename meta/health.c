@@ -43,7 +43,10 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
                    const struct segment *segment, struct volume_health *health)
 {
     const struct segment_table *table = &volume->segments;
-    const struct meta_repair *repair = meta_repair_find(core, volume->desc.id, segment->index);
+    const struct meta_repair *repair = volume->repair_count == 0
+                                           ? NULL
+                                           : meta_repair_find(core, volume->desc.id,
+                                                              segment->index);
     uint32_t in_sync = 0, there = 0;
     bool absent = false;
 
@@ -91,7 +94,7 @@ volume_is_suspect(const struct meta_core *core, const struct meta_volume *volume
             server->desc.admin_state != META_ADMIN_IN_USE)
             return true;
     }
-    return core->recovery->repair_count > 0;
+    return volume->repair_count > 0;
 }
 
 void

@@ -263,6 +263,7 @@ struct meta_volume {
     uint64_t owner_map_seq;    /* changes that the owner knows */
     bool owner_answered;       /* its attach was, with a map */
     struct list held_removals; /* removal.c */
+    uint64_t repair_count;     /* segments that are not as they should be: recovery.c */
     UT_hash_handle hh;         /* by desc.id */
 };
 

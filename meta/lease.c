@@ -523,6 +523,8 @@ attach_write(struct meta_op *op, struct meta_volume *volume)
         meta_op_fail(op, &err);
         return;
     }
+    if (!meta_eject_gone(op, volume, message->gone_servers, message->n_gone_servers))
+        return;
     attach_commit(op, volume);
 }
 

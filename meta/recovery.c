@@ -30,7 +30,9 @@
 #include "meta/recovery.h"
 
 #define SCHEDULE_EVERY_NS (500 * NS_PER_MS)
-#define SCHEDULE_MAX      64u /* changes begun in one round */
+#define SCHEDULE_MAX      64u /* changes begun in one round, and other servers looked for */
+#define SCHEDULE_MANY     1000u
+#define SCHEDULE_PAUSE_NS (50 * NS_PER_MS)
 #define RATE_NS           (2 * NS_PER_S)
 #define REBALANCE_NS      NS_PER_S
 #define REBALANCE_TRIES   16u
@@ -38,6 +40,7 @@
 #define MOVES_BUCKET      (META_REPLICAS_MAX + 1)
 
 static void schedule_on_task(struct env_task *task);
+static void schedule_on_timer(struct env_timer *timer);
 
 void
 meta_recovery_create(struct meta_core *core)
@@ -58,6 +61,7 @@ meta_recovery_create(struct meta_core *core)
     meta_serial_init(&recovery->event_serial);
     recovery->event_next = 1;
     recovery->schedule_task.fn = schedule_on_task;
+    recovery->schedule_timer.fn = schedule_on_timer;
 }
 
 /* --- servers --- */
@@ -102,6 +106,8 @@ meta_repair_find(const struct meta_core *core, uint64_t volume_id, uint32_t inde
 static void
 repair_remove(struct meta_core *core, struct meta_repair *repair)
 {
+    struct meta_volume *volume;
+
     if (list_is_linked(&repair->waiting_node))
         list_remove(&repair->waiting_node);
     if (list_is_linked(&repair->recovering_node))
@@ -110,11 +116,14 @@ repair_remove(struct meta_core *core, struct meta_repair *repair)
         list_remove(&repair->busy_node);
     HASH_DEL(core->recovery->repairs, repair);
     core->recovery->repair_count--;
+    volume = meta_volume_by_id(core, repair->key.volume_id);
+    if (volume != NULL)
+        volume->repair_count--;
     free(repair);
 }
 
 static struct meta_repair *
-repair_create(struct meta_core *core, const struct meta_volume *volume, uint32_t index)
+repair_create(struct meta_core *core, struct meta_volume *volume, uint32_t index)
 {
     struct meta_repair *repair = meta_alloc(sizeof(*repair) + volume->segments.place_count *
                                                                   sizeof(struct repair_slot));
@@ -129,6 +138,7 @@ repair_create(struct meta_core *core, const struct meta_volume *volume, uint32_t
     list_init(&repair->busy_node);
     HASH_ADD(hh, core->recovery->repairs, key, sizeof(repair->key), repair);
     core->recovery->repair_count++;
+    volume->repair_count++;
     return repair;
 }
 
@@ -214,7 +224,7 @@ meta_repair_update(struct meta_core *core, const struct meta_volume *volume,
         return;
     }
     if (repair == NULL)
-        repair = repair_create(core, volume, segment->index);
+        repair = repair_create(core, meta_volume_by_id(core, volume->desc.id), segment->index);
     if (in_sync == volume->segments.slot_count)
         in_sync = MOVES_BUCKET;
     if (repair->in_sync != in_sync && list_is_linked(&repair->waiting_node))
@@ -281,6 +291,12 @@ meta_server_is_recovering(const struct meta_core *core, uint32_t server_id)
 
 struct load {
     uint32_t onto, from;
+};
+
+/* One round of the scheduler. */
+struct round {
+    struct load *loads; /* by server id */
+    uint32_t tries;     /* of placement, which takes some 100 us with many servers */
 };
 
 /* An in-sync slot whose server can serve it, the least busy; 0: none below the limit. */
@@ -354,13 +370,17 @@ struct plan {
  */
 static uint32_t
 target_choose(struct meta_core *core, const struct meta_volume *volume,
-              const struct segment *segment, uint32_t place, const struct load *loads)
+              const struct segment *segment, uint32_t place, struct round *round)
 {
+    const struct load *loads = round->loads;
     struct placement_server *servers;
     uint32_t kept[META_REPLICAS_MAX + 1];
     uint32_t kept_count = 0, count, id = 0;
     struct placement *placement = NULL;
 
+    if (round->tries == 0)
+        return 0;
+    round->tries--;
     servers = meta_candidates_collect(core, &volume->desc, &count);
     for (uint32_t i = 0; i < volume->segments.place_count; i++)
         if (i != place && segment->slots[i].server_id != 0)
@@ -381,9 +401,9 @@ target_choose(struct meta_core *core, const struct meta_volume *volume,
 /* An ejected slot: back to its own server, or to another one. */
 static enum plan_kind
 plan_ejected(struct meta_core *core, const struct meta_volume *volume,
-             const struct segment *segment, uint32_t place, const struct load *loads,
-             struct plan *plan)
+             const struct segment *segment, uint32_t place, struct round *round, struct plan *plan)
 {
+    const struct load *loads = round->loads;
     const struct meta_server *server = core->servers[segment->slots[place].server_id];
     bool incoming = place == volume->segments.slot_count;
     bool fit = server_is_fit(server) && server_has_room(server, &volume->desc);
@@ -395,7 +415,7 @@ plan_ejected(struct meta_core *core, const struct meta_volume *volume,
     if (plan->source_id == 0)
         return PLAN_NONE;
     if (elsewhere) {
-        plan->target_id = target_choose(core, volume, segment, place, loads);
+        plan->target_id = target_choose(core, volume, segment, place, round);
         if (plan->target_id != 0)
             return PLAN_REPLACE;
     }
@@ -408,9 +428,9 @@ plan_ejected(struct meta_core *core, const struct meta_volume *volume,
 
 static enum plan_kind
 plan_in_sync(struct meta_core *core, const struct meta_volume *volume,
-             const struct segment *segment, uint32_t place, const struct load *loads,
-             struct plan *plan)
+             const struct segment *segment, uint32_t place, struct round *round, struct plan *plan)
 {
+    const struct load *loads = round->loads;
     const struct meta_server *server = core->servers[segment->slots[place].server_id];
 
     if (!server_is_emptied(server))
@@ -420,13 +440,13 @@ plan_in_sync(struct meta_core *core, const struct meta_volume *volume,
     if (segment->slots[volume->segments.slot_count].server_id != 0)
         return PLAN_NONE;
     plan->source_id = source_choose(core, &volume->segments, segment, loads);
-    plan->target_id = plan->source_id == 0 ? 0 : target_choose(core, volume, segment, place, loads);
+    plan->target_id = plan->source_id == 0 ? 0 : target_choose(core, volume, segment, place, round);
     return plan->target_id != 0 ? PLAN_INCOMING : PLAN_NONE;
 }
 
 static bool
 plan_make(struct meta_core *core, const struct meta_volume *volume, const struct segment *segment,
-          const struct load *loads, struct plan *plan)
+          struct round *round, struct plan *plan)
 {
     *plan = (struct plan){
         .volume_id = volume->desc.id,
@@ -436,14 +456,14 @@ plan_make(struct meta_core *core, const struct meta_volume *volume, const struct
     for (uint32_t i = 0; i < volume->segments.place_count; i++) {
         plan->place = i;
         if (segment->slots[i].state == DL__SLOT_STATE__SLOT_EJECTED)
-            plan->kind = plan_ejected(core, volume, segment, i, loads, plan);
+            plan->kind = plan_ejected(core, volume, segment, i, round, plan);
         if (plan->kind != PLAN_NONE)
             return true;
     }
     for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
         plan->place = i;
         if (segment->slots[i].state == DL__SLOT_STATE__SLOT_IN_SYNC)
-            plan->kind = plan_in_sync(core, volume, segment, i, loads, plan);
+            plan->kind = plan_in_sync(core, volume, segment, i, round, plan);
         if (plan->kind != PLAN_NONE)
             return true;
     }
@@ -558,7 +578,7 @@ static const struct meta_handler plan_handler = {.run = plan_run};
 
 /* True: something was begun. */
 static bool
-schedule_repair(struct meta_core *core, struct meta_repair *repair, struct load *loads)
+schedule_repair(struct meta_core *core, struct meta_repair *repair, struct round *round)
 {
     const struct meta_volume *volume = meta_volume_by_id(core, repair->key.volume_id);
     const struct segment *segment = meta_segments_find(&volume->segments,
@@ -566,17 +586,40 @@ schedule_repair(struct meta_core *core, struct meta_repair *repair, struct load 
     struct plan plan;
     struct meta_op *op;
 
-    if (repair->busy || !plan_make(core, volume, segment, loads, &plan))
+    if (repair->busy || !plan_make(core, volume, segment, round, &plan))
         return false;
     repair->busy = true;
     repair->target_id = plan.target_id;
     repair->source_id = plan.source_id;
     list_push_back(&core->recovery->busy, &repair->busy_node);
-    loads[plan.target_id].onto++;
-    loads[plan.source_id].from++;
+    round->loads[plan.target_id].onto++;
+    round->loads[plan.source_id].from++;
     op = meta_op_create_internal(core, &plan_handler);
     op->scratch = meta_copy(&plan, sizeof(plan));
     return true;
+}
+
+/* Fewest in-sync slots first.  Those that find no other server let others have a try. */
+static void
+schedule_bucket(struct meta_core *core, struct list *bucket, struct round *round, uint32_t *begun)
+{
+    struct meta_repair *repair, *following;
+    struct list failed;
+
+    list_init(&failed);
+    list_for_each_entry_safe (repair, following, bucket, waiting_node) {
+        uint32_t tries = round->tries;
+
+        if (*begun == SCHEDULE_MAX)
+            break;
+        if (schedule_repair(core, repair, round)) {
+            ++*begun;
+        } else if (round->tries < tries) {
+            list_remove(&repair->waiting_node);
+            list_push_back(&failed, &repair->waiting_node);
+        }
+    }
+    list_splice_back(bucket, &failed);
 }
 
 static void
@@ -584,31 +627,40 @@ schedule_on_task(struct env_task *task)
 {
     struct meta_recovery *recovery = list_entry(task, struct meta_recovery, schedule_task);
     struct meta_core *core = recovery->core;
-    struct load *loads;
+    struct round round = {.tries = SCHEDULE_MAX};
     uint32_t begun = 0;
 
     if (core->phase != META_SERVING)
         return;
     recovery->scheduled_ns = env_now_ns(core->env);
-    loads = meta_alloc((core->servers_end + 1) * sizeof(*loads));
-    loads_count(core, loads);
-    for (uint32_t bucket = 0; bucket < META_REPLICAS_MAX + 2; bucket++) {
-        struct meta_repair *repair;
+    round.loads = meta_alloc((core->servers_end + 1) * sizeof(*round.loads));
+    loads_count(core, round.loads);
+    for (uint32_t bucket = 0; bucket < META_REPLICAS_MAX + 2; bucket++)
+        schedule_bucket(core, &recovery->waiting[bucket], &round, &begun);
+    free(round.loads);
+}
 
-        list_for_each_entry (repair, &recovery->waiting[bucket], waiting_node) {
-            if (begun == SCHEDULE_MAX)
-                break;
-            begun += schedule_repair(core, repair, loads);
-        }
-    }
-    free(loads);
+static void
+schedule_on_timer(struct env_timer *timer)
+{
+    struct meta_recovery *recovery = list_entry(timer, struct meta_recovery, schedule_timer);
+
+    env_defer(recovery->core->env, &recovery->schedule_task);
 }
 
 void
 meta_recovery_kick(struct meta_core *core)
 {
-    if (core->phase == META_SERVING && core->recovery->repair_count > 0)
-        env_defer(core->env, &core->recovery->schedule_task);
+    struct meta_recovery *recovery = core->recovery;
+    uint64_t since_ns = env_now_ns(core->env) - recovery->scheduled_ns;
+
+    if (core->phase != META_SERVING || recovery->repair_count == 0)
+        return;
+    /* It looks at all that wait: not for each of very many changes. */
+    if (recovery->repair_count > SCHEDULE_MANY && since_ns < SCHEDULE_PAUSE_NS)
+        env_timer_start(core->env, &recovery->schedule_timer, SCHEDULE_PAUSE_NS - since_ns);
+    else
+        env_defer(core->env, &recovery->schedule_task);
 }
 
 /* --- balance: a server gets slots of one that has more than its share --- */
@@ -625,7 +677,7 @@ server_share(const struct meta_server *server)
 /* One segment that has a slot on the fuller server, and may have it on the other one. */
 static bool
 rebalance_pair(struct meta_core *core, struct meta_volume *volume, const struct meta_server *full,
-               const struct meta_server *empty, struct load *loads)
+               const struct meta_server *empty, struct round *round)
 {
     const struct segment_table *table = &volume->segments;
     uint64_t skip = meta_core_random(core) % max_u64(1, table->count);
@@ -645,13 +697,11 @@ rebalance_pair(struct meta_core *core, struct meta_volume *volume, const struct 
         plan.config_epoch = segment->config_epoch;
         plan.kind = PLAN_INCOMING;
         plan.place = place;
-        plan.source_id = source_choose(core, table, segment, loads);
-        plan.target_id = target_choose(core, volume, segment, place, loads);
+        plan.source_id = source_choose(core, table, segment, round->loads);
+        plan.target_id = target_choose(core, volume, segment, place, round);
         if (plan.source_id == 0 || plan.target_id == 0 ||
             server_share(core->servers[plan.target_id]) > server_share(empty) + 20)
             continue;
-        loads[plan.target_id].onto++;
-        loads[plan.source_id].from++;
         op = meta_op_create_internal(core, &plan_handler);
         op->scratch = meta_copy(&plan, sizeof(plan));
         return true;
@@ -663,7 +713,7 @@ static void
 rebalance(struct meta_core *core)
 {
     const struct meta_server *full = NULL, *empty = NULL;
-    struct load *loads;
+    struct round round = {.tries = REBALANCE_TRIES};
     struct meta_volume *volume, *following;
 
     for (uint32_t id = 0; id < core->servers_end; id++) {
@@ -679,15 +729,15 @@ rebalance(struct meta_core *core)
     /* Within 10 % of their capacities is even enough. */
     if (full == NULL || server_share(full) < server_share(empty) + 100)
         return;
-    loads = meta_alloc((core->servers_end + 1) * sizeof(*loads));
-    loads_count(core, loads);
+    round.loads = meta_alloc((core->servers_end + 1) * sizeof(*round.loads));
+    loads_count(core, round.loads);
     HASH_ITER (hh, core->volumes, volume, following) {
         if (volume->creating || volume->desc.deleting)
             continue;
-        if (rebalance_pair(core, volume, full, empty, loads))
+        if (rebalance_pair(core, volume, full, empty, &round))
             break;
     }
-    free(loads);
+    free(round.loads);
 }
 
 /* --- RECOVERY_REPORT --- */
@@ -891,6 +941,7 @@ meta_recovery_free(struct meta_core *core)
         return;
     HASH_ITER (hh, recovery->repairs, repair, following)
         repair_remove(core, repair);
+    env_timer_stop(core->env, &recovery->schedule_timer);
     meta_tell_free_all(core);
     meta_notice_free_all(core);
     meta_sweep_free_all(core);

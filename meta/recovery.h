@@ -70,6 +70,15 @@ void meta_notice_free_all(struct meta_core *core);
 /* All who use the volume know its map as of this change (volume->map_seq). */
 bool meta_notice_is_known(const struct meta_volume *volume, uint64_t map_seq);
 
+/* --- ejection by an operator's word: eject.c --- */
+
+/*
+ * Slots of the volume on these servers are ejected, some at a time.  True: nothing is left to do.  False: op
+ * runs again, or has failed.
+ */
+bool meta_eject_gone(struct meta_op *op, struct meta_volume *volume, const uint32_t *server_ids,
+                     size_t server_count);
+
 /* --- telling: tell.c --- */
 
 /* A segment has changed, or is told again (old NULL): its slots that are written hear of it. */
@@ -132,6 +141,7 @@ struct meta_recovery {
     struct list recovering;
     struct list busy;
     struct env_task schedule_task;
+    struct env_timer schedule_timer;
     uint64_t scheduled_ns;
     uint64_t covered_bytes; /* by cursors, since the start */
     uint64_t rate_covered_bytes, rate_ns;

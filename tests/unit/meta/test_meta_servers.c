@@ -529,6 +529,47 @@ test_remove_is_refused(void **state)
     fixture_fini(&t.f);
 }
 
+/* An attach that does not wait for a server that is gone; a server that is there is not gone. */
+static void
+test_attach_without_a_server(void **state)
+{
+    struct servers_test t;
+    Dl__Attach message;
+    Dl__AttachReply *reply;
+    ProtobufCMessage *unpacked;
+    uint32_t ids[2] = {3, 2};
+
+    (void)state;
+    servers_init(&t, 3, 300, NULL);
+    peer_disconnect(t.client);
+    t.client = fixture_client(&t.f);
+    fixture_run(&t.f, 3 * SECOND);
+    server_goes(&t, 3);
+    fill_attach(&message, "v", 2);
+    message.gone_servers = ids;
+    message.n_gone_servers = 2;
+    assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL), -DL_E_BUSY);
+    assert_non_null(strstr(fixture_error_text(), "server 2 (127.0.0.1:10002) is not gone"));
+    assert_int_equal(epoch_of(&t, 0), 1);
+    server_goes(&t, 2);
+    ids[0] = 77;
+    assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL),
+                     -DL_E_SERVER_UNKNOWN);
+    ids[0] = 3;
+    assert_int_equal(
+        peer_ask(t.client, OP_ATTACH, &message.base, &dl__attach_reply__descriptor, &unpacked), 0);
+    reply = (Dl__AttachReply *)unpacked;
+    assert_int_equal(reply->lease_epoch, 2);
+    for (uint32_t i = 0; i < 300; i++) {
+        assert_int_equal(reply->segments[i]->config_epoch, 2);
+        for (unsigned k = 0; k < 3; k++)
+            assert_int_equal(reply->segments[i]->slots[k]->state,
+                             reply->segments[i]->slots[k]->server_id == 1 ? I : E);
+    }
+    dl__attach_reply__free_unpacked(reply, NULL);
+    fixture_fini(&t.f);
+}
+
 /* --- set --- */
 
 static void
@@ -867,7 +908,7 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_drain_is_refused_without_a_place), cmocka_unit_test(test_undrain),
           cmocka_unit_test(test_incoming_slot_fails),
           cmocka_unit_test(test_replaced_slot_is_as_ejected), cmocka_unit_test(test_remove),
-          cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_set),
-          cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
-          cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
-          cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
+          cmocka_unit_test(test_set), cmocka_unit_test(test_new_server_gets_its_share),
+          cmocka_unit_test(test_events), cmocka_unit_test(test_events_are_bounded),
+          cmocka_unit_test(test_status), cmocka_unit_test(test_locate))
