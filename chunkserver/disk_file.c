@@ -376,7 +376,9 @@ disk_file_sector_bytes(const struct disk_file *file)
 int
 disk_index_path(const char *path, char *ret_path, size_t path_bytes)
 {
-    bool device = strncmp(path, "/dev/", strlen("/dev/")) == 0;
+    /* A device's directory is made anew at each start; /dev/shm is for files. */
+    bool device = strncmp(path, "/dev/", strlen("/dev/")) == 0 &&
+                  strncmp(path, "/dev/shm/", strlen("/dev/shm/")) != 0;
     int length;
 
     if (device)

@@ -181,6 +181,8 @@ test_index_is_not_put_where_it_would_vanish(void **state)
     assert_string_equal(path, "/srv/disk0.index");
     assert_int_equal(disk_index_path("disk0", path, sizeof(path)), 0);
     assert_string_equal(path, "disk0.index");
+    assert_int_equal(disk_index_path("/dev/shm/disk0", path, sizeof(path)), 0);
+    assert_string_equal(path, "/dev/shm/disk0.index");
     assert_int_equal(disk_index_path("/dev/sdb", path, sizeof(path)), 0);
     assert_string_equal(path, "/var/lib/dlblk/dev-sdb.index");
     assert_int_equal(disk_index_path("/dev/disk/by-id/x", path, sizeof(path)), 0);
