@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Bad sectors: those that clients complain of are repaired from a slot that has the same version,
+ * others are left alone; a damaged leaf takes what cannot be older than what was lost.
+ */
+#include "tests/unit/chunkserver/recovery_fixture.h"
+
+static int
+repair_now(struct fixture *fx, uint32_t slot, uint32_t first, uint32_t count)
+{
+    struct asker *asker = asker_up(fx, slot, true);
+    Dl__Repair message = DL__REPAIR__INIT;
+
+    message.volume = VOLUME;
+    message.segment = SEGMENT;
+    message.slot = slot;
+    message.first_sector = first;
+    message.sector_count = count;
+    asker_send(fx, asker, frame_out_create_message(OP_REPAIR, 0, ++fx->next_id, 0, &message.base));
+    return wait_answer(fx, fx->next_id)->status;
+}
+
+static void
+damage(struct fixture *fx, uint32_t slot, uint32_t sector)
+{
+    assert_non_null(sector_of(fx, slot, sector).data);
+    sector_of(fx, slot, sector).data[100] ^= 0x40;
+}
+
+/* What is bad is repaired from a slot that has this very version; what is fine is left alone. */
+static void
+test_repair(void **state)
+{
+    struct fixture *fx = fixture_create(11);
+
+    (void)state;
+    fx->in_sync = 7;
+    fill(fx, 7);
+    damage(fx, 2, 3);
+    damage(fx, 2, 5);
+    damage(fx, 0, 5); /* the first source has it bad as well */
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0);
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0); /* told twice */
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_bad, 2);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 2);
+    assert_same(fx, 1, 2);
+    assert_int_equal(fx->servers[2].disk.counters.sectors_merged, 2);
+    assert_int_equal(repair_now(fx, 2, 0, 0), -DL_E_MESSAGE_MALFORMED);
+    assert_int_equal(repair_now(fx, 2, 1u << 18, 1), -DL_E_RANGE);
+    fixture_destroy(fx);
+}
+
+/* Rule 23: another version is no repair; neither is what an ejected slot has. */
+static void
+test_repair_of_another_version(void **state)
+{
+    struct fixture *fx = fixture_create(12);
+
+    (void)state;
+    fx->in_sync = 7;
+    fill(fx, 7);
+    write_all(fx, 3, 50, 3, 1, 0);
+    damage(fx, 2, 3);
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).repairs_failed, 1);
+    assert_int_equal(sector_of(fx, 2, 3).version, VERSION(1));
+    write_all(fx, 4, 50, 3, 1, 0);
+    damage(fx, 2, 3);
+    fx->in_sync = 4;
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).repairs_failed, 2);
+    fx->in_sync = 6;
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 1);
+    assert_same(fx, 1, 2);
+    fixture_destroy(fx);
+}
+
+/* A damaged leaf of an in-sync slot takes what cannot be older than what was lost, holes too. */
+static void
+test_repair_of_a_lost_leaf(void **state)
+{
+    struct fixture *fx = fixture_create(14);
+
+    (void)state;
+    fx->in_sync = 7;
+    fill(fx, 7);
+    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4); /* data, then holes */
+    assert_int_equal(read_now(fx, 2, 1), 0);
+    assert_int_equal(wait_answer(fx, send_read(fx, 2, 256, 1, 1))->status, -DL_E_INDEX_CORRUPT);
+    assert_int_equal(repair_now(fx, 2, 256, 64), 0);
+    run_for(fx, 10 * SIM_S);
+    /* S is 19 everywhere, and it may have had 20. */
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 0);
+    for (uint32_t slot = 0; slot < SERVERS; slot++)
+        assert_int_equal(stable_now(fx, slot, 20, 1, 0), 0);
+    assert_int_equal(repair_now(fx, 2, 256, 64), 0);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 64);
+    assert_same(fx, 0, 2);
+    fixture_destroy(fx);
+}
+
+/* A slot with a damaged leaf is not whole before a source has said an S that covers what was lost. */
+static void
+test_recovery_of_a_lost_leaf(void **state)
+{
+    struct fixture *fx = fixture_create(15);
+
+    (void)state;
+    fill(fx, 7);
+    tell_in_sync(fx, 0, 5);
+    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4);
+    tell_attempt(fx, 2, 5, 1, 1);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(chunk_of(fx, 2)->cursor_sectors, SECTORS);
+    assert_false(is_reported(fx, 2, 5));
+    assert_int_equal(stable_now(fx, 0, 20, 5, 0), 0);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    assert_same(fx, 0, 2);
+    fixture_destroy(fx);
+}
+
+/* Neither a metadata service that does not answer nor a source that is away holds it up for good. */
+static void
+test_repair_waits(void **state)
+{
+    struct fixture *fx = fixture_create(13);
+    struct server *server = &fx->servers[2];
+
+    (void)state;
+    fx->in_sync = 5;
+    fx->hold_maps = true;
+    fill(fx, 7);
+    damage(fx, 2, 3);
+    server_crash(&fx->servers[0]);
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0);
+    run_for(fx, 7 * SIM_S);
+    assert_true(fx->maps > 1);
+    fx->hold_maps = false;
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(server).repairs_failed, 1);
+    assert_int_equal(repair_now(fx, 2, 0, 8), 0);
+    run_for(fx, SIM_S);
+    server_up(&fx->servers[0]);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(server).sectors_repaired, 1);
+    assert_int_equal(stats_of(server).repairs_failed, 1);
+    fixture_destroy(fx);
+}
+
+/* Complaints are bounded, and a stop at any moment of a repair ends. */
+static void
+test_stop_in_a_repair(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 30; seed++) {
+        struct fixture *fx = fixture_create(seed);
+        struct server *server = &fx->servers[2];
+        struct sim_process *before;
+        uint32_t busy = 0;
+
+        fx->in_sync = 7;
+        fx->hold_maps = seed == 1;
+        fill(fx, 7);
+        damage(fx, 2, 3);
+        (void)asker_up(fx, 2, true);
+        assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+        for (uint32_t i = 1; i < 80 && seed == 1; i++)
+            busy += repair_now(fx, 2, i * 20, 17) == -DL_E_BUSY;
+        assert_true((busy > 0) == (seed == 1));
+        run_for(fx, seed * 100 * SIM_US);
+        before = sim_enter(&server->process);
+        chunkserver_core_stop(server->core, on_stopped, server);
+        sim_leave(&server->process, before);
+        run_for(fx, 8 * SIM_S);
+        assert_true(server->stopped);
+        sim_process_kill(&server->process, false);
+        chunkserver_core_destroy(server->core);
+        server->backing->close(server);
+        server->core = NULL;
+        fixture_destroy(fx);
+    }
+}
+
+UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another_version),
+          cmocka_unit_test(test_repair_waits), cmocka_unit_test(test_stop_in_a_repair),
+          cmocka_unit_test(test_repair_of_a_lost_leaf),
+          cmocka_unit_test(test_recovery_of_a_lost_leaf))
