@@ -562,7 +562,7 @@ server_on_lost_timer(struct env_timer *timer)
     struct client_server *server = list_entry(timer, struct client_server, lost_timer);
 
     /* We were stopped: it had no chance to come back. */
-    if (env_now_ns(server->core->env) - server->lost_ns >= LATE_NS)
+    if (env_now_ns(server->core->env) >= server->lost_ns + LATE_NS)
         server_watch(server, server->core->options.eject_lost_ms);
     else
         server_fail(server, DL__EJECT_REASON__EJECT_CONNECTION);
@@ -707,7 +707,7 @@ core_on_tick(struct env_timer *timer)
     struct client_volume *following;
     bool again;
 
-    if (env_now_ns(core->env) - core->tick_ns >= LATE_NS)
+    if (env_now_ns(core->env) >= core->tick_ns + LATE_NS)
         core->awake_ns = env_now_ns(core->env);
     core_check_meta_calls(core);
     list_for_each_entry_safe (volume, following, &core->volumes, node)
@@ -863,14 +863,14 @@ client_core_destroy(struct client_core *core)
     if (core == NULL)
         return;
     core_abandon_meta_calls(core);
+    list_for_each_entry_safe (volume, following, &core->volumes, node)
+        client_volume_abandon(volume);
     while (!list_is_empty(&core->loose)) {
         struct core_loose *loose = list_first_entry(&core->loose, struct core_loose, node);
 
         list_remove(&loose->node);
         loose->free(loose);
     }
-    list_for_each_entry_safe (volume, following, &core->volumes, node)
-        client_volume_abandon(volume);
     client_session_fini(&core->meta);
     for (size_t i = 0; i < core->servers.count; i++) {
         if (core->servers.items[i] == NULL)

@@ -166,7 +166,7 @@ client_io_retry(struct io_op *op, uint64_t delay_ns)
         op->retry_ns = now_ns + delay_ns;
     }
     client_core_want_tick(volume->core);
-    if (delay_ns == 0 || delay_ns >= CLIENT_TICK_NS)
+    if (delay_ns == 0 || delay_ns > CLIENT_TICK_NS)
         return;
     if (!env_timer_armed(&volume->retry_timer) || volume->retry_timer_ns > now_ns + delay_ns) {
         volume->retry_timer_ns = now_ns + delay_ns;

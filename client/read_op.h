@@ -14,6 +14,7 @@ struct read_op;
 typedef void (*read_op_fn)(struct read_op *op, int err);
 
 size_t client_read_op_bytes(void);
+void client_read_init(struct client_volume *volume);
 
 /*
  * A piece of a request: client_volume_piece_done() follows.  The pool has one (the caller has

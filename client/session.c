@@ -489,7 +489,7 @@ session_check_silence(struct client_session *session)
     uint64_t silence_ns;
     char text[64];
 
-    if (now_ns - session->check_ns >= SESSION_LATE_NS && now_ns - session->heard_ns > ping_ns)
+    if (now_ns >= session->check_ns + SESSION_LATE_NS && now_ns - session->heard_ns > ping_ns)
         session->heard_ns = now_ns - ping_ns;
     silence_ns = now_ns - session->heard_ns;
     if (silence_ns >= session->silence_max_ns) {

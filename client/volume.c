@@ -557,7 +557,7 @@ volume_on_retry_timer(struct env_timer *timer)
         if (op->retry_ns > now_ns && op->retry_ns < next_ns)
             next_ns = op->retry_ns;
     /* What is later than the next tick is that one's. */
-    if (next_ns == UINT64_MAX || next_ns - now_ns >= CLIENT_TICK_NS ||
+    if (next_ns == UINT64_MAX || next_ns - now_ns > CLIENT_TICK_NS ||
         env_timer_armed(&volume->retry_timer))
         return;
     volume->retry_timer_ns = next_ns;
@@ -804,6 +804,7 @@ client_volume_init(struct client_volume *volume)
     list_init(&volume->resolves);
     list_init(&volume->extents);
     client_eject_init(volume);
+    client_read_init(volume);
     err = client_allocate_init(volume);
     if (err == 0)
         err = pool_init(&volume->read_ops, client_read_op_bytes(), VOLUME_READ_OPS_MAX);
@@ -839,6 +840,7 @@ client_volume_free(struct client_volume *volume)
     dl_assert(client_volume_is_quiet(volume));
     env_timer_stop(volume->core->env, &volume->done_timer);
     env_timer_stop(volume->core->env, &volume->retry_timer);
+    env_timer_stop(volume->core->env, &volume->hedge_timer);
     list_remove(&volume->node);
     if (list_is_linked(&volume->admission_node))
         list_remove(&volume->admission_node);

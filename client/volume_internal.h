@@ -16,6 +16,7 @@
 #include "client/core_internal.h"
 #include "client/geometry.h"
 #include "client/io_op.h"
+#include "client/latency.h"
 #include "client/map.h"
 #include "client/range_lock.h"
 #include "client/stable.h"
@@ -32,6 +33,8 @@
 /* Between tries after an error that time alone seldom mends. */
 #define VOLUME_RETRY_NS    (1000 * CLIENT_NS_PER_MS)
 #define VOLUME_NO_DEADLINE UINT64_MAX
+/* So long a read is tried again that every slot answers with an error of its medium. */
+#define VOLUME_HARD_ERROR_NS (30000 * CLIENT_NS_PER_MS)
 
 /* What a request needs while it is ours: in dlblk_request.dlblk_private. */
 struct request_state {
@@ -176,6 +179,10 @@ struct client_volume {
     struct volume_close *close;
 
     uint32_t rotation;
+    uint32_t reads_asked; /* questions to slots, without hedges */
+    uint32_t hedge_credit;
+    struct latency read_latency;
+    struct env_timer hedge_timer;
     struct dlblk_volume_stats stats;
     uint64_t failure_event_ns; /* of the last event about a failed request */
     uint64_t failures_unsaid;

@@ -136,6 +136,7 @@ fake_on_hello(struct fake_cluster *cluster, struct fake_session *session, const 
                 hello->server_uuid.len == FAKE_ID_BYTES &&
                 memcmp(hello->server_uuid.data, server->uuid, FAKE_ID_BYTES) == 0;
     dl__hello__free_unpacked(hello, NULL);
+    right = right && (server == NULL || !server->faults.refuses);
     if (!right) {
         fake_send_error(session, frame, -DL_E_SERVER_UNKNOWN, "another disk is meant");
         return;
@@ -307,6 +308,17 @@ fake_reply_send(struct fake_session *session, struct list *held, bool hold,
 }
 
 /* 0, or why the request is refused. */
+static bool
+fake_map_has(const struct fake_volume *volume, uint32_t segment, uint32_t number,
+             uint32_t server_id)
+{
+    for (uint32_t i = 0; i < FAKE_PLACES; i++)
+        if (volume->slots[segment][i].server_id == server_id &&
+            volume->slots[segment][i].number == number)
+            return true;
+    return false;
+}
+
 static int
 fake_server_check_target(struct fake_server *server, const struct data_target *target)
 {
@@ -318,15 +330,33 @@ fake_server_check_target(struct fake_server *server, const struct data_target *t
     volume = &cluster->volumes[target->volume - 1];
     /* Only to where the map says. */
     fake_require(volume->allocated[target->segment]);
-    fake_require(fake_volume_server_id(cluster, volume, target->segment, target->slot) ==
-                 server->id);
+    fake_require(target->config_epoch < volume->config_epoch[target->segment] ||
+                 fake_map_has(volume, target->segment, target->slot, server->id));
     if (target->lease_epoch < server->fence[target->volume]) {
         server->lease_refused++;
         return -DL_E_LEASE_OLD;
     }
+    if (chunk == NULL && target->config_epoch != 1)
+        return -DL_E_CHUNK_UNKNOWN;
     if (chunk != NULL && target->config_epoch < chunk->config_epoch)
         return -DL_E_EPOCH_OLD;
     return 0;
+}
+
+/* A write without an attempt under a higher config epoch: the slot has been promoted. */
+static int
+fake_server_check_attempt(struct fake_server *server, const struct data_write *write)
+{
+    struct fake_chunk *chunk = fake_server_chunk(server, write->target.volume,
+                                                 write->target.segment);
+    uint32_t attempt = chunk != NULL ? chunk->attempt : 0;
+
+    if (write->attempt == 0 && attempt != 0 && write->target.config_epoch > attempt)
+        chunk->attempt = attempt = 0;
+    if (write->attempt == attempt)
+        return 0;
+    server->not_yet++;
+    return -DL_E_NOT_YET;
 }
 
 static int
@@ -354,6 +384,10 @@ fake_server_count_write(struct fake_server *server, const struct data_write *wri
     server->zeroes += (write->target.flags & WRITE_ZERO) != 0;
     server->retries += (write->target.flags & WRITE_RETRY) != 0;
     server->resolves += (write->target.flags & WRITE_RESOLVE) != 0;
+    server->last_version = write->version;
+    server->last_crc = write->crc_count > 0 ? le32_load(write->crcs_le) : 0;
+    server->last_slot_mask = write->slot_mask;
+    fake_require((write->slot_mask & 1u << write->target.slot) != 0);
 }
 
 static void
@@ -370,6 +404,8 @@ fake_server_on_write(struct fake_server *server, struct fake_session *session,
     if (faults->lost_writes)
         return;
     err = fake_server_check_target(server, &write.target);
+    if (err == 0)
+        err = fake_server_check_attempt(server, &write);
     if (err == 0)
         err = fake_server_check_payload(server, &write, frame->payload);
     if (err == 0 && fake_take_fault(&faults->write_err_count))
@@ -427,7 +463,14 @@ fake_server_on_read(struct fake_server *server, struct fake_session *session,
 
     fake_require(err == 0);
     server->reads++;
+    if (faults->lost_reads) {
+        free(reply);
+        return;
+    }
     err = fake_server_check_target(server, &read.target);
+    if (err == 0 && fake_server_chunk(server, read.target.volume, read.target.segment) != NULL &&
+        fake_server_chunk(server, read.target.volume, read.target.segment)->attempt != 0)
+        err = -DL_E_NOT_IN_SYNC;
     if (err == 0 && fake_take_fault(&faults->read_err_count))
         err = faults->read_err;
     if (err != 0) {
@@ -459,12 +502,29 @@ fake_server_on_stable(struct fake_server *server, struct fake_session *session,
         chunk = fake_server_chunk(server, stable.target.volume, stable.target.segment);
         if (chunk == NULL)
             err = -DL_E_CHUNK_UNKNOWN;
-        else
+        else if (chunk->attempt == stable.attempt)
             fake_chunk_set_stable(chunk, stable.stable_version);
     }
     fake_reply_send(session, &server->held, server->faults.hold_stables,
                     fake_reply_create(frame, err));
 }
+
+static void
+fake_server_on_repair(struct fake_server *server, struct fake_session *session,
+                      const struct frame *frame)
+{
+    Dl__Repair *repair = (Dl__Repair *)frame_unpack(frame, &dl__repair__descriptor);
+
+    fake_require(repair != NULL);
+    server->repairs++;
+    server->repair_first = repair->first_sector;
+    server->repair_count = repair->sector_count;
+    dl__repair__free_unpacked(repair, NULL);
+    fake_send_message(session, frame, NULL);
+}
+
+static void fake_server_on_pending(struct fake_server *server, struct fake_session *session,
+                                   const struct frame *frame);
 
 static void
 fake_server_on_accept(void *core, struct link *link)
@@ -492,7 +552,7 @@ fake_server_on_frame(void *core, struct link *link, const struct frame *frame)
     struct fake_server *server = core;
     struct fake_session *session = link->user;
 
-    if (session->closing)
+    if (session->closing || server->faults.deaf)
         return;
     if (!session->greeted) {
         fake_on_hello(server->cluster, session, frame, DL__ROLE__ROLE_CHUNKSERVER, server);
@@ -507,6 +567,12 @@ fake_server_on_frame(void *core, struct link *link, const struct frame *frame)
         return;
     case OP_STABLE:
         fake_server_on_stable(server, session, frame);
+        return;
+    case OP_PENDING:
+        fake_server_on_pending(server, session, frame);
+        return;
+    case OP_REPAIR:
+        fake_server_on_repair(server, session, frame);
         return;
     case OP_PING:
         fake_send_message(session, frame, NULL);
@@ -583,15 +649,17 @@ uint32_t
 fake_volume_server_id(const struct fake_cluster *cluster, const struct fake_volume *volume,
                       uint32_t segment, uint32_t slot)
 {
-    fake_require(slot < volume->replicas && volume->replicas <= cluster->server_count);
+    fake_require(slot < FAKE_PLACES && volume->replicas <= cluster->server_count);
+    if (volume->allocated[segment])
+        return volume->slots[segment][slot].server_id;
     return (segment + slot) % cluster->server_count + 1;
 }
 
 struct fake_map {
     Dl__Segment segments[FAKE_SEGMENTS];
     Dl__Segment *segment_pointers[FAKE_SEGMENTS];
-    Dl__Slot slots[FAKE_SEGMENTS][FAKE_SERVERS_MAX];
-    Dl__Slot *slot_pointers[FAKE_SEGMENTS][FAKE_SERVERS_MAX];
+    Dl__Slot slots[FAKE_SEGMENTS][FAKE_PLACES];
+    Dl__Slot *slot_pointers[FAKE_SEGMENTS][FAKE_PLACES];
     Dl__ServerAddress servers[FAKE_SERVERS_MAX];
     Dl__ServerAddress *server_pointers[FAKE_SERVERS_MAX];
     uint8_t uuids[FAKE_SERVERS_MAX][FAKE_ID_BYTES];
@@ -625,15 +693,17 @@ fake_map_add_segment(struct fake_map *map, const struct fake_cluster *cluster,
     dl__segment__init(segment);
     segment->index = index;
     segment->config_epoch = volume->config_epoch[index];
-    segment->n_slots = volume->replicas;
+    (void)cluster;
+    segment->n_slots = volume->replicas + 1;
     segment->slots = map->slot_pointers[at];
-    for (uint32_t i = 0; i < volume->replicas; i++) {
+    for (uint32_t i = 0; i < volume->replicas + 1; i++) {
         Dl__Slot *slot = &map->slots[at][i];
 
         dl__slot__init(slot);
-        slot->server_id = fake_volume_server_id(cluster, volume, index, i);
-        slot->state = DL__SLOT_STATE__SLOT_IN_SYNC;
-        slot->number = i;
+        slot->server_id = volume->slots[index][i].server_id;
+        slot->state = (Dl__SlotState)volume->slots[index][i].state;
+        slot->attempt = volume->slots[index][i].attempt;
+        slot->number = volume->slots[index][i].number;
         map->slot_pointers[at][i] = slot;
     }
     map->segment_pointers[at] = segment;
@@ -656,7 +726,7 @@ fake_fill_volume(Dl__Volume *message, Dl__VolumePolicy *policy, const struct fak
     dl__volume_policy__init(policy);
     policy->redundancy = DL__REDUNDANCY__REDUNDANCY_REPLICATED;
     policy->replicas = volume->replicas;
-    policy->min_write = 2;
+    policy->min_write = volume->min_write;
     policy->failure_domain = DL__FAILURE_DOMAIN__DOMAIN_SERVER;
     dl__volume__init(message);
     message->id = volume->id;
@@ -882,6 +952,12 @@ fake_meta_allocate(struct fake_cluster *cluster, struct fake_session *session,
 
         fake_require(index < FAKE_SEGMENTS);
         if (!volume->allocated[index]) {
+            for (uint32_t k = 0; k < volume->replicas; k++)
+                volume->slots[index][k] = (struct fake_slot){
+                    .server_id = fake_volume_server_id(cluster, volume, index, k),
+                    .state = DL__SLOT_STATE__SLOT_IN_SYNC,
+                    .number = k,
+                };
             volume->allocated[index] = true;
             volume->config_epoch[index] = 1;
             cluster->segments_allocated++;
@@ -935,6 +1011,9 @@ fake_pending_chunk(struct fake_answers *answers, const struct fake_chunk *chunk)
     message->slot = chunk->slot;
     message->config_epoch = chunk->config_epoch;
     message->stable_version = chunk->stable;
+    message->attempt = chunk->attempt;
+    if (chunk->attempt != 0)
+        return message;
     message->n_writes = chunk->pending.count;
     message->writes = fake_answers_alloc(answers, chunk->pending.count * sizeof(void *));
     for (size_t i = 0; i < chunk->pending.count; i++) {
@@ -961,7 +1040,8 @@ fake_add_answer(struct fake_answers *answers, struct fake_server *server, uint64
     dl__fence_answer__init(answer);
     answer->server_id = server->id;
     list_for_each_entry (chunk, &server->chunks, node) {
-        if (chunk->volume != volume || chunk->pending.count == 0 || chunk->segment < first_segment)
+        if (chunk->volume != volume || (chunk->pending.count == 0 && chunk->attempt == 0) ||
+            chunk->segment < first_segment)
             continue;
         if (chosen == NULL || chunk->segment < chosen->segment) {
             answer->more = answer->more || chosen != NULL;
@@ -1035,6 +1115,202 @@ fake_meta_on_fence_status(struct fake_cluster *cluster, struct fake_session *ses
     dl__fence_status__free_unpacked(status, NULL);
 }
 
+static void
+fake_server_on_pending(struct fake_server *server, struct fake_session *session,
+                       const struct frame *frame)
+{
+    Dl__Pending *pending = (Dl__Pending *)frame_unpack(frame, &dl__pending__descriptor);
+    struct fake_answers answers = {0};
+    struct fake_chunk *chunk;
+    int err = 0;
+
+    fake_require(pending != NULL);
+    server->pendings++;
+    chunk = fake_server_chunk(server, pending->volume, pending->segment);
+    if (pending->lease_epoch < server->fence[pending->volume])
+        err = -DL_E_LEASE_OLD;
+    else if (chunk == NULL)
+        err = -DL_E_CHUNK_UNKNOWN;
+    else if (pending->config_epoch < chunk->config_epoch)
+        err = -DL_E_EPOCH_OLD;
+    else if (chunk->attempt != 0)
+        err = -DL_E_NOT_YET;
+    else if (fake_take_fault(&server->faults.pending_err_count))
+        err = server->faults.pending_err;
+    if (err == 0)
+        server->fence[pending->volume] = pending->lease_epoch;
+    if (server->faults.lost_pendings)
+        ;
+    else if (err != 0)
+        fake_send_error(session, frame, err, "not now");
+    else
+        fake_send_message(session, frame, &fake_pending_chunk(&answers, chunk)->base);
+    vec_for_each (memory, &answers.memory)
+        free(*memory);
+    vec_fini(&answers.memory);
+    dl__pending__free_unpacked(pending, NULL);
+}
+
+/* --- the metadata service: slots that change --- */
+
+void
+fake_server_tell(struct fake_server *server, const struct fake_volume *volume, uint32_t segment)
+{
+    for (uint32_t i = 0; i < FAKE_PLACES; i++) {
+        const struct fake_slot *slot = &volume->slots[segment][i];
+        struct data_target target = {
+            .volume = volume->id, .segment = segment, .slot = (uint16_t)slot->number};
+        struct fake_chunk *chunk;
+
+        if (slot->server_id != server->id || slot->state == DL__SLOT_STATE__SLOT_EJECTED)
+            continue;
+        chunk = fake_chunk_get(server, &target);
+        chunk->config_epoch = volume->config_epoch[segment];
+        if (chunk->attempt == slot->attempt)
+            continue;
+        if (slot->attempt != 0) {
+            for (uint32_t k = 0; k < chunk->sector_count; k++)
+                if (chunk->sectors[k].version > chunk->stable)
+                    chunk->sectors[k] = (struct fake_sector){.data = chunk->sectors[k].data};
+            vec_clear(&chunk->pending);
+        }
+        chunk->attempt = slot->attempt;
+    }
+}
+
+void
+fake_server_pull(struct fake_server *server, struct fake_server *source,
+                 const struct fake_volume *volume, uint32_t segment)
+{
+    struct fake_chunk *to = fake_server_chunk(server, volume->id, segment);
+    const struct fake_chunk *from = fake_server_chunk(source, volume->id, segment);
+
+    fake_require(to != NULL && from != NULL);
+    for (uint32_t i = 0; i < to->sector_count; i++) {
+        struct fake_sector *sector = &to->sectors[i];
+        uint8_t *data = sector->data;
+        struct fake_pending pending = {from->sectors[i].version, i, 1};
+
+        if (sector->version >= from->sectors[i].version)
+            continue;
+        if (data == NULL)
+            data = fake_alloc(WIRE_SECTOR_BYTES);
+        *sector = from->sectors[i];
+        sector->data = data;
+        if (from->sectors[i].data != NULL)
+            memcpy(data, from->sectors[i].data, WIRE_SECTOR_BYTES);
+        if (pending.version > from->stable)
+            fake_require(vec_push(&to->pending, pending) == 0);
+    }
+    to->stable = to->stable > from->stable ? to->stable : from->stable;
+}
+
+static void
+fake_meta_tell_all(struct fake_cluster *cluster, const struct fake_volume *volume, uint32_t segment)
+{
+    for (uint32_t i = 0; i < cluster->server_count && !cluster->untold; i++)
+        fake_server_tell(&cluster->servers[i], volume, segment);
+}
+
+void
+fake_meta_set_slot(struct fake_cluster *cluster, struct fake_volume *volume, uint32_t segment,
+                   uint32_t place, struct fake_slot slot)
+{
+    volume->config_epoch[segment]++;
+    if (slot.state == DL__SLOT_STATE__SLOT_RECOVERING && slot.attempt == 0)
+        slot.attempt = volume->config_epoch[segment];
+    volume->slots[segment][place] = slot;
+    fake_meta_tell_all(cluster, volume, segment);
+}
+
+/* Rules 1 and 2 of docs/recovery.md. */
+static void
+fake_meta_eject(struct fake_cluster *cluster, struct fake_volume *volume,
+                const Dl__Ejection *ejection, uint32_t *refused, size_t *refused_count)
+{
+    struct fake_slot *slots = volume->slots[ejection->segment];
+    uint32_t left = 0;
+    bool in_sync = false;
+    bool found = false;
+
+    fake_require(volume->allocated[ejection->segment] && ejection->n_server_ids > 0);
+    cluster->ejections++;
+    cluster->last_ejected_server = ejection->server_ids[0];
+    cluster->last_eject_reason = (uint32_t)ejection->reason;
+    cluster->last_eject_resolved = ejection->resolved;
+    if (ejection->config_epoch != volume->config_epoch[ejection->segment]) {
+        cluster->ejections_old++;
+        return;
+    }
+    for (unsigned pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; i < FAKE_PLACES; i++) {
+            bool named = false;
+
+            for (size_t k = 0; k < ejection->n_server_ids; k++)
+                named = named || slots[i].server_id == ejection->server_ids[k];
+            if (!named && pass == 0)
+                left += slots[i].state == DL__SLOT_STATE__SLOT_IN_SYNC;
+            if (!named)
+                continue;
+            in_sync = in_sync || slots[i].state == DL__SLOT_STATE__SLOT_IN_SYNC;
+            found = true;
+            if (pass == 0)
+                continue;
+            slots[i].state = DL__SLOT_STATE__SLOT_EJECTED;
+            slots[i].attempt = 0;
+        }
+        if (in_sync && left < volume->min_write) {
+            cluster->ejections_refused++;
+            refused[(*refused_count)++] = ejection->segment;
+            return;
+        }
+    }
+    if (!found)
+        return;
+    volume->config_epoch[ejection->segment]++;
+    for (uint32_t i = 0; i < FAKE_PLACES && !ejection->resolved; i++)
+        if (slots[i].state == DL__SLOT_STATE__SLOT_RECOVERING)
+            slots[i].attempt = volume->config_epoch[ejection->segment];
+    fake_meta_tell_all(cluster, volume, ejection->segment);
+}
+
+static void
+fake_meta_on_eject(struct fake_cluster *cluster, struct fake_session *session,
+                   const struct frame *frame)
+{
+    Dl__Eject *eject = (Dl__Eject *)frame_unpack(frame, &dl__eject__descriptor);
+    Dl__EjectReply reply = DL__EJECT_REPLY__INIT;
+    struct fake_map *map = fake_alloc(sizeof(*map));
+    struct fake_volume *volume;
+    uint32_t refused[FAKE_SEGMENTS];
+    size_t refused_count = 0;
+
+    fake_require(eject != NULL && eject->n_ejections > 0 && eject->n_ejections <= FAKE_SEGMENTS);
+    volume = fake_meta_check_lease(cluster, session, frame, eject->volume, eject->lease_epoch);
+    if (volume == NULL) {
+    } else if (cluster->eject_held) {
+        fake_meta_hold(cluster, session, frame);
+    } else if (fake_take_fault(&cluster->eject_err_count)) {
+        fake_send_error(session, frame, cluster->eject_err, "not now");
+    } else {
+        cluster->ejects++;
+        for (size_t i = 0; i < eject->n_ejections; i++)
+            fake_meta_eject(cluster, volume, eject->ejections[i], refused, &refused_count);
+        for (size_t i = 0; i < eject->n_ejections; i++)
+            fake_map_add_segment(map, cluster, volume, eject->ejections[i]->segment);
+        fake_map_add_servers(map, cluster);
+        reply.segments = map->segment_pointers;
+        reply.n_segments = map->segment_count;
+        reply.servers = map->server_pointers;
+        reply.n_servers = cluster->server_count;
+        reply.refused = refused;
+        reply.n_refused = refused_count;
+        fake_send_message(session, frame, &reply.base);
+    }
+    free(map);
+    dl__eject__free_unpacked(eject, NULL);
+}
+
 /* --- the metadata service: links --- */
 
 static void
@@ -1095,6 +1371,9 @@ fake_meta_on_request(struct fake_cluster *cluster, struct fake_session *session,
         return;
     case OP_FENCE_STATUS:
         fake_meta_on_fence_status(cluster, session, frame);
+        return;
+    case OP_EJECT:
+        fake_meta_on_eject(cluster, session, frame);
         return;
     case OP_VOLUME_INFO:
         fake_meta_on_volume_info(cluster, session, frame);
@@ -1199,6 +1478,7 @@ fake_meta_release(struct fake_cluster *cluster)
     struct list *node;
 
     cluster->allocate_held = false;
+    cluster->eject_held = false;
     list_init(&round);
     list_splice_back(&round, &cluster->meta_held);
     while ((node = list_pop_front(&round)) != NULL) {
@@ -1242,6 +1522,24 @@ fake_meta_push_changed(struct fake_cluster *cluster, const struct fake_volume *v
     changed.volume = &message;
     changed.deleted = deleted;
     fake_meta_push(cluster, OP_VOLUME_CHANGED, &changed.base);
+}
+
+void
+fake_meta_push_map(struct fake_cluster *cluster, const struct fake_volume *volume, uint32_t segment)
+{
+    Dl__MapChanged changed = DL__MAP_CHANGED__INIT;
+    struct fake_map *map = fake_alloc(sizeof(*map));
+
+    fake_map_add_segment(map, cluster, volume, segment);
+    fake_map_add_servers(map, cluster);
+    changed.volume = volume->id;
+    changed.lease_epoch = volume->lease_epoch;
+    changed.segments = map->segment_pointers;
+    changed.n_segments = map->segment_count;
+    changed.servers = map->server_pointers;
+    changed.n_servers = cluster->server_count;
+    fake_meta_push(cluster, OP_MAP_CHANGED, &changed.base);
+    free(map);
 }
 
 /* --- life --- */
@@ -1290,6 +1588,7 @@ fake_cluster_add_volume(struct fake_cluster *cluster, const char *name, uint64_t
     volume->stripe_width = 1;
     volume->stripe_unit_bytes = 64u << 10;
     volume->replicas = 3;
+    volume->min_write = 2;
     volume->clean = true;
     return volume;
 }

@@ -24,6 +24,7 @@
 #define FAKE_ID_BYTES    16u
 #define FAKE_SEGMENTS    64u
 #define FAKE_VOLUMES     2u
+#define FAKE_PLACES      5u
 
 struct fake_cluster;
 
@@ -46,6 +47,7 @@ struct fake_chunk {
     uint64_t volume;
     uint32_t segment, slot, config_epoch;
     uint64_t stable;
+    uint32_t attempt; /* not 0: recovering */
     VEC(struct fake_pending) pending;
     uint32_t sector_count;
     struct fake_sector *sectors;
@@ -67,7 +69,12 @@ struct fake_faults {
     bool hold_writes;          /* done, but not answered before fake_server_release() */
     bool hold_reads;
     bool lost_writes; /* neither done nor ever answered */
-    bool any_disk;    /* HELLO is answered whichever disk is meant */
+    bool lost_reads, lost_pendings;
+    bool deaf; /* nothing is answered, PING neither */
+    int pending_err;
+    uint32_t pending_err_count;
+    bool any_disk; /* HELLO is answered whichever disk is meant */
+    bool refuses;  /* HELLO is never answered with success */
     uint32_t
         close_after_writes; /* the link is closed behind so many writes, unanswered; 0: never */
 };
@@ -86,10 +93,20 @@ struct fake_server {
     struct fake_faults faults;
     /* what came */
     uint64_t reads, writes, zeroes, stables, retries, resolves, lease_refused, crc_refused;
-    uint64_t write_order; /* of the last write, over all servers */
+    uint64_t pendings, repairs, not_yet;
+    uint32_t repair_first, repair_count; /* the last one's sectors */
+    uint64_t write_order;                /* of the last write, over all servers */
+    uint64_t last_version;
+    uint32_t last_crc, last_slot_mask;
 };
 
 /* --- the metadata service --- */
+
+struct fake_slot {
+    uint32_t server_id; /* 0: no slot in this place */
+    uint32_t state;     /* Dl__SlotState */
+    uint32_t attempt, number;
+};
 
 struct fake_volume {
     uint64_t id;
@@ -101,6 +118,8 @@ struct fake_volume {
     uint8_t attach_id[FAKE_ID_BYTES];
     bool allocated[FAKE_SEGMENTS];
     uint32_t config_epoch[FAKE_SEGMENTS];
+    struct fake_slot slots[FAKE_SEGMENTS][FAKE_PLACES]; /* of allocated ones: replicas + 1 places */
+    uint32_t min_write;
     uint32_t readers;
 };
 
@@ -124,9 +143,15 @@ struct fake_cluster {
     uint32_t allocate_max; /* more segments at once get -DL_E_NO_SPACE; 0: any number */
     bool allocate_held;
     bool silent; /* the metadata service answers nothing */
+    bool eject_held;
+    int eject_err;
+    uint32_t eject_err_count;
+    bool untold; /* slots are not told of changes of their segment */
     /* what came */
     uint64_t attaches, detaches, detaches_clean, allocates, segments_allocated, map_gets,
-        fence_statuses;
+        fence_statuses, ejects, ejections, ejections_refused, ejections_old;
+    uint32_t last_ejected_server, last_eject_reason;
+    bool last_eject_resolved;
     uint64_t
         last_probe_status; /* wire status of the answer to the last OWNER_PROBE; UINT64_MAX: none */
     uint64_t order;
@@ -176,6 +201,18 @@ void fake_meta_release(struct fake_cluster *cluster);
 void fake_meta_probe(struct fake_cluster *cluster, const struct fake_volume *volume);
 void fake_meta_push_changed(struct fake_cluster *cluster, const struct fake_volume *volume,
                             bool deleted);
+/* A place of the map is another one from now on, under a config epoch that is one higher. */
+void fake_meta_set_slot(struct fake_cluster *cluster, struct fake_volume *volume, uint32_t segment,
+                        uint32_t place, struct fake_slot slot);
+/* MAP_CHANGED of one segment, to every client that is connected. */
+void fake_meta_push_map(struct fake_cluster *cluster, const struct fake_volume *volume,
+                        uint32_t segment);
+/* As SLOT would: the slot's chunk is what the map says; it comes into being if it is not there. */
+void fake_server_tell(struct fake_server *server, const struct fake_volume *volume,
+                      uint32_t segment);
+/* A recovering slot has pulled all that the other one has. */
+void fake_server_pull(struct fake_server *server, struct fake_server *source,
+                      const struct fake_volume *volume, uint32_t segment);
 /* Somebody else attaches: the lease rises, and with `fence` every server knows. */
 void fake_meta_take_over(struct fake_cluster *cluster, struct fake_volume *volume, bool fence);
 

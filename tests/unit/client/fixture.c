@@ -72,6 +72,7 @@ fixture_create(uint64_t seed, uint32_t server_count)
     f->options.request_timeout_ms = 10000;
     f->options.connect_timeout_ms = 3000;
     f->options.attach_timeout_ms = 5000;
+    f->options.hedge_min_ms = CLIENT_NEVER;
     f->options.on_event = fixture_on_event;
     f->options.event_context = f;
     return f;
@@ -184,6 +185,25 @@ fixture_meta_release(struct fixture *f)
 
     fake_meta_release(&f->cluster);
     sim_leave(&f->meta_process, before);
+}
+
+void
+fixture_push_map(struct fixture *f, const struct fake_volume *volume, uint32_t segment)
+{
+    struct sim_process *before = sim_enter(&f->meta_process);
+
+    fake_meta_push_map(&f->cluster, volume, segment);
+    sim_leave(&f->meta_process, before);
+}
+
+void
+fixture_set_slot(struct fixture *f, struct fake_volume *volume, uint32_t segment, uint32_t place,
+                 uint32_t server_id, uint32_t state, uint32_t number)
+{
+    struct fake_slot slot = {.server_id = server_id, .state = state, .number = number};
+
+    fake_meta_set_slot(&f->cluster, volume, segment, place, slot);
+    fixture_push_map(f, volume, segment);
 }
 
 void
@@ -483,11 +503,15 @@ fixture_check_slots_alike(struct fixture *f, const struct fake_volume *volume)
         if (!volume->allocated[segment])
             continue;
         for (uint32_t i = 0; i < volume->segment_bytes / WIRE_SECTOR_BYTES; i++) {
-            const struct fake_sector *first = fixture_sector(f, volume, segment, 0, i);
+            const struct fake_sector *first = NULL;
 
-            for (uint32_t slot = 1; slot < volume->replicas; slot++) {
-                const struct fake_sector *other = fixture_sector(f, volume, segment, slot, i);
+            for (uint32_t slot = 0; slot < FAKE_PLACES; slot++) {
+                const struct fake_sector *other;
 
+                if (volume->slots[segment][slot].state != DL__SLOT_STATE__SLOT_IN_SYNC)
+                    continue;
+                other = fixture_sector(f, volume, segment, slot, i);
+                first = first != NULL ? first : other;
                 assert_int_equal(first->kind, other->kind);
                 if (first->kind == WIRE_SECTOR_DATA)
                     assert_memory_equal(first->data, other->data, WIRE_SECTOR_BYTES);

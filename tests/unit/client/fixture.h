@@ -68,6 +68,10 @@ bool fixture_run_until(struct fixture *f, const bool *flag, uint64_t limit_ns);
 void fixture_push_changed(struct fixture *f, const struct fake_volume *volume, bool deleted);
 void fixture_probe(struct fixture *f, const struct fake_volume *volume);
 void fixture_meta_release(struct fixture *f);
+void fixture_push_map(struct fixture *f, const struct fake_volume *volume, uint32_t segment);
+/* fake_meta_set_slot() of place, and MAP_CHANGED. */
+void fixture_set_slot(struct fixture *f, struct fake_volume *volume, uint32_t segment,
+                      uint32_t place, uint32_t server_id, uint32_t state, uint32_t number);
 void fixture_meta_drop_links(struct fixture *f);
 void fixture_meta_down(struct fixture *f);
 void fixture_meta_up(struct fixture *f);
@@ -98,7 +102,7 @@ int fixture_read(struct fixture *f, uint64_t offset_bytes, uint64_t length_bytes
 bool fixture_has_event(const struct fixture *f, const char *text);
 struct dlblk_volume_stats fixture_stats(struct fixture *f);
 
-/* Every slot of every allocated segment has the same content; fails the test if not. */
+/* Every in-sync slot of every allocated segment has the same content; fails the test if not. */
 void fixture_check_slots_alike(struct fixture *f, const struct fake_volume *volume);
 /* Pending writes of all chunks of the volume. */
 uint64_t fixture_pending_count(struct fixture *f, const struct fake_volume *volume);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Reads when things go wrong: data that does not match its checksum, slots that can't deliver,
- * servers that are away, slow or silent.  The right bytes, or an error that names the server; and a
+ * servers that are away, slow or silent; reads asked for twice.  The right bytes, or an error that names the server; and a
  * buffer given back is never touched.
  */
 #include "tests/unit/client/fixture.h"
@@ -311,7 +311,234 @@ test_holes_and_zeroes(void **state)
     fixture_destroy(f);
 }
 
+/* --- hedges: a read that takes longer than nearly all is asked for elsewhere too --- */
+
+static void
+open_hedged(struct fixture *f)
+{
+    f->options.hedge_min_ms = 10;
+    open_filled(f);
+}
+
+static uint64_t
+reads_of(const struct fixture *f)
+{
+    uint64_t reads = 0;
+
+    for (unsigned i = 0; i < f->cluster.server_count; i++)
+        reads += f->cluster.servers[i].reads;
+    return reads;
+}
+
+/* A slot that does not answer costs some 10 ms, not 3 s; its late answer meets nobody. */
+static void
+test_a_hedge_wins(void **state)
+{
+    struct fixture *f = fixture_create(20, 3);
+    struct client_core_stats stats;
+
+    (void)state;
+    open_hedged(f);
+    f->cluster.servers[0].faults.hold_reads = true;
+    for (unsigned i = 0; i < 9; i++) {
+        uint64_t begin_ns = f->world.now_ns;
+
+        fixture_check(f, i * 8192, 8192, 3); /* frees its buffer */
+        assert_true(f->world.now_ns - begin_ns < 25 * NS_PER_MS);
+        assert_int_equal(fixture_stats(f).hedged_reads, f->cluster.servers[0].reads);
+    }
+    assert_in_range(f->cluster.servers[0].reads, 3, 9);
+    fixture_server_release(f, 0);
+    fixture_run(f, SIM_S);
+    client_core_get_stats(f->core, &stats);
+    assert_int_equal(stats.replies_unknown, f->cluster.servers[0].reads);
+    assert_int_equal(stats.reconnects, 0);
+    fixture_destroy(f);
+}
+
+/* The first good one counts: here the first that was asked, after all. */
+static void
+test_a_hedge_loses(void **state)
+{
+    struct fixture *f = fixture_create(21, 3);
+    struct fixture_request *read;
+
+    (void)state;
+    open_hedged(f);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_reads = true;
+    read = fixture_submit(f, DLBLK_READ, 0, 65536, 0);
+    fixture_run(f, NS_PER_MS);
+    assert_int_equal(reads_of(f), 1);
+    for (unsigned i = 0; i < 3; i++) {
+        struct fixture_request *other;
+
+        if (f->cluster.servers[i].reads == 0)
+            continue;
+        fixture_run(f, 30 * NS_PER_MS);
+        assert_int_equal(reads_of(f), 2);
+        fixture_server_release(f, i);
+        fixture_run(f, 2 * NS_PER_MS);
+        assert_true(read->done);
+        other = read;
+        for (unsigned k = 0; k < 3; k++)
+            fixture_server_release(f, k);
+        fixture_run(f, 5 * NS_PER_MS);
+        assert_int_equal(other->err, 0);
+        break;
+    }
+    fixture_free(read);
+    fixture_check(f, 0, 65536, 3);
+    fixture_destroy(f);
+}
+
+/* One fails, the other delivers: whichever is which. */
+static void
+test_a_hedge_and_errors(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 40; seed++) {
+        struct fixture *f = fixture_create(seed, 3);
+        struct fixture_request *reads[12];
+        uint8_t *expected = malloc(32768);
+
+        open_hedged(f);
+        f->world.net.split_percent = 60;
+        f->world.net.tail_permille = 100;
+        f->world.net.tail_ns = 60 * NS_PER_MS;
+        f->cluster.servers[seed % 3].faults.read_flip_count = 6;
+        f->cluster.servers[(seed + 1) % 3].faults.read_err = -DL_E_BUSY;
+        f->cluster.servers[(seed + 1) % 3].faults.read_err_count = seed % 4;
+        for (unsigned i = 0; i < 12; i++)
+            reads[i] = fixture_submit(f, DLBLK_READ, i * 16384, 32768, 0);
+        for (unsigned i = 0; i < 12; i++) {
+            if (i % 4 == seed % 4)
+                (void)sim_net_cut_one(&f->client_process, i);
+            assert_true(fixture_run_until(f, &reads[i]->done, 20 * SIM_S));
+            assert_int_equal(reads[i]->err, 0);
+            fixture_pattern(expected, i * 16384, 32768, 3);
+            assert_memory_equal(reads[i]->buffer, expected, 32768);
+            fixture_free(reads[i]);
+        }
+        free(expected);
+        fixture_destroy(f);
+    }
+}
+
+/* When all are slow, nearly no read is asked for twice: the slowest hundredth is slower then. */
+static void
+test_hedges_are_few(void **state)
+{
+    struct fixture *f = fixture_create(22, 3);
+    struct dlblk_volume_stats stats;
+
+    (void)state;
+    open_hedged(f);
+    f->world.net.delay_min_ns = 10 * NS_PER_MS;
+    f->world.net.delay_max_ns = 20 * NS_PER_MS;
+    for (unsigned i = 0; i < 400; i++)
+        fixture_check(f, i % 60 * 4096, 4096, 3);
+    stats = fixture_stats(f);
+    assert_in_range(stats.hedged_reads, 1, 16 + 400 / 20);
+    for (unsigned i = 0; i < 400; i++)
+        fixture_check(f, i % 60 * 4096, 4096, 3);
+    assert_in_range(fixture_stats(f).hedged_reads - stats.hedged_reads, 0, 12);
+    fixture_destroy(f);
+}
+
+/* A client that dies with hedges in flight, and one that closes. */
+static void
+test_a_hedge_outlives_its_read(void **state)
+{
+    (void)state;
+    for (unsigned kill = 0; kill < 2; kill++) {
+        struct fixture *f = fixture_create(23 + kill, 3);
+        struct fixture_request *reads[6];
+
+        open_hedged(f);
+        for (unsigned i = 0; i < 3; i++)
+            f->cluster.servers[i].faults.lost_reads = true;
+        for (unsigned i = 0; i < 6; i++)
+            reads[i] = fixture_submit(f, DLBLK_READ, i * 65536, 65536, 0);
+        fixture_run(f, 100 * NS_PER_MS);
+        assert_int_equal(fixture_stats(f).hedged_reads, 6);
+        if (kill != 0)
+            fixture_kill_client(f);
+        for (unsigned i = 0; i < 3; i++)
+            f->cluster.servers[i].faults.lost_reads = false;
+        for (unsigned i = 0; i < 6 && kill == 0; i++)
+            assert_int_equal(fixture_wait(f, reads[i]), 0);
+        for (unsigned i = 0; i < 6 && kill != 0; i++)
+            fixture_free(reads[i]);
+        fixture_destroy(f);
+    }
+}
+
+/* Who reads one slot only is not told what another one has. */
+static void
+test_no_hedge_for_one_slot_only(void **state)
+{
+    struct fixture *f = fixture_create(25, 3);
+    struct fixture_request *read;
+
+    (void)state;
+    open_hedged(f);
+    assert_int_equal(fixture_close(f), 0);
+    f->cluster.servers[1].faults.hold_reads = true;
+    assert_int_equal(fixture_open(f, "v", DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(1)), 0);
+    read = fixture_submit(f, DLBLK_READ, 0, 4096, 0);
+    fixture_run(f, SIM_S);
+    assert_false(read->done);
+    assert_int_equal(reads_of(f), 1);
+    fixture_server_release(f, 1);
+    assert_int_equal(fixture_wait(f, read), 0);
+    fixture_destroy(f);
+}
+
+/* --- repair: who has a bad copy is told which --- */
+
+static void
+test_a_bad_sector_is_reported(void **state)
+{
+    struct fixture *f = fixture_create(26, 3);
+    struct fake_sector *sectors;
+    uint64_t repairs = 0;
+
+    (void)state;
+    open_filled(f);
+    sectors = fake_server_chunk(&f->cluster.servers[1], 1, 0)->sectors;
+    sectors[10].data[77] ^= 1;
+    sectors[12].data[99] ^= 1;
+    for (unsigned i = 0; i < 3; i++)
+        fixture_check(f, 8 * 4096, 8 * 4096, 3);
+    fixture_run(f, 10 * NS_PER_MS);
+    repairs = f->cluster.servers[1].repairs;
+    assert_in_range(repairs, 1, 3);
+    assert_int_equal(f->cluster.servers[1].repair_first, 10);
+    assert_int_equal(f->cluster.servers[1].repair_count, 3);
+    assert_int_equal(f->cluster.servers[0].repairs + f->cluster.servers[2].repairs, 0);
+    assert_int_equal(fixture_stats(f).repairs, repairs);
+    sectors[10].data[77] ^= 1;
+    sectors[12].data[99] ^= 1;
+    /* What the server itself finds is said to it as well. */
+    for (unsigned i = 0; i < 3; i++) {
+        f->cluster.servers[i].faults.read_err = -DL_E_CRC_DATA;
+        f->cluster.servers[i].faults.read_err_count = 1;
+    }
+    fixture_check(f, 0, 4096, 3);
+    fixture_run(f, 10 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[0].repairs + f->cluster.servers[1].repairs +
+                         f->cluster.servers[2].repairs,
+                     repairs + 3);
+    fixture_destroy(f);
+}
+
 UNIT_MAIN(cmocka_unit_test(test_a_checksum_error_is_read_elsewhere),
+          cmocka_unit_test(test_a_hedge_wins), cmocka_unit_test(test_a_hedge_loses),
+          cmocka_unit_test(test_a_hedge_and_errors), cmocka_unit_test(test_hedges_are_few),
+          cmocka_unit_test(test_a_hedge_outlives_its_read),
+          cmocka_unit_test(test_no_hedge_for_one_slot_only),
+          cmocka_unit_test(test_a_bad_sector_is_reported),
           cmocka_unit_test(test_all_copies_are_damaged),
           cmocka_unit_test(test_slots_that_fail_are_passed_over),
           cmocka_unit_test(test_servers_away), cmocka_unit_test(test_links_break),
