@@ -4,7 +4,8 @@
  * back-pressure), session.c (links of clients), data_op.c (READ, WRITE, STABLE), pending_op.c
  * (PENDING), pull_op.c (PULL of other chunkservers), meta_session.c (the link to the metadata
  * service), meta_request.c (what the metadata service asks for), slot_tell.c (what it says of
- * slots), recovery.c (slots that recover), repair.c (bad sectors), peer.c (links to the chunkservers they recover from).
+ * slots), recovery.c (slots that recover), repair.c (bad sectors), peer.c (links
+ * to the chunkservers they recover from).
  *
  * Ownership: a session lives until its link is down and no operation names it (`operations`).  An
  * operation is with the store until the store's on_done, then with the link until on_sent, then in

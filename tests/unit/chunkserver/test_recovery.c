@@ -70,7 +70,7 @@ test_promotion_by_write(void **state)
     fixture_destroy(fx);
 }
 
-/* While an attempt begins nothing is served: the store is not asked for what is about to be void. */
+/* While an attempt begins nothing is served that is about to be void. */
 static void
 test_attempt_about_to_begin(void **state)
 {
@@ -459,7 +459,7 @@ test_only_what_is_missing(void **state)
     fixture_destroy(fx);
 }
 
-/* Neither a source that has not been told, nor one that is gone, nor one with bad sectors ends it. */
+/* A source that has not been told, one that is gone, one with bad sectors: none of them ends it. */
 static void
 test_sources_fail(void **state)
 {
@@ -538,7 +538,7 @@ test_restart_of_the_target(void **state)
     fixture_destroy(fx);
 }
 
-/* Whole, and cut off before it was promoted: the same attempt is reported again after the restart. */
+/* Whole, and cut off before it was promoted: the same attempt is reported after the restart. */
 static void
 test_restart_when_whole(void **state)
 {
@@ -563,7 +563,7 @@ test_restart_when_whole(void **state)
     fixture_destroy(fx);
 }
 
-/* The report is repeated until it is answered, and on the next connection; then the slot is told. */
+/* The report is repeated, also on the next connection, until the slot is told. */
 static void
 test_reports_are_repeated(void **state)
 {

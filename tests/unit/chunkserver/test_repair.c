@@ -105,7 +105,7 @@ test_repair_of_a_lost_leaf(void **state)
     fixture_destroy(fx);
 }
 
-/* A slot with a damaged leaf is not whole before a source has said an S that covers what was lost. */
+/* A slot with a damaged leaf is not whole before a source's S covers what was lost. */
 static void
 test_recovery_of_a_lost_leaf(void **state)
 {
@@ -126,7 +126,7 @@ test_recovery_of_a_lost_leaf(void **state)
     fixture_destroy(fx);
 }
 
-/* Neither a metadata service that does not answer nor a source that is away holds it up for good. */
+/* A metadata service that does not answer, a source that is away: neither holds it up for good. */
 static void
 test_repair_waits(void **state)
 {
