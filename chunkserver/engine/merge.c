@@ -60,8 +60,9 @@ merge_take_part(struct merge *merge)
     payload += (size_t)merge->data_next * SECTOR_BYTES;
     while (merge->next + merge->sector_count < request->sector_count) {
         const struct store_sector *sector = &request->sectors[merge->next + merge->sector_count];
-        struct merge_run_disk *last = &merge->runs[merge->run_count - 1];
-        bool joins = merge->run_count > 0 && run_takes(last, sector);
+        struct merge_run_disk *last = merge->run_count > 0 ? &merge->runs[merge->run_count - 1]
+                                                           : NULL;
+        bool joins = last != NULL && run_takes(last, sector);
 
         bytes += joins ? 0 : (uint32_t)sizeof(*last);
         if (sector->kind == SECTOR_DATA)
