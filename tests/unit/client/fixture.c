@@ -529,8 +529,10 @@ fixture_pending_count(struct fixture *f, const struct fake_volume *volume)
         const struct fake_chunk *chunk;
 
         list_for_each_entry (chunk, &f->cluster.servers[i].chunks, node)
-            if (chunk->volume == volume->id)
-                count += chunk->pending.count;
+            for (uint32_t place = 0; place < FAKE_PLACES && chunk->volume == volume->id; place++)
+                if (volume->slots[chunk->segment][place].server_id == f->cluster.servers[i].id &&
+                    volume->slots[chunk->segment][place].state == DL__SLOT_STATE__SLOT_IN_SYNC)
+                    count += chunk->pending.count;
     }
     return count;
 }

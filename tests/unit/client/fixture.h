@@ -104,7 +104,7 @@ struct dlblk_volume_stats fixture_stats(struct fixture *f);
 
 /* Every in-sync slot of every allocated segment has the same content; fails the test if not. */
 void fixture_check_slots_alike(struct fixture *f, const struct fake_volume *volume);
-/* Pending writes of all chunks of the volume. */
+/* Pending writes of all in-sync slots of the volume. */
 uint64_t fixture_pending_count(struct fixture *f, const struct fake_volume *volume);
 
 #define NS_PER_MS 1000000ull

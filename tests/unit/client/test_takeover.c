@@ -3,7 +3,8 @@
  * Takeover: an owner died and left writes on some slots and not on others.  The next one makes
  *           every listed sector alike: the highest version that can be read wins; overlapping
  *           writes of several sectors by whole sectors; zeroes as zeroes.  Segments wait for the
- *           answers of all their in-sync slots, and for nothing else.
+ *           answers of all their in-sync slots, and for nothing else.  Slots that come into sync,
+ *           leave, or do not answer while all this goes on: docs/recovery.md, rules 18 to 21.
  */
 #include "tests/unit/client/fixture.h"
 
@@ -356,6 +357,360 @@ test_fenced_during_the_takeover(void **state)
     fixture_destroy(f);
 }
 
+/* --- slots that come and go meanwhile --- */
+
+#define IN_SYNC    DL__SLOT_STATE__SLOT_IN_SYNC
+#define RECOVERING DL__SLOT_STATE__SLOT_RECOVERING
+#define EJECTED    DL__SLOT_STATE__SLOT_EJECTED
+
+static struct fake_slot
+slot_of(uint32_t server_id, uint32_t state, uint32_t number)
+{
+    return (struct fake_slot){.server_id = server_id, .state = state, .number = number};
+}
+
+static uint64_t
+total_pendings(const struct fixture *f)
+{
+    uint64_t pendings = 0;
+
+    for (uint32_t i = 0; i < f->cluster.server_count; i++)
+        pendings += f->cluster.servers[i].pendings;
+    return pendings;
+}
+
+/* Segment 0 is on servers 1, 2, 3 and segment 1 on 2, 3, 1; server 3 does not answer the fence. */
+static struct fake_volume *
+abandoned_unanswered(struct fixture *f)
+{
+    struct fake_volume *volume = abandoned(f);
+
+    f->cluster.unanswered = 1u << 2;
+    return volume;
+}
+
+static void
+answer(struct fixture *f)
+{
+    f->cluster.unanswered = 0;
+    fixture_meta_release(f);
+}
+
+/*
+ * Server 2 is recovering when it answers the fence, pulls a pending write from server 1, and is
+ * promoted; server 1 goes.  Nobody who is left has listed that write.
+ */
+static void
+promoted_slot(bool early, bool told)
+{
+    struct fixture *f = fixture_create(20, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+    struct fixture_request *read;
+
+    put(f, volume, 0, 0, VERSION(10), 7, 2, 10);
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, RECOVERING, 1));
+    if (!early)
+        assert_int_equal(fixture_open(f, "v", 0), 0);
+    fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
+    /* Before the attach: its server does not know yet, and its answer says that it is recovering. */
+    f->cluster.untold = early || !told;
+    if (early) {
+        fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, IN_SYNC, 1));
+        assert_int_equal(fixture_open(f, "v", 0), 0);
+    } else {
+        fixture_set_slot(f, volume, 0, 1, 2, IN_SYNC, 1);
+    }
+    fixture_run(f, 200 * NS_PER_MS);
+    fixture_set_slot(f, volume, 0, 0, 1, EJECTED, 0);
+    fixture_run(f, 200 * NS_PER_MS);
+    answer(f);
+    read = fixture_submit(f, DLBLK_READ, 7 * 4096, 8192, 0);
+    fixture_run(f, SIM_S);
+    if (f->cluster.untold) {
+        assert_false(read->done);
+        f->cluster.untold = false;
+        fake_server_tell(&f->cluster.servers[1], volume, 0);
+        fixture_run(f, SIM_S);
+    }
+    assert_true(read->done);
+    assert_int_equal(fixture_wait(f, read), 0);
+    assert_true(f->cluster.servers[1].pendings > 0);
+    assert_int_equal(f->cluster.servers[0].pendings, 0);
+    check_sectors(f, 0, 7, 2, 10);
+    fixture_check_slots_alike(f, volume);
+    close_clean(f, volume);
+}
+
+static void
+test_a_promoted_slot_is_asked(void **state)
+{
+    (void)state;
+    promoted_slot(false, true);
+}
+
+static void
+test_a_promoted_slot_that_does_not_know(void **state)
+{
+    (void)state;
+    promoted_slot(false, false);
+}
+
+static void
+test_a_slot_promoted_after_its_answer(void **state)
+{
+    (void)state;
+    promoted_slot(true, false);
+}
+
+/* Who was in sync all the time is not asked twice. */
+static void
+test_slots_that_stay_are_not_asked(void **state)
+{
+    struct fixture *f = fixture_create(21, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    f->cluster.unanswered = 1u << 2;
+    put(f, volume, 0, 1, VERSION(10), 7, 2, 10);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_set_slot(f, volume, 0, 0, 1, EJECTED, 0);
+    fixture_run(f, 10 * NS_PER_MS);
+    fixture_set_slot(f, volume, 0, 0, 4, RECOVERING, 0);
+    fixture_run(f, 10 * NS_PER_MS);
+    answer(f);
+    check_sectors(f, 0, 7, 2, 10);
+    assert_int_equal(total_pendings(f), 0);
+    close_clean(f, volume);
+}
+
+/* Out and in again, and we have not seen the step between: what it listed is asked for again. */
+static void
+test_out_and_in_again(void **state)
+{
+    struct fixture *f = fixture_create(22, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+
+    (void)state;
+    put(f, volume, 0, 1, VERSION(10), 7, 2, 10);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, EJECTED, 1));
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, RECOVERING, 1)); /* voids it */
+    fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
+    fixture_set_slot(f, volume, 0, 1, 2, IN_SYNC, 1);
+    fixture_run(f, 200 * NS_PER_MS);
+    assert_true(f->cluster.servers[1].pendings > 0);
+    answer(f);
+    check_sectors(f, 0, 7, 2, 1);
+    assert_int_equal(total_resolves(f), 0);
+    close_clean(f, volume);
+}
+
+/* What a slot listed goes with it. */
+static void
+test_lists_of_slots_that_left(void **state)
+{
+    struct fixture *f = fixture_create(23, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 7, 2, 10);
+    put(f, volume, 0, 0, VERSION(11), 9, 2, 11);
+    put(f, volume, 0, 1, VERSION(11), 9, 2, 11);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, 10 * NS_PER_MS);
+    fixture_set_slot(f, volume, 0, 0, 1, EJECTED, 0);
+    fixture_run(f, 10 * NS_PER_MS);
+    answer(f);
+    check_sectors(f, 0, 7, 2, 1);
+    check_sectors(f, 0, 9, 2, 11);
+    assert_int_equal(total_resolves(f), 2);
+    close_clean(f, volume);
+}
+
+/* While it is being read: the source is no slot any more, and so begins again with who is left. */
+static void
+test_the_source_leaves(void **state)
+{
+    struct fixture *f = fixture_create(24, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(11), 7, 1, 11);
+    put(f, volume, 0, 1, VERSION(10), 7, 1, 10);
+    f->cluster.servers[0].faults.hold_reads = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, SIM_S);
+    assert_true(client_volume_unresolved_count(f->volume) > 0);
+    fixture_set_slot(f, volume, 0, 0, 1, EJECTED, 0);
+    fixture_run(f, 100 * NS_PER_MS);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    fixture_server_release(f, 0);
+    check_sectors(f, 0, 7, 1, 10);
+    close_clean(f, volume);
+}
+
+/*
+ * Rule 20.  A rewrite is on one slot and not on another when the slot that listed it leaves: it is
+ * finished all the same, with the same version and bytes, before anybody uses the segment.
+ */
+static void
+test_a_rewrite_is_finished(void **state)
+{
+    struct fixture *f = fixture_create(25, 3);
+    struct fake_volume *volume = abandoned(f);
+    struct fixture_request *read;
+    uint64_t version;
+    uint32_t crc;
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 7, 1, 10);
+    f->cluster.servers[1].faults.lost_writes = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, SIM_S);
+    version = f->cluster.servers[2].last_version;
+    crc = f->cluster.servers[2].last_crc;
+    assert_int_equal(version >> 40, volume->lease_epoch);
+    fixture_set_slot(f, volume, 0, 0, 1, EJECTED, 0);
+    read = fixture_submit(f, DLBLK_READ, 7 * 4096, 4096, 0);
+    fixture_run(f, SIM_S);
+    assert_false(read->done);
+    f->cluster.servers[1].faults.lost_writes = false;
+    fixture_server_drop_links(f, 1);
+    assert_int_equal(fixture_wait(f, read), 0);
+    assert_int_equal(f->cluster.servers[1].last_version, version);
+    assert_int_equal(f->cluster.servers[1].last_crc, crc);
+    check_sectors(f, 0, 7, 1, 10);
+    close_clean(f, volume);
+}
+
+/* ... and on a new slot as well: also a recovering one gets it. */
+static void
+test_a_rewrite_goes_to_new_slots(void **state)
+{
+    struct fixture *f = fixture_create(26, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 7, 1, 10);
+    f->cluster.servers[1].faults.hold_writes = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, SIM_S);
+    fixture_set_slot(f, volume, 0, 0, 4, RECOVERING, 0);
+    fixture_run(f, 100 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[3].resolves, 1);
+    assert_int_equal(f->cluster.servers[3].last_version, f->cluster.servers[2].last_version);
+    assert_true(client_volume_unresolved_count(f->volume) > 0);
+    fixture_server_release(f, 1);
+    check_sectors(f, 0, 7, 1, 10);
+    close_clean(f, volume);
+}
+
+/* Rule 19: a slot that does not answer the fence is ejected; recovering slots begin anew. */
+static void
+test_a_slot_that_does_not_answer(void **state)
+{
+    struct fixture *f = fixture_create(27, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+    struct fixture_request *read;
+
+    (void)state;
+    f->options.eject_silent_ms = 3000;
+    put(f, volume, 0, 0, VERSION(10), 7, 1, 10);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    read = fixture_submit(f, DLBLK_READ, 7 * 4096, 4096, 0);
+    fixture_run(f, 2800 * NS_PER_MS);
+    assert_int_equal(f->cluster.ejections, 0);
+    assert_false(read->done);
+    fixture_run(f, 1200 * NS_PER_MS);
+    assert_true(read->done);
+    assert_int_equal(fixture_wait(f, read), 0);
+    assert_int_equal(f->cluster.last_ejected_server, 3);
+    assert_int_equal(f->cluster.last_eject_reason, DL__EJECT_REASON__EJECT_SILENT);
+    assert_false(f->cluster.last_eject_resolved);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    check_sectors(f, 0, 7, 1, 10);
+    assert_int_equal(fixture_write(f, 0, 4096, 5), 0);
+    close_clean(f, volume);
+}
+
+/* Not below min_write: then it is waited for. */
+static void
+test_a_slot_that_can_not_be_spared(void **state)
+{
+    struct fixture *f = fixture_create(28, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+    struct fixture_request *read;
+
+    (void)state;
+    f->options.eject_silent_ms = 3000;
+    f->options.request_timeout_ms = 60000;
+    for (unsigned i = 0; i < 8; i++)
+        if (volume->allocated[i])
+            fake_meta_set_slot(&f->cluster, volume, i, 0,
+                               slot_of(volume->slots[i][0].server_id, EJECTED, 0));
+    put(f, volume, 0, 1, VERSION(10), 7, 1, 10);
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    read = fixture_submit(f, DLBLK_READ, 7 * 4096, 4096, 0);
+    fixture_run(f, 10 * SIM_S);
+    assert_false(read->done);
+    assert_true(f->cluster.ejections_refused > 0);
+    assert_non_null(strstr(fixture_stats(f).blocked, "server 3 (server-3:"));
+    answer(f);
+    assert_int_equal(fixture_wait(f, read), 0);
+    check_sectors(f, 0, 7, 1, 10);
+    close_clean(f, volume);
+}
+
+/* A promoted slot that does not answer PENDING can be ejected likewise. */
+static void
+test_a_promoted_slot_that_does_not_answer(void **state)
+{
+    struct fixture *f = fixture_create(29, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+
+    (void)state;
+    f->options.eject_silent_ms = 3000;
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, RECOVERING, 1));
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
+    fixture_set_slot(f, volume, 0, 1, 2, IN_SYNC, 1);
+    f->cluster.servers[1].faults.lost_pendings = true;
+    fixture_run(f, 100 * NS_PER_MS);
+    answer(f);
+    fixture_run(f, 2 * SIM_S);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 1);
+    fixture_run(f, 2500 * NS_PER_MS);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    assert_int_equal(volume->slots[0][1].state, EJECTED);
+    close_clean(f, volume);
+}
+
+/* Rule 21: one in-sync slot is enough to resolve; not to acknowledge what users write. */
+static void
+test_rewrites_with_too_few_slots(void **state)
+{
+    struct fixture *f = fixture_create(30, 3);
+    struct fake_volume *volume = abandoned(f);
+    struct fixture_request *write;
+
+    (void)state;
+    put(f, volume, 0, 0, VERSION(10), 7, 1, 10);
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, EJECTED, 1));
+    fake_meta_set_slot(&f->cluster, volume, 0, 2, slot_of(3, RECOVERING, 2));
+    f->options.request_timeout_ms = 60000;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 7, 1, 10);
+    assert_int_equal(total_resolves(f), 2);
+    write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 5);
+    fixture_run(f, 5 * SIM_S);
+    assert_false(write->done);
+    assert_true(fixture_stats(f).is_blocked);
+    fake_server_pull(&f->cluster.servers[2], &f->cluster.servers[0], volume, 0);
+    fixture_set_slot(f, volume, 0, 2, 3, IN_SYNC, 2);
+    assert_int_equal(fixture_wait(f, write), 0);
+    close_clean(f, volume);
+}
+
 /*
  * Random: owners write, and die at any moment; the next one takes over.  What was acknowledged is
  *         there, what was not is there or not, and both on all slots alike.
@@ -437,4 +792,16 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_a_close_before_the_end),
           cmocka_unit_test(test_an_attach_that_fails),
           cmocka_unit_test(test_no_stable_version_before_the_end),
-          cmocka_unit_test(test_fenced_during_the_takeover), cmocka_unit_test(test_owners_that_die))
+          cmocka_unit_test(test_fenced_during_the_takeover),
+          cmocka_unit_test(test_a_promoted_slot_is_asked),
+          cmocka_unit_test(test_a_promoted_slot_that_does_not_know),
+          cmocka_unit_test(test_a_slot_promoted_after_its_answer),
+          cmocka_unit_test(test_slots_that_stay_are_not_asked),
+          cmocka_unit_test(test_out_and_in_again), cmocka_unit_test(test_lists_of_slots_that_left),
+          cmocka_unit_test(test_the_source_leaves), cmocka_unit_test(test_a_rewrite_is_finished),
+          cmocka_unit_test(test_a_rewrite_goes_to_new_slots),
+          cmocka_unit_test(test_a_slot_that_does_not_answer),
+          cmocka_unit_test(test_a_slot_that_can_not_be_spared),
+          cmocka_unit_test(test_a_promoted_slot_that_does_not_answer),
+          cmocka_unit_test(test_rewrites_with_too_few_slots),
+          cmocka_unit_test(test_owners_that_die))
