@@ -57,6 +57,22 @@ check "I/O goes on within $((limit / 100)) s of the new server's start: ${slowes
 check "ten servers took the device over" test "$(device_of v .takeovers)" = 10
 check "fio still runs" kill -0 $fio
 
+# The next server, again and again, while it is about to take over: it may have got a lease that it
+# could not write down.
+kill_servers() {
+    local pid
+    for pid in $(pidof dlblk-ublk); do
+        # Not the supervisor, which has become a child of init.
+        [ "$(awk '/^PPid/ {print $2}' "/proc/$pid/status" 2>/dev/null)" = 1 ] || kill -9 "$pid"
+    done
+}
+written=$(sectors_written)
+for pause in 0.1 0.3 0.2 0.5 0.4 0.8; do
+    kill_servers 2>/dev/null
+    sleep $pause
+done
+check "servers that die while they take over: another one does" wait_for 40 goes_on "$((written + 800))"
+
 written=$(sectors_written)
 pid=$(device_of v .pid)
 kill -STOP "$pid"
@@ -76,4 +92,4 @@ fio --name=all --filename=/dev/ublkb0 --direct=1 --ioengine=libaio --rw=write --
 check "written and verified sequentially" grep -q 'err= 0' $results/fio2.out
 check "detach" dlblk detach v
 check "nothing is left" wait_for 10 nothing_left
-finish 8
+finish 12
