@@ -509,7 +509,9 @@ block_read(struct oracle *oracle, const struct oracle_read *read, uint64_t idx, 
         return;
     }
     block_mark_seen(oracle, block, read->key, value);
-    block_settle(oracle, block, read->key, match.key, value);
+    /* Zeroes can be those of this session, too: then nothing is known of what was before. */
+    if (epoch_of_key(match.highest) < epoch_of_key(read->key))
+        block_settle(oracle, block, read->key, match.key, value);
     block_mark_overtaken(block, read->key, match.highest);
     write = block_find(block, match.key);
     if (write != NULL && write->state != ORACLE_ACKNOWLEDGED)
