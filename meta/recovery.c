@@ -97,8 +97,11 @@ server_is_emptied(const struct meta_server *server)
 struct meta_repair *
 meta_repair_find(const struct meta_core *core, uint64_t volume_id, uint32_t index)
 {
-    struct meta_repair probe = {.key = {volume_id, index}}, *repair;
+    struct meta_repair probe, *repair;
 
+    memset(&probe, 0, sizeof(probe));
+    probe.key.volume_id = volume_id;
+    probe.key.index = index;
     HASH_FIND(hh, core->recovery->repairs, &probe.key, sizeof(probe.key), repair);
     return repair;
 }

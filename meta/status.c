@@ -83,6 +83,7 @@ struct status {
     bool degraded;
 };
 
+DL_ERROR_PRINTF(2, 0)
 static void
 status_say_v(struct status *status, const char *format, va_list arguments)
 {

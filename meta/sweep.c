@@ -23,7 +23,8 @@
 #include "meta/memory.h"
 #include "meta/recovery.h"
 
-#define SWEEP_BATCH 256u
+#define SWEEP_BATCH   256u
+#define WARN_AFTER_NS (10 * NS_PER_S)
 
 enum sweep_kind { SWEEP_OUT, SWEEP_RENEW, SWEEP_NOTHING };
 
@@ -44,6 +45,7 @@ struct meta_sweep {
     uint32_t at;    /* the volume that is its turn */
     uint32_t index; /* segments below it are done */
     uint64_t changed;
+    uint64_t done_ns; /* since when it waits for those who use the volumes; 0: it was said */
     /* renew, nothing: of which registration. */
     uint64_t start_count;
     uint8_t instance[META_ID_BYTES];
@@ -144,6 +146,7 @@ sweep_finish(struct meta_op *op, struct meta_sweep *sweep)
                                               : "were ejected, to be recovered from nothing");
     meta_recovery_kick(sweep->core);
     sweep->done = true;
+    sweep->done_ns = env_now_ns(sweep->core->env);
     if (sweep->kind == SWEEP_OUT) {
         server->sweep = NULL;
         sweep_free(sweep);
@@ -283,10 +286,35 @@ sweep_is_settled(const struct meta_sweep *sweep)
     return sweep->done && (sweep->kind != SWEEP_NOTHING || sweep_is_known(sweep));
 }
 
+/* Whom it waits for, once. */
+static void
+sweep_warn(struct meta_core *core, const struct meta_server *server, struct meta_sweep *sweep)
+{
+    if (!sweep->done || sweep->done_ns == 0 || list_is_empty(&server->settle_ops) ||
+        env_now_ns(core->env) - sweep->done_ns < WARN_AFTER_NS)
+        return;
+    sweep->done_ns = 0;
+    for (uint32_t i = 0; i < sweep->volume_count; i++) {
+        const struct meta_volume *volume = meta_volume_by_id(core, sweep->volumes[i].id);
+
+        if (volume == NULL || volume->desc.deleting ||
+            meta_notice_is_known(volume, sweep->volumes[i].map_seq))
+            continue;
+        meta_log(core, META_LOG_ERROR, "sweep",
+                 "server %s: not admitted before %s of volume %s knows that its disk went back: "
+                 "attach the volume with --steal if that is gone",
+                 meta_server_text(server),
+                 volume->desc.owned ? text_quote(volume->desc.owner).text : "a reader",
+                 volume->desc.name);
+        return;
+    }
+}
+
 void
 meta_sweep_tick(struct meta_core *core, struct meta_server *server)
 {
-    (void)core;
+    if (server->settle != NULL)
+        sweep_warn(core, server, server->settle);
     if (server->settle != NULL && !list_is_empty(&server->settle_ops) &&
         sweep_is_settled(server->settle))
         sweep_wake(server);

@@ -34,8 +34,12 @@ struct meta_tell {
 static struct meta_tell *
 tell_find(const struct meta_core *core, uint64_t volume_id, uint32_t index, uint32_t server_id)
 {
-    struct meta_tell probe = {.key = {volume_id, index, server_id}}, *tell;
+    struct meta_tell probe, *tell;
 
+    memset(&probe, 0, sizeof(probe));
+    probe.key.volume_id = volume_id;
+    probe.key.index = index;
+    probe.key.server_id = server_id;
     HASH_FIND(hh, core->recovery->tells, &probe.key, sizeof(probe.key), tell);
     return tell;
 }

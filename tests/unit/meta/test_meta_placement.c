@@ -312,8 +312,62 @@ test_weight_counts_promises(void **state)
     assert_true(placement_weight(0, 0, 10) == 0);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_random_clusters), cmocka_unit_test(test_few_copysets),
-          cmocka_unit_test(test_shares_follow_free_space), cmocka_unit_test(test_a_batch_spreads),
+/*
+ * One server more: available, in a domain that the others don't have; of a set that has the others as
+ * long as there is one.
+ */
+static void
+test_one_more(void **state)
+{
+    struct fake_rng rng;
+    uint32_t found = 0, impossible = 0, of_a_set = 0;
+
+    (void)state;
+    fake_rng_init(&rng, 20261123);
+    for (unsigned round = 0; round < 3000; round++) {
+        struct placement_server servers[60];
+        uint32_t count = random_servers(&rng, servers);
+        uint32_t slots = (uint32_t)fake_rng_range(&rng, 2, 5);
+        uint32_t ids[PLACEMENT_SLOTS_MAX], id = 0, least = 0;
+        struct placement *placement = NULL;
+        int result;
+
+        if (placement_create(&placement, servers, count, slots, 5) < 0)
+            continue;
+        if (placement_pick(placement, GIB, draw, &rng, ids) < 0) {
+            placement_destroy(placement);
+            continue;
+        }
+        for (uint32_t i = 0; i < count; i++) {
+            bool other = servers[i].weight > 0;
+
+            for (uint32_t k = 0; k + 1 < slots; k++)
+                other = other && servers[i].domain != domain_of(servers, count, ids[k]);
+            least += other;
+        }
+        result = placement_pick_one(placement, ids, slots - 1, draw, &rng, &id);
+        placement_destroy(placement);
+        assert_int_equal(result, least > 0 ? 0 : -DL_E_TOO_FEW_DOMAINS);
+        if (result < 0) {
+            impossible++;
+            continue;
+        }
+        found++;
+        for (uint32_t i = 0; i < count; i++)
+            if (servers[i].id == id)
+                assert_true(servers[i].weight > 0);
+        of_a_set += id == ids[slots - 1];
+        ids[slots - 1] = id;
+        check_distinct(servers, count, ids, slots);
+    }
+    print_message("%u found, %u of them as before, %u impossible\n", found, of_a_set, impossible);
+    /* Of 60 servers it would be one in dozens by chance: the sets are few. */
+    assert_true(found > 1000 && of_a_set > found / 4);
+}
+
+UNIT_MAIN(cmocka_unit_test(test_one_more), cmocka_unit_test(test_random_clusters),
+          cmocka_unit_test(test_few_copysets), cmocka_unit_test(test_shares_follow_free_space),
+          cmocka_unit_test(test_a_batch_spreads),
           cmocka_unit_test(test_groupings_do_not_depend_on_weights),
           cmocka_unit_test(test_without_a_whole_set_any_servers_will_do),
           cmocka_unit_test(test_slots_are_shuffled), cmocka_unit_test(test_weight_counts_promises))

@@ -480,9 +480,78 @@ test_damaged_segments(void **state)
     }
 }
 
+/* Incoming slots are loaded; those that replace none are not.  So are records without one. */
+static void
+test_incoming_slots(void **state)
+{
+    static const struct {
+        uint32_t server, state, attempt, number;
+        const char *text; /* NULL: it is fine */
+    } cases[] = {
+        {4, DL__SLOT_STATE__SLOT_RECOVERING, 3, 2, NULL},
+        {4, DL__SLOT_STATE__SLOT_EJECTED, 0, 0, NULL},
+        {4, DL__SLOT_STATE__SLOT_RECOVERING, 3, 3, "replaces none"},
+        {4, DL__SLOT_STATE__SLOT_IN_SYNC, 0, 2, "replaces none"},
+        {4, DL__SLOT_STATE__SLOT_RECOVERING, 0, 2, "without an attempt"},
+        {4, DL__SLOT_STATE__SLOT_RECOVERING, 4, 2, "an epoch above"},
+        {0, DL__SLOT_STATE__SLOT_EJECTED, 0, 2, "no server"},
+        {2, DL__SLOT_STATE__SLOT_EJECTED, 0, 2, "two slots on server 2"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct fixture f;
+        struct peer *servers[4], *client;
+        Dl__Volume volume;
+        Dl__Meta__SegmentRecord record = DL__META__SEGMENT_RECORD__INIT;
+        Dl__Meta__SlotRecord slots[4], *pointers[4];
+        Dl__MapReply *map;
+
+        fixture_init(&f, NULL);
+        add_servers(&f, servers, 4);
+        client = fixture_client(&f);
+        assert_int_equal(ask_create(client, "v", 64 * MIB, &volume), 0);
+        fixture_crash(&f, 0);
+        for (uint32_t k = 0; k < 4; k++) {
+            dl__meta__slot_record__init(&slots[k]);
+            slots[k].server_id = k < 3 ? k + 1 : cases[i].server;
+            slots[k].state = k < 3 ? DL__SLOT_STATE__SLOT_IN_SYNC : cases[i].state;
+            slots[k].incarnation = 1;
+            pointers[k] = &slots[k];
+        }
+        slots[3].attempt = cases[i].attempt;
+        slots[3].number = cases[i].number;
+        record.config_epoch = 3;
+        record.n_slots = 4;
+        record.slots = pointers;
+        put_message(&f, schema_key_segment(volume.id, 5), &record.base);
+        if (cases[i].text != NULL) {
+            expect_fatal(&f, -DL_E_STORE_DAMAGED, cases[i].text);
+            fixture_fini(&f);
+            continue;
+        }
+        /* As written before there were incoming slots. */
+        record.config_epoch = 1;
+        record.n_slots = 3;
+        put_message(&f, schema_key_segment(volume.id, 6), &record.base);
+        fixture_start(&f);
+        assert_true(f.ready);
+        client = fixture_client(&f);
+        map = map_of(client, volume.id, 5);
+        assert_int_equal(map->segments[0]->n_slots, 4);
+        assert_int_equal(map->segments[0]->slots[3]->server_id, 4);
+        assert_int_equal(map->segments[0]->slots[3]->number, cases[i].number);
+        dl__map_reply__free_unpacked(map, NULL);
+        map = map_of(client, volume.id, 6);
+        assert_int_equal(map->segments[0]->n_slots, 3);
+        dl__map_reply__free_unpacked(map, NULL);
+        fixture_fini(&f);
+    }
+}
+
 UNIT_MAIN(cmocka_unit_test(test_everything_is_there_again), cmocka_unit_test(test_grace_for_owners),
           cmocka_unit_test(test_crash_between_commit_and_answer),
           cmocka_unit_test(test_failed_commit_ends_the_service),
           cmocka_unit_test(test_second_service_ends_the_first),
           cmocka_unit_test(test_empty_and_foreign_stores), cmocka_unit_test(test_damaged_records),
-          cmocka_unit_test(test_damaged_segments))
+          cmocka_unit_test(test_damaged_segments), cmocka_unit_test(test_incoming_slots))

@@ -222,6 +222,8 @@ test_reset_waits_for_the_owner(void **state)
     id = peer_send_register(t.servers[1]);
     fixture_run(&t.f, 3 * SECOND);
     assert_int_equal(t.servers[1]->server_id, 0);
+    fixture_run(&t.f, 8 * SECOND);
+    assert_non_null(strstr(t.f.last_warning, "not admitted before"));
     while ((frame = peer_take_request(t.client, OP_MAP_CHANGED)) != NULL) {
         peer_answer(t.client, frame, 0, NULL);
         fake_frame_destroy(frame);
