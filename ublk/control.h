@@ -10,9 +10,9 @@
  *                                                    +---------- QUIESCED
  *                                                                START_USER_RECOVERY
  *
- * Threads: a struct ublk_control belongs to one thread at a time.  Blocks: every function, until the
- *          kernel has answered.  START, STOP and END_USER_RECOVERY do I/O on the device: never from
- *          the thread that serves it (control_job.h).
+ * Threads: a struct ublk_control belongs to one thread at a time.
+ * Blocks:  every function, until the kernel has answered.  START, STOP and END_USER_RECOVERY do I/O
+ *          on the device: never from the thread that serves it (control_job.h).
  * Errors:  0 or negative; err says which step failed on which device, and what to do.
  */
 #ifndef DLBLK_UBLK_CONTROL_H

@@ -25,7 +25,7 @@ struct ublk_shape {
     uint32_t optimal_bytes;
     uint32_t buffer_bytes; /* of a tag: the longest read and write */
     bool read_only;
-    /* The kernel is told of a write cache, so it sends FLUSH and FUA, which cost it a round trip. */
+    /* The kernel is told of a write cache, so it sends FLUSH and FUA: a round trip for each. */
     bool volatile_cache;
 };
 
