@@ -166,7 +166,7 @@ uint32_t
 meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                      const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES])
 {
-    char servers[160], since[48];
+    char servers[160], since[64];
     uint32_t count = 0;
 
     servers_text(core, health, servers, sizeof(servers));
