@@ -22,6 +22,7 @@ DL_CLEANUP_DEFINE(struct ublk_control *, ublk_control_close);
 
 #define DETACH_TIMEOUT_NS (90 * NS_PER_S)
 #define POLL_NS           5000000
+#define RELEASE_NS        500000000 /* for a ring of a dead process to be gone */
 
 static enum device_condition
 condition_of(struct ublk_control *control, const struct ublk_state *state)
@@ -44,12 +45,29 @@ condition_name(enum device_condition condition)
     return names[condition];
 }
 
+/*
+ * STOP first, of what runs no more: it gives the commands back that a dead process had with the
+ * driver.  Linux 6.1 does not do that when the process ends, and a DEL that meets them waits for
+ * them and for its own lock, for ever.
+ */
+static void
+remove_stopped(struct ublk_control *control, uint32_t id)
+{
+    struct timespec pause = {.tv_nsec = RELEASE_NS};
+
+    (void)ublk_control_stop(control, id, NULL);
+    if (!ublk_control_is_encoded(control))
+        (void)nanosleep(&pause, NULL);
+    (void)ublk_control_delete(control, id, NULL);
+    ublk_state_remove(id);
+}
+
 static void
 remove_leftover(struct ublk_control *control, const struct ublk_state *state,
                 enum device_condition condition)
 {
     if (condition == DEVICE_STOPPED)
-        (void)ublk_control_delete(control, state->id, NULL);
+        remove_stopped(control, state->id);
     ublk_state_remove(state->id);
 }
 
@@ -67,8 +85,7 @@ remove_if_orphan(struct ublk_control *control, uint32_t id)
         return;
     if (ublk_state_load(id, &state, NULL) == 0 && supervise_is_serving(state.pid))
         return;
-    (void)ublk_control_delete(control, id, NULL);
-    ublk_state_remove(id);
+    remove_stopped(control, id);
 }
 
 static void
