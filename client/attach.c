@@ -372,6 +372,8 @@ client_attach_on_meta_up(struct client_volume *volume)
     };
     attach_fill_request(volume->core, &volume->attach_request, volume->name, volume->flags,
                         volume->attach_id);
+    /* The name may be another one's by now. */
+    volume->attach_request.volume = volume->id;
     dl__map_get__init(&volume->attach_check);
     volume->attach_check.volume = volume->id;
     volume->attach_check.lease_epoch = volume->lease_epoch;

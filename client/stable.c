@@ -251,6 +251,25 @@ stable_send_slot(struct client_volume *volume, struct stable_slot *slot,
     return true;
 }
 
+/* Under another map it says nothing any more: whoever has not answered by then is not waited for. */
+static void
+stable_cancel_old(struct segment_writer *writer)
+{
+    struct stable_op *op = writer->stable_op;
+
+    if (op == NULL || op->config_epoch == writer->segment->config_epoch)
+        return;
+    op->pending++; /* it ends below, not in between */
+    for (uint32_t i = 0; i < op->slot_count; i++) {
+        struct session_call *call = &op->slots[i].io.call;
+
+        if (client_session_call_is_active(call) && !call->frame_in_link &&
+            client_session_cancel(call))
+            op->pending--;
+    }
+    stable_slot_done(op, -DL_E_CANCELLED);
+}
+
 static void
 stable_send(struct segment_writer *writer)
 {
@@ -310,6 +329,7 @@ client_stable_tick(struct client_volume *volume)
             stable_release_writer(writer);
             continue;
         }
+        stable_cancel_old(writer);
         stable_send(writer);
         /* Not over before the answers: looked at again after a while. */
         writer->last_write_ns = now_ns;
@@ -324,10 +344,12 @@ client_stable_send_all(struct client_volume *volume)
     struct segment_writer *following;
 
     list_for_each_entry_safe (writer, following, &volume->writers, node) {
-        if (stable_writer_is_over(writer))
+        if (stable_writer_is_over(writer)) {
             stable_release_writer(writer);
-        else
-            stable_send(writer);
+            continue;
+        }
+        stable_cancel_old(writer);
+        stable_send(writer);
     }
 }
 

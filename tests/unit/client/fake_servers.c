@@ -799,6 +799,8 @@ fake_meta_on_attach(struct fake_cluster *cluster, struct fake_session *session,
     fake_require(attach != NULL && attach->attach_id.len == FAKE_ID_BYTES);
     cluster->attaches++;
     volume = fake_volume_by_name(cluster, attach->name);
+    if (attach->volume != 0 && !cluster->names_only)
+        volume = &cluster->volumes[attach->volume - 1];
     if (volume == NULL) {
         fake_send_error(session, frame, -DL_E_VOLUME_UNKNOWN, "volume does not exist");
     } else if (fake_take_fault(&cluster->attach_err_count)) {

@@ -146,7 +146,8 @@ struct fake_cluster {
     bool eject_held;
     int eject_err;
     uint32_t eject_err_count;
-    bool untold; /* slots are not told of changes of their segment */
+    bool untold;     /* slots are not told of changes of their segment */
+    bool names_only; /* ATTACH goes by the name, whatever it says else */
     /* what came */
     uint64_t attaches, detaches, detaches_clean, allocates, segments_allocated, map_gets,
         fence_statuses, ejects, ejections, ejections_refused, ejections_old;

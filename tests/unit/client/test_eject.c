@@ -142,6 +142,29 @@ test_a_server_that_refuses(void **state)
     close_clean(f, volume);
 }
 
+/* ... for a moment only: as a server does that starts, and has not been admitted yet. */
+static void
+test_a_server_that_starts(void **state)
+{
+    struct fixture *f = fixture_create(49, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *write;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    f->cluster.servers[1].faults.refuses = true;
+    fixture_server_drop_links(f, 1);
+    fixture_run(f, NS_PER_MS);
+    write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 2);
+    fixture_run(f, 120 * NS_PER_MS);
+    f->cluster.servers[1].faults.refuses = false;
+    fixture_run(f, 50 * NS_PER_MS);
+    assert_true(write->done);
+    assert_int_equal(fixture_wait(f, write), 0);
+    assert_int_equal(f->cluster.ejections, 0);
+    close_clean(f, volume);
+}
+
 /* Not a byte, though it was pinged: after 3 s, not before; its connection is closed. */
 static void
 test_a_silent_server(void **state)
@@ -825,13 +848,13 @@ test_never(void **state)
 }
 
 UNIT_MAIN(cmocka_unit_test(test_a_server_is_killed), cmocka_unit_test(test_a_short_break),
-          cmocka_unit_test(test_a_server_that_refuses), cmocka_unit_test(test_a_silent_server),
-          cmocka_unit_test(test_a_slow_server), cmocka_unit_test(test_we_were_stopped),
-          cmocka_unit_test(test_one_slot_is_full), cmocka_unit_test(test_all_slots_are_full),
-          cmocka_unit_test(test_two_slots_are_full), cmocka_unit_test(test_full_and_away),
-          cmocka_unit_test(test_blocked), cmocka_unit_test(test_blocked_with_a_deadline),
-          cmocka_unit_test(test_too_few_in_sync), cmocka_unit_test(test_meta_is_down),
-          cmocka_unit_test(test_an_ejection_under_an_old_map),
+          cmocka_unit_test(test_a_server_that_refuses), cmocka_unit_test(test_a_server_that_starts),
+          cmocka_unit_test(test_a_silent_server), cmocka_unit_test(test_a_slow_server),
+          cmocka_unit_test(test_we_were_stopped), cmocka_unit_test(test_one_slot_is_full),
+          cmocka_unit_test(test_all_slots_are_full), cmocka_unit_test(test_two_slots_are_full),
+          cmocka_unit_test(test_full_and_away), cmocka_unit_test(test_blocked),
+          cmocka_unit_test(test_blocked_with_a_deadline), cmocka_unit_test(test_too_few_in_sync),
+          cmocka_unit_test(test_meta_is_down), cmocka_unit_test(test_an_ejection_under_an_old_map),
           cmocka_unit_test(test_a_lost_answer_to_an_ejection),
           cmocka_unit_test(test_news_before_the_answer),
           cmocka_unit_test(test_acknowledgements_of_an_old_map), cmocka_unit_test(test_many_maps),

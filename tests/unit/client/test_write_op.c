@@ -652,6 +652,122 @@ test_versions_above_stable_are_bounded(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * A slot refuses what settles a range, again and again: it is one version with the same bytes, each
+ * time, and the window above S stays as it is.
+ */
+static void
+test_settling_takes_one_version(void **state)
+{
+    struct fixture *f = fixture_create(40, 3);
+    struct fake_volume *volume = open_small(f);
+    uint64_t version = 0;
+    uint32_t crc = 0;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 16384, 1), 0);
+    fixture_server_down(f, 1);
+    assert_int_equal(fixture_write(f, 4096, 4096, 2), -DL_E_TIMEOUT);
+    f->cluster.servers[1].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[1].faults.write_err_count = UINT32_MAX;
+    fixture_server_up(f, 1);
+    for (unsigned i = 0; i < 100; i++) {
+        fixture_run(f, SIM_S);
+        if (f->cluster.servers[1].resolves > 0 && version == 0) {
+            version = f->cluster.servers[1].last_version;
+            crc = f->cluster.servers[1].last_crc;
+        }
+    }
+    assert_true(f->cluster.servers[1].resolves > 50);
+    assert_int_equal(f->cluster.servers[0].resolves, 1);
+    assert_int_equal(f->cluster.servers[1].last_version, version);
+    assert_int_equal(f->cluster.servers[1].last_crc, crc);
+    assert_true(fixture_has_event(f, "can't be settled yet: server 2"));
+    f->cluster.servers[1].faults.write_err_count = 0;
+    fixture_check(f, 4096, 4096, 2);
+    assert_int_equal(fixture_write(f, 0, 4096, 3), 0);
+    assert_int_equal(f->cluster.servers[1].last_version, version + 1);
+    close_clean(f, volume);
+}
+
+/*
+ * The window is full, and S waits for writes whose buffers were changed on the way: their second
+ * versions find room, however many they are.
+ */
+static void
+test_second_versions_in_a_full_window(void **state)
+{
+    struct fixture *f = fixture_create(41, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *changed[100];
+    struct fixture_request *writes[1000];
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    f->cluster.servers[1].faults.hold_writes = true;
+    for (unsigned i = 0; i < 100; i++)
+        changed[i] = fixture_submit(f, DLBLK_WRITE, (uint64_t)i * 4096, 4096, 2);
+    fixture_run(f, 20 * NS_PER_MS);
+    f->cluster.servers[1].faults.hold_writes = false;
+    for (unsigned i = 0; i < 1000; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, (100 + i % 150) * 4096, 4096, 3);
+    fixture_run(f, 2 * SIM_S);
+    assert_non_null(strstr(fixture_stats(f).blocked, "too many newer"));
+    for (unsigned i = 0; i < 100; i++)
+        changed[i]->buffer[100]++;
+    fixture_server_drop_links(f, 1); /* they are sent again, as they are now */
+    fixture_run(f, 4 * SIM_S);
+    for (unsigned i = 0; i < 100; i++) {
+        assert_true(changed[i]->done);
+        assert_int_equal(fixture_wait(f, changed[i]), 0);
+    }
+    for (unsigned i = 0; i < 1000; i++)
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    close_clean(f, volume);
+}
+
+/*
+ * ... and the one that S waits for has a place of its own, when the others have taken what is kept
+ * back: here it is the last to learn that it needs one.
+ */
+static void
+test_the_second_version_that_all_wait_for(void **state)
+{
+    struct fixture *f = fixture_create(42, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *changed[100];
+    struct fixture_request *writes[1000];
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    for (unsigned i = 0; i < 100; i++) {
+        f->cluster.servers[i == 0 ? 2 : 1].faults.hold_writes = true;
+        changed[i] = fixture_submit(f, DLBLK_WRITE, (uint64_t)i * 4096, 4096, 2);
+        if (i == 0)
+            fixture_run(f, 20 * NS_PER_MS);
+        f->cluster.servers[2].faults.hold_writes = false;
+    }
+    fixture_run(f, 20 * NS_PER_MS);
+    f->cluster.servers[1].faults.hold_writes = false;
+    for (unsigned i = 0; i < 1000; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, (100 + i % 150) * 4096, 4096, 3);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 1; i < 100; i++)
+        changed[i]->buffer[100]++;
+    fixture_server_drop_links(f, 1);
+    fixture_run(f, 2 * SIM_S);
+    changed[0]->buffer[100]++;
+    fixture_server_drop_links(f, 2);
+    fixture_run(f, 4 * SIM_S);
+    for (unsigned i = 0; i < 100; i++) {
+        assert_true(changed[i]->done);
+        assert_int_equal(fixture_wait(f, changed[i]), 0);
+    }
+    for (unsigned i = 0; i < 1000; i++)
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    close_clean(f, volume);
+}
+
 /* S goes alone when a segment has been idle, once per slot; and nothing more is said. */
 static void
 test_stable_goes_alone(void **state)
@@ -913,6 +1029,9 @@ UNIT_MAIN(
     cmocka_unit_test(test_taken_over_while_requests_wait),
     cmocka_unit_test(test_probe_of_the_owner), cmocka_unit_test(test_meta_reconnect),
     cmocka_unit_test(test_versions_above_stable_are_bounded),
+    cmocka_unit_test(test_settling_takes_one_version),
+    cmocka_unit_test(test_second_versions_in_a_full_window),
+    cmocka_unit_test(test_the_second_version_that_all_wait_for),
     cmocka_unit_test(test_stable_goes_alone), cmocka_unit_test(test_stable_is_said_again),
     cmocka_unit_test(test_allocation_ahead),
     cmocka_unit_test(test_no_allocation_ahead_of_random_writes),
