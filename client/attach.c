@@ -38,6 +38,24 @@ static const struct sm_table volume_table = SM_TABLE("client volume", volume_sta
 
 /* --- learning from replies --- */
 
+/* Slots that are written from now on, and were not, or begin an attempt. */
+static void
+learn_new_slots(struct client_volume *volume, const struct segment *segment,
+                const struct segment_before *before)
+{
+    for (uint32_t i = 0; i < segment->slot_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+        bool known = false;
+
+        for (uint32_t k = 0; k < before->slot_count; k++)
+            known = known || (segment_slot_is_written(&before->slots[k]) &&
+                              before->slots[k].server_id == slot->server_id &&
+                              (before->slots[k].attempt == slot->attempt || slot->attempt == 0));
+        if (!known && segment_slot_is_written(slot))
+            client_server_renew(client_core_server(volume->core, slot->server_id));
+    }
+}
+
 static int
 learn_segment(struct client_volume *volume, const Dl__Segment *message, bool *ret_changed)
 {
@@ -62,6 +80,8 @@ learn_segment(struct client_volume *volume, const Dl__Segment *message, bool *re
     }
     err = client_map_apply(&volume->map, message, &segment, &changed);
     *ret_changed = err == 0 && changed && was_there;
+    if (*ret_changed)
+        learn_new_slots(volume, segment, &before);
     if (*ret_changed && volume->takeover_due)
         segment->changed_early = true;
     if (*ret_changed && volume->takeover != NULL)

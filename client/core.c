@@ -556,6 +556,16 @@ server_watch(struct client_server *server, uint32_t limit_ms)
     env_timer_start(core->env, &server->lost_timer, limit_ms * CLIENT_NS_PER_MS);
 }
 
+void
+client_server_renew(struct client_server *server)
+{
+    if (client_session_is_up(&server->session))
+        return;
+    server->failed = DL__EJECT_REASON__EJECT_NONE;
+    server_watch(server, server->core->options.eject_lost_ms);
+    client_session_hurry(&server->session);
+}
+
 static void
 server_on_lost_timer(struct env_timer *timer)
 {

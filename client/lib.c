@@ -161,8 +161,11 @@ lib_fill_core_options(struct client_core_options *core_options, const struct con
 {
     core_options->connect_timeout_ms = lib_timeout_ms(conf, "connect_timeout",
                                                       options->connect_timeout_ms);
-    core_options->request_timeout_ms = lib_timeout_ms(conf, "request_timeout",
-                                                      options->request_timeout_ms);
+    /* If nobody says anything it is the core's: without end, where slots that fail are ejected. */
+    core_options->request_timeout_ms = options->request_timeout_ms;
+    if (conf_is_set(conf, "client", "request_timeout"))
+        core_options->request_timeout_ms = lib_timeout_ms(conf, "request_timeout",
+                                                          options->request_timeout_ms);
     core_options->eject_lost_ms = options->eject_lost_ms;
     core_options->eject_silent_ms = options->eject_silent_ms;
     core_options->eject_slow_ms = options->eject_slow_ms;

@@ -553,6 +553,17 @@ client_session_want(struct client_session *session)
 }
 
 void
+client_session_hurry(struct client_session *session)
+{
+    if (session->stopping || client_session_is_up(session))
+        return;
+    session->down_since_ns = env_now_ns(session->env);
+    session->backoff_ns = SESSION_BACKOFF_MIN_NS;
+    if (session->sm.state == SESSION_WAIT)
+        env_timer_start(session->env, &session->timer, 0);
+}
+
+void
 client_session_stop(struct client_session *session)
 {
     if (session->stopping)

@@ -745,6 +745,48 @@ test_not_yet_for_too_long(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * A server is there again, and the metadata service knows first: who still waits for his next try to
+ * connect does not eject it for what was before.
+ */
+static void
+test_a_server_is_there_again(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 70; seed < 80; seed++) {
+        struct fixture *f = fixture_create(seed, 3);
+        struct fake_volume *volume = open_small(f);
+        struct fixture_request *write;
+
+        assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+        fixture_server_down(f, 1);
+        assert_int_equal(fixture_write(f, 0, 4096, 2), 0);
+        fixture_run(f, 20 * SIM_S);
+        assert_int_equal(f->cluster.ejections, 1);
+        fixture_server_up(f, 1);
+        fixture_set_slot(f, volume, 0, 1, 2, RECOVERING, 1);
+        fixture_run(f, NS_PER_MS);
+        write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 3);
+        fixture_run(f, 50 * NS_PER_MS);
+        assert_true(write->done);
+        assert_int_equal(fixture_wait(f, write), 0);
+        assert_int_equal(f->cluster.ejections, 1);
+        /* Gone again with a new attempt, and the news is wrong: it has as long as before. */
+        fixture_server_down(f, 1);
+        fixture_run(f, 20 * SIM_S);
+        fixture_set_slot(f, volume, 0, 1, 2, RECOVERING, 1);
+        fixture_run(f, NS_PER_MS);
+        write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 4);
+        fixture_run(f, 150 * NS_PER_MS);
+        assert_false(write->done);
+        fixture_run(f, 150 * NS_PER_MS);
+        assert_true(write->done);
+        assert_int_equal(fixture_wait(f, write), 0);
+        assert_int_equal(f->cluster.ejections, 2);
+        close_clean(f, volume);
+    }
+}
+
 /* Reads: from in-sync slots only, also when nobody has told us. */
 static void
 test_reads_of_a_map_that_changed(void **state)
@@ -861,6 +903,7 @@ UNIT_MAIN(cmocka_unit_test(test_a_server_is_killed), cmocka_unit_test(test_a_sho
           cmocka_unit_test(test_a_recovering_slot_fails),
           cmocka_unit_test(test_a_recovering_slot_is_spared_first), cmocka_unit_test(test_not_yet),
           cmocka_unit_test(test_not_yet_for_too_long),
+          cmocka_unit_test(test_a_server_is_there_again),
           cmocka_unit_test(test_reads_of_a_map_that_changed),
           cmocka_unit_test(test_an_incoming_slot),
           cmocka_unit_test(test_news_that_does_not_concern_us), cmocka_unit_test(test_never))
