@@ -588,6 +588,7 @@ server_on_up(struct client_session *session)
 
     env_timer_stop(server->core->env, &server->lost_timer);
     server->failed = DL__EJECT_REASON__EJECT_NONE;
+    session->backoff_max_ns = SESSION_BACKOFF_MAX_NS;
     client_core_event(server->core, DLBLK_EVENT_DEBUG, "connected to %s",
                       client_server_name(server).text);
     list_init(&waiters);

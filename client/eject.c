@@ -23,8 +23,10 @@
 #include "common/align.h"
 
 /* Segments in one message. */
-#define EJECT_BATCH_MAX    512u
-#define EJECT_AGAIN_NS     (1000 * CLIENT_NS_PER_MS)
+#define EJECT_BATCH_MAX 512u
+#define EJECT_AGAIN_NS  (1000 * CLIENT_NS_PER_MS)
+/* Between tries to connect to a server that the volume can't go on without. */
+#define EJECT_BACKOFF_NS   (100 * CLIENT_NS_PER_MS)
 #define EJECT_DETAIL_BYTES 128u
 
 struct eject_item {
@@ -177,6 +179,19 @@ eject_say(struct client_volume *volume, const struct eject_item *first, uint32_t
                       first->detail);
 }
 
+/* They are needed: the volume goes on as soon as they are back. */
+static void
+eject_hurry_servers(struct client_volume *volume, const struct eject_item *item)
+{
+    for (size_t i = 0; i < item->message.n_server_ids; i++) {
+        struct client_session *session =
+            &client_core_server(volume->core, item->servers[i])->session;
+
+        session->backoff_max_ns = EJECT_BACKOFF_NS;
+        session->backoff_ns = min_u64(session->backoff_ns, EJECT_BACKOFF_NS);
+    }
+}
+
 static void
 eject_take_reply(struct client_volume *volume, const struct eject_batch *batch)
 {
@@ -199,6 +214,7 @@ eject_take_reply(struct client_volume *volume, const struct eject_batch *batch)
         segment->eject_retry_ns = now_ns + EJECT_AGAIN_NS;
         volume->eject_recheck_ns = segment->eject_retry_ns;
         volume->stats.ejections_refused++;
+        eject_hurry_servers(volume, item);
     }
     volume->stats.ejections += count;
     if (count > 0)

@@ -385,7 +385,7 @@ test_blocked(void **state)
     fixture_check(f, 5 * MIB + 8192, 4096, 0); /* reads go on */
     /* The first of the two that was missed was ejected: it is the other one that is needed. */
     fixture_server_up(f, state_of(volume, 0, 2) == EJECTED ? 2 : 1);
-    fixture_run(f, 3 * SIM_S);
+    fixture_run(f, 300 * NS_PER_MS);
     for (unsigned i = 0; i < 6; i++) {
         assert_true(writes[i]->done);
         assert_int_equal(fixture_wait(f, writes[i]), 0);
