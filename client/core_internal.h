@@ -170,8 +170,8 @@ client_core_server(const struct client_core *core, uint32_t id)
 int client_core_learn_server(struct client_core *core, const Dl__ServerAddress *address);
 
 /*
- * The metadata service has given it a slot: it has seen it.  What we know of it is of before: it gets
- * the time of a connection that has just broken.
+ * The metadata service has given it a slot: it has seen it.  What we know of it is of before: it
+ * gets the time of a connection that has just broken.
  */
 void client_server_renew(struct client_server *server);
 

@@ -12,8 +12,8 @@
  * Nothing here waits for anything: writes are sent to the slots of the map that they have until the
  * map is another one, and look here only for what to say meanwhile.
  *
- * One EJECT of a volume is under way at a time; what is wanted meanwhile goes with the next.  A wish
- * names the config epoch that it was decided under (docs/recovery.md, rule 1).
+ * One EJECT of a volume is under way at a time; what is wanted meanwhile goes with the next.  A
+ * wish names the config epoch that it was decided under (docs/recovery.md, rule 1).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,7 +94,9 @@ eject_fill_item(struct client_volume *volume, struct eject_item *item, struct se
     message->resolved = segment->state == SEGMENT_READY && !unsettled;
     message->reason = item->wish.reason;
     message->detail = item->detail;
-    /* Those first, alone: that is never refused.  Others that still fail come under the next map. */
+    /*
+     * Those first, alone: that is never refused.  Others that still fail come under the next map.
+     */
     for (uint32_t i = 0; i < segment->slot_count; i++)
         if ((segment->eject_mask & 1u << i) != 0 && !segment_slot_is_read(&segment->slots[i]))
             recovering_mask |= 1u << i;
@@ -114,7 +116,9 @@ eject_fill_item(struct client_volume *volume, struct eject_item *item, struct se
     }
 }
 
-/* Of the wishes, in their order, as many as a message may have; those of an older map are dropped. */
+/*
+ * Of the wishes, in their order, as many as a message may have; those of an older map are dropped.
+ */
 static void
 eject_take_wishes(struct client_volume *volume, struct eject_batch *batch)
 {

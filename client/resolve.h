@@ -43,8 +43,8 @@ client_resolve_may_start(const struct client_volume *volume)
 struct resolve *client_resolve_start(struct client_volume *volume,
                                      const struct resolve_range *range);
 /*
- * Maps have changed.  What is still reading ends with -DL_E_STALE_MAP, to begin again: its source may
- * be no slot any more.  What has begun to write goes on (docs/recovery.md, rule 20).
+ * Maps have changed.  What is still reading ends with -DL_E_STALE_MAP, to begin again: its source
+ * may be no slot any more.  What has begun to write goes on (docs/recovery.md, rule 20).
  */
 void client_resolve_check_maps(struct client_volume *volume);
 /* on_done follows with err, unless it has run. */

@@ -478,8 +478,8 @@ session_send_ping(struct client_session *session)
 }
 
 /*
- * A process that was stopped itself for a while has heard nothing either: what the peer said lies in
- * the socket, and it gets the time that it would have had.
+ * A process that was stopped itself for a while has heard nothing either: what the peer said lies
+ * in the socket, and it gets the time that it would have had.
  */
 static void
 session_check_silence(struct client_session *session)

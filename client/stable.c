@@ -251,7 +251,9 @@ stable_send_slot(struct client_volume *volume, struct stable_slot *slot,
     return true;
 }
 
-/* Under another map it says nothing any more: whoever has not answered by then is not waited for. */
+/*
+ * Under another map it says nothing any more: whoever has not answered by then is not waited for.
+ */
 static void
 stable_cancel_old(struct segment_writer *writer)
 {

@@ -12,9 +12,9 @@
  *   4. resolved: requests go on.  S of this lease counts from here.
  *
  * Answers of slots that are not in sync do not count.  A slot that has come into sync since the
- * fence, or may have, is asked by us: PENDING.  What a slot has listed goes with it when it leaves the
- * map; a rewrite that was sent is finished all the same (resolve.c).  A slot that does not answer is
- * ejected.  If this owner dies as well, the next one does all of it again.
+ * fence, or may have, is asked by us: PENDING.  What a slot has listed goes with it when it leaves
+ * the map; a rewrite that was sent is finished all the same (resolve.c).  A slot that does not
+ * answer is ejected.  If this owner dies as well, the next one does all of it again.
  *
  * The rules are those of docs/recovery.md, "Takeover".
  */

@@ -290,9 +290,9 @@ struct eject_wish {
 };
 
 /*
- * A write of ours to this place of the segment has failed under the present map.  Asked for from the
- * volume's task, so that wishes of one turn go together; for how it ends see segment->eject_state,
- * and the map.
+ * A write of ours to this place of the segment has failed under the present map.  Asked for from
+ * the volume's task, so that wishes of one turn go together; for how it ends see
+ * segment->eject_state, and the map.
  */
 void client_eject_want(struct client_volume *volume, struct segment *segment, uint32_t place,
                        Dl__EjectReason reason, int err);

@@ -23,12 +23,13 @@
  *
  * Which slots failed, and what follows: docs/recovery.md, "How a slot fails".
  *
- *   A slot that is away, silent or slow goes on to be asked while it is ejected (eject.c): the write
- *   stays in SLOTS.  A new map is taken there: each slot of it is sent the write anew, as soon as
- *   what is still on its way to it is over.
- *   A slot that says that it can't is FAILED.  If another one has the write, it is ejected, at once;
- *   if none has when all have answered, the request fails, and nothing has changed.  If it can't be
- *   ejected, the request fails and its range is *unsettled* (unsettled.c): its version stays above S.
+ *   A slot that is away, silent or slow goes on to be asked while it is ejected (eject.c): the
+ *   write stays in SLOTS.  A new map is taken there: each slot of it is sent the write anew, as
+ *   soon as what is still on its way to it is over.
+ *   A slot that says that it can't is FAILED.  If another one has the write, it is ejected, at
+ *   once; if none has when all have answered, the request fails, and nothing has changed.  If it
+ *   can't be ejected, the request fails and its range is *unsettled* (unsettled.c): its version
+ *   stays above S.
  *   Writes of our own never fail for what slots say: the same version is sent again, later.
  *
  * Invariants
@@ -93,7 +94,9 @@ struct write_slot {
     struct write_op *op;
     enum write_slot_state state;
     bool tried; /* sent before: may have it */
-    /* Under an older map: the answer does not count, and the slot that is here now comes after it */
+    /*
+     * Under an older map: the answer does not count, and the slot that is here now comes after it
+     */
     bool stale;
     int err;           /* FAILED: what it said */
     uint64_t since_ns; /* it has been asked for so long */

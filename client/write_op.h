@@ -43,8 +43,9 @@ struct write_own {
 };
 /*
  * Has no deadline, and is not given up for what slots say: once sent, the same version with the
- * same bytes goes to the slots of every map until all have it.  volume->own_ops has one.  *ret_op is set before anything happens; without
- * memory or credit (-DL_E_BUSY) on_done runs inside this call.
+ * same bytes goes to the slots of every map until all have it.  volume->own_ops has one.  *ret_op
+ * is set before anything happens; without memory or credit (-DL_E_BUSY) on_done runs inside this
+ * call.
  */
 void client_write_start_own(struct client_volume *volume, const struct write_own *own,
                             struct write_op **ret_op);

@@ -58,7 +58,9 @@ count_events(const struct fixture *f, const char *text)
 
 /* --- how a slot fails --- */
 
-/* A server is killed under writes to all segments: one EJECT, and nobody waits for half a second. */
+/*
+ * A server is killed under writes to all segments: one EJECT, and nobody waits for half a second.
+ */
 static void
 test_a_server_is_killed(void **state)
 {
@@ -417,7 +419,9 @@ test_blocked_with_a_deadline(void **state)
     close_clean(f, volume);
 }
 
-/* All slots of the map have it, and they are too few: it is not acknowledged before there are more. */
+/*
+ * All slots of the map have it, and they are too few: it is not acknowledged before there are more.
+ */
 static void
 test_too_few_in_sync(void **state)
 {
@@ -746,8 +750,8 @@ test_not_yet_for_too_long(void **state)
 }
 
 /*
- * A server is there again, and the metadata service knows first: who still waits for his next try to
- * connect does not eject it for what was before.
+ * A server is there again, and the metadata service knows first: who still waits for his next try
+ * to connect does not eject it for what was before.
  */
 static void
 test_a_server_is_there_again(void **state)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Reads when things go wrong: data that does not match its checksum, slots that can't deliver,
- * servers that are away, slow or silent; reads asked for twice.  The right bytes, or an error that names the server; and a
- * buffer given back is never touched.
+ * servers that are away, slow or silent; reads asked for twice.  The right bytes, or an error that
+ * names the server; and a buffer given back is never touched.
  */
 #include "tests/unit/client/fixture.h"
 

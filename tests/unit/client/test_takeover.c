@@ -412,7 +412,9 @@ promoted_slot(bool early, bool told)
     if (!early)
         assert_int_equal(fixture_open(f, "v", 0), 0);
     fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
-    /* Before the attach: its server does not know yet, and its answer says that it is recovering. */
+    /*
+     * Before the attach: its server does not know yet, and its answer says that it is recovering.
+     */
     f->cluster.untold = early || !told;
     if (early) {
         fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, IN_SYNC, 1));
