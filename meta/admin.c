@@ -2,9 +2,10 @@
 /*
  * What an operator decides about servers: drain, undrain, remove, set.
  *
- * Drained: in use, but gets no new slots, and those that it has move.  Removed: it never comes back;
- * its slots are ejected at once, the last in-sync ones of their segments never, and recovered
- * elsewhere; when it has none any more its record goes.  Nothing of it is memory: a restart goes on.
+ * Drained: in use, but gets no new slots, and those that it has move.  Removed: it never comes
+ * back; its slots are ejected at once, the last in-sync ones of their segments never, and recovered
+ * elsewhere; when it has none any more its record goes.  Nothing of it is memory: a restart goes
+ * on.
  */
 #include <inttypes.h>
 #include <stdarg.h>

@@ -7,9 +7,9 @@
  *   SLOT_TELL to the slots (tell.c), MAP_CHANGED to those who use the volume
  *   what wants recovery (recovery.c), what is to be deleted (removal.c), who waits for a takeover
  *
- * Who uses a volume: its owner, and readers.  Each has the number of the last change that it is known
- * to know: as of its attach, then by its replies to MAP_CHANGED.  An owner whose connection broke is
- * told again when it is back.
+ * Who uses a volume: its owner, and readers.  Each has the number of the last change that it is
+ * known to know: as of its attach, then by its replies to MAP_CHANGED.  An owner whose connection
+ * broke is told again when it is back.
  */
 #include <inttypes.h>
 #include <stdlib.h>

@@ -105,8 +105,8 @@ reason_text(Dl__EjectReason reason)
 }
 
 /*
- * A server that is up, but fails: when it recovers at once it is waited for at once.  Each time longer, but
- * for one that did well for a while.
+ * A server that is up, but fails: when it recovers at once it is waited for at once.  Each time
+ * longer, but for one that did well for a while.
  */
 static void
 server_put_off(struct meta_core *core, struct meta_server *server)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What state volumes are in: for CLUSTER_STATUS, VOLUME_STATUS; and where a byte lies: SEGMENT_LOCATE.
+ * What state volumes are in: for CLUSTER_STATUS, VOLUME_STATUS; and where a byte lies:
+ * SEGMENT_LOCATE.
  *
  *   healthy     every segment has all of its copies, and their servers are there
  *   recovering  some copies are being made again, or wait for their turn; nobody has to do anything

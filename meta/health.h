@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * health.h: what state volumes and servers are in, for the status requests.  health.c has the words.
+ * health.h: what state volumes and servers are in, for the status requests.  health.c has the
+ * words.
  *
  * Threads: the core's.  Memory: nothing is kept.
  */

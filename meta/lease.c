@@ -427,9 +427,9 @@ attach_on_committed(struct meta_op *op)
 }
 
 /*
- * With a takeover each recovering slot begins anew: what it pulled may be of the old owner's unfinished
- * writes.  Without one it is told again, with the new lease, or its fence would stay below that and it could
- * not be promoted; the record says so until it is.
+ * With a takeover each recovering slot begins anew: what it pulled may be of the old owner's
+ * unfinished writes.  Without one it is told again, with the new lease, or its fence would stay
+ * below that and it could not be promoted; the record says so until it is.
  */
 static void
 attach_recovering_slots(struct meta_op *op, struct meta_volume *volume, bool takeover)

@@ -127,7 +127,9 @@ offline_open(struct offline **ret_offline, const char *dir, struct dl_error *err
     return 0;
 }
 
-/* What belongs to the product is made where it is missing; if it can't be, mkdir() below says so. */
+/*
+ * What belongs to the product is made where it is missing; if it can't be, mkdir() below says so.
+ */
 #define STATE_DIRECTORY "/var/lib/dlblk"
 
 static int

@@ -55,8 +55,8 @@ int placement_pick(struct placement *placement, uint64_t cost_bytes, placement_r
                    void *context, uint32_t *ret_ids);
 
 /*
- * One server more, for a segment that has these: of a set that has all of them, if possible, else any
- * available one in another domain; drawn by weight.  -DL_E_TOO_FEW_DOMAINS: there is none.
+ * One server more, for a segment that has these: of a set that has all of them, if possible, else
+ * any available one in another domain; drawn by weight.  -DL_E_TOO_FEW_DOMAINS: there is none.
  */
 int placement_pick_one(struct placement *placement, const uint32_t *kept_ids, uint32_t kept_count,
                        placement_random_fn random, void *context, uint32_t *ret_id);

@@ -73,8 +73,8 @@ bool meta_notice_is_known(const struct meta_volume *volume, uint64_t map_seq);
 /* --- ejection by an operator's word: eject.c --- */
 
 /*
- * Slots of the volume on these servers are ejected, some at a time.  True: nothing is left to do.  False: op
- * runs again, or has failed.
+ * Slots of the volume on these servers are ejected, some at a time.  True: nothing is left to do.
+ * False: op runs again, or has failed.
  */
 bool meta_eject_gone(struct meta_op *op, struct meta_volume *volume, const uint32_t *server_ids,
                      size_t server_count);

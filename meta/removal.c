@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Chunks that left the map.  A record says so from the commit that dropped the slot on; the chunk is
- * deleted, by CHUNK_DELETE until it is answered, when nobody can read it any more:
+ * Chunks that left the map.  A record says so from the commit that dropped the slot on; the chunk
+ * is deleted, by CHUNK_DELETE until it is answered, when nobody can read it any more:
  *
  *   - its volume's owner, and readers, are known to have a map without it (change.c), or
  *   - the volume has a newer owner: then FENCE on that server first, which shuts out older ones.

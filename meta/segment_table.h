@@ -3,9 +3,9 @@
  * segment_table.h: the allocated segments of one volume in memory, by index.
  *
  * Leaves of up to SEGMENT_LEAF_MAX segments, sorted, in a sorted array of leaves.  A segment with
- * three slots takes 56 bytes: it has one place more than slots, for the incoming one, which replaces
- * another when it is in-sync.  Leaves have little room to spare, however they grow: 56 to 64 bytes
- * per segment.
+ * three slots takes 56 bytes: it has one place more than slots, for the incoming one, which
+ * replaces another when it is in-sync.  Leaves have little room to spare, however they grow: 56 to
+ * 64 bytes per segment.
  *
  *     struct segment_table table;
  *     meta_segments_init(&table, 3);

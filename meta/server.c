@@ -7,9 +7,9 @@
  *   ... of another process                     PING on it; an answer: a copied disk, refused; none
  *                                              in 1 s: closed
  *   the recorded start count, other process    a copy that was started as often: refused
- *   start count or journal below the recorded  an older copy of itself, and nothing on it is trusted:
- *                                              all its slots are recovered from nothing; refused if
- *                                              it has the last in-sync one of a segment
+ *   start count or journal below the recorded  an older copy of itself, and nothing on it is
+ *                                              trusted: all its slots are recovered from nothing;
+ *                                              refused if it has the last in-sync one of a segment
  *   it is damaged                              likewise
  *   started anew, with recovering slots        these begin new attempts
  */

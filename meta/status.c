@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SERVER_LIST and CLUSTER_STATUS.  The states of the cluster are those of its worst volume (health.c);
- * with a problem of a server it is degraded at least.
+ * SERVER_LIST and CLUSTER_STATUS.  The states of the cluster are those of its worst volume
+ * (health.c); with a problem of a server it is degraded at least.
  */
 #include <inttypes.h>
 #include <stdio.h>

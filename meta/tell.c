@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SLOT_TELL: after each change of a segment, each of its slots that is written must learn what it is
- * now; also after a restart of this service.
+ * SLOT_TELL: after each change of a segment, each of its slots that is written must learn what it
+ * is now; also after a restart of this service.
  *
  * A slot has at most one tell, which is built from the map when it is sent: of several changes only
- * the newest is told.  When all slots of a segment have answered, that is recorded with the segment,
- * in batches; what is not recorded is told again after a restart, which changes nothing at the slot.
+ * the newest is told.  When all slots of a segment have answered, that is recorded with the
+ * segment, in batches; what is not recorded is told again after a restart, which changes nothing at
+ * the slot.
  */
 #include <inttypes.h>
 #include <stdlib.h>

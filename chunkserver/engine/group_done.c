@@ -129,7 +129,7 @@ group_apply_freed(struct engine *engine, struct group *group)
 }
 
 /*
- * Apply all of the group; its ops go to `done`, to be finished when everything is in order. 
+ * Apply all of the group; its ops go to `done`, to be finished when everything is in order.
  * Returns false if more leaves change than one turn should touch: then it goes on next turn.  The
  * group is durable, so what is seen of it meanwhile cannot go back.
  */

@@ -177,14 +177,17 @@ refuse 4 "in use by another process" "formatting a disk that is in use" dlblk-di
 local_cluster stop --only server3
 cp "$cluster/server3.disk" "$scratch/server3.old"
 cp -r "$cluster/server3.disk.index" "$scratch/server3.old.index"
+cp "$scratch/server3.old" "$scratch/server3.older"
+cp -r "$scratch/server3.old.index" "$scratch/server3.older.index"
 dd if=/dev/urandom of="$cluster/server3.disk" bs=4096 count=1 conv=notrunc status=none
 check "a disk with one damaged superblock starts" local_cluster start --only server3
 
-# A copied disk is not registered a second time, and not in place of the other either: it has forgotten
-# what was acknowledged since it was copied.
+# A copied disk is not registered a second time.
 check "a copy of a disk whose server runs is not admitted" is_not_admitted "$scratch/server3.old"
 check "its error says that it is a copy" grep -q "copied" "$scratch/refused.log"
 sleep 2.5 # servers tell how far they are once per second
+local_cluster stop --only server3
+local_cluster start --only server3
 local_cluster stop --only server3
 cp "$cluster/server3.disk" "$scratch/server3.saved"
 size=$(stat -c %s "$cluster/server3.disk")
@@ -192,9 +195,28 @@ dd if=/dev/urandom of="$cluster/server3.disk" bs=4096 count=64 conv=notrunc stat
 dd if=/dev/urandom of="$cluster/server3.disk" bs=4096 seek=$((size / 4096 - 64)) count=64 \
     conv=notrunc status=none
 refuse 1 "no usable superblock" "a disk with both superblocks damaged" chunkserver_on "$cluster/server3.disk"
-check "a copy of a disk whose server is gone is not admitted" is_not_admitted "$scratch/server3.old"
+
+# An older copy of a disk whose server is gone: nothing on it is trusted, all of it comes from the
+# others again.
+healthy_again() {
+    local i
+    for ((i = 0; i < 300; i++)); do
+        dlblk cluster status --json | jq -e '.state == "healthy" and .problems == []' >/dev/null && return
+        sleep 0.1
+    done
+    dlblk cluster status
+    return 1
+}
+dlblk-chunkserver "$scratch/server3.older" --meta "$DLBLK_META" \
+    --listen 127.0.0.1:$((base_port + 3)) >"$scratch/older.log" 2>&1 &
+older_pid=$!
+check "an older copy of a disk is filled anew" healthy_again
+check "the metadata service says why" grep -q "is an older copy of itself" "$cluster/meta.log"
+kill $older_pid
+wait $older_pid || true
 cp "$scratch/server3.saved" "$cluster/server3.disk"
-check "the disk as it was last is" local_cluster start --only server3
+check "the disk that was newer starts" local_cluster start --only server3
+check "and all is well again" healthy_again
 
 # --- and nobody noticed ---
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * EJECT (docs/recovery.md, rules 1 to 3), and SLOT_TELL and MAP_CHANGED that follow from it: an
- * ejection under another config epoch changes nothing; too few slots are never left; recovering slots
- * get new attempts unless the segment is resolved; nothing is told before it is committed; what was
- * not told before a restart of the service is told after it, and what was told is not.
+ * ejection under another config epoch changes nothing; too few slots are never left; recovering
+ * slots get new attempts unless the segment is resolved; nothing is told before it is committed;
+ * what was not told before a restart of the service is told after it, and what was told is not.
  */
 #include "tests/unit/meta/fixture.h"
 
@@ -301,8 +301,8 @@ test_recovering_slot_is_ejected(void **state)
 }
 
 /*
- * A server that is up is not taken back at once, and each time later: it is waited for as soon as it
- * recovers.  With a new connection it is.
+ * A server that is up is not taken back at once, and each time later: it is waited for as soon as
+ * it recovers.  With a new connection it is.
  */
 static void
 test_failing_server_is_put_off(void **state)

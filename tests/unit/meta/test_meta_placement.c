@@ -313,8 +313,8 @@ test_weight_counts_promises(void **state)
 }
 
 /*
- * One server more: available, in a domain that the others don't have; of a set that has the others as
- * long as there is one.
+ * One server more: available, in a domain that the others don't have; of a set that has the others
+ * as long as there is one.
  */
 static void
 test_one_more(void **state)

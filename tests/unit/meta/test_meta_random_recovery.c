@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random histories of slots: an owner ejects them and is robbed, servers come and go, go back in time,
- * are drained and are out, volumes are deleted, the service dies with commits in flight; the store
- * takes time.  Fake servers remember what they were told, and report.  Checked throughout:
+ * Random histories of slots: an owner ejects them and is robbed, servers come and go, go back in
+ * time, are drained and are out, volumes are deleted, the service dies with commits in flight; the
+ * store takes time.  Fake servers remember what they were told, and report.  Checked throughout:
  *
  *   - what is told, and what maps say, is committed; config epochs only grow
  *   - each segment has an in-sync slot, at most one slot per server, at most one incoming one

@@ -242,7 +242,9 @@ test_same_process_reconnects(void **state)
     fixture_fini(&f);
 }
 
-/* Was the last registration taken as that of an older copy?  What then is in test_meta_servers.c. */
+/*
+ * Was the last registration taken as that of an older copy?  What then is in test_meta_servers.c.
+ */
 static bool
 went_back(struct fixture *f)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Servers that are not what they were: disks that went back in time or are damaged (recovered from
- * nothing, after everybody knows, and never if it is the last copy); drain, undrain, remove, set, with
- * what is refused and dry runs; slots that move to a new server; the log, and status in words.
+ * nothing, after everybody knows, and never if it is the last copy); drain, undrain, remove, set,
+ * with what is refused and dry runs; slots that move to a new server; the log, and status in words.
  */
 #include "tests/unit/meta/fixture.h"
 
