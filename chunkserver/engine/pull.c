@@ -268,12 +268,15 @@ voids_on_done(struct store_change *change, int err)
     request->on_done(request, err);
 }
 
+/* Leaves that came meanwhile are not in memory for us, and nothing in them is void. */
 static void
 voids_collect(struct voids *voids)
 {
     struct store_voids *request = voids->request;
 
     for (uint32_t i = 0; i < request->window_sectors; i++) {
+        if (request->first_sector + i >= voids->pinned.end * LEAF_SECTORS)
+            break;
         if (leaf_sector_kind(sector_of(voids->chunk, request->first_sector + i)) != SECTOR_VOID)
             continue;
         request->bits[i / 64] |= UINT64_C(1) << (i % 64);

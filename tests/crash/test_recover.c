@@ -1069,7 +1069,33 @@ test_damaged_leaf(void **state)
     free(rig);
 }
 
+/* While the answer waits for a leaf the chunk grows: its new leaves are not looked at. */
+static void
+test_voids_of_a_chunk_that_grows(void **state)
+{
+    struct rig *rig = calloc(1, sizeof(*rig));
+    struct test_voids voids = {
+        .voids = {.key = key, .window_sectors = SECTORS, .on_done = voids_on_done}};
+
+    (void)state;
+    assert_non_null(rig);
+    rig_init(rig, 6);
+    assert_int_equal(write_now(rig, LEASE(1) + 1, 0, 16), 0);
+    rig_quiet(rig);
+    rig_cut(rig);
+    rig->index.held = true;
+    rig->store->ops->voids_start(rig->store, &voids.voids);
+    assert_int_equal(write_now(rig, LEASE(1) + 2, SECTORS - 16, 16), 0);
+    assert_false(voids.done);
+    rig->index.held = false;
+    rig_run(rig, &voids.done);
+    assert_int_equal(voids.err, 0);
+    assert_int_equal(voids.voids.count, 0);
+    rig_fini(rig);
+    free(rig);
+}
+
 UNIT_MAIN(cmocka_unit_test(test_attempt), cmocka_unit_test(test_replay_of_what_the_index_has),
           cmocka_unit_test(test_merge), cmocka_unit_test(test_merge_of_many_versions),
           cmocka_unit_test(test_repair), cmocka_unit_test(test_damaged_leaf),
-          cmocka_unit_test(test_histories))
+          cmocka_unit_test(test_voids_of_a_chunk_that_grows), cmocka_unit_test(test_histories))
