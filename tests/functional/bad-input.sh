@@ -197,7 +197,10 @@ dd if=/dev/urandom of="$cluster/server3.disk" bs=4096 seek=$((size / 4096 - 64))
 refuse 1 "no usable superblock" "a disk with both superblocks damaged" chunkserver_on "$cluster/server3.disk"
 
 # An older copy of a disk whose server is gone: nothing on it is trusted, all of it comes from the
-# others again.
+# others again.  Then the disk that was the newest has gone back, too.
+went_back() {
+    dlblk events --json | jq -r ".events[].text" | grep -c "is an older copy of itself"
+}
 healthy_again() {
     local i
     for ((i = 0; i < 300; i++)); do
@@ -211,12 +214,13 @@ dlblk-chunkserver "$scratch/server3.older" --meta "$DLBLK_META" \
     --listen 127.0.0.1:$((base_port + 3)) >"$scratch/older.log" 2>&1 &
 older_pid=$!
 check "an older copy of a disk is filled anew" healthy_again
-check "the metadata service says why" grep -q "is an older copy of itself" "$cluster/meta.log"
+check "the log of events says why" test "$(went_back)" -eq 1
 kill $older_pid
 wait $older_pid || true
 cp "$scratch/server3.saved" "$cluster/server3.disk"
 check "the disk that was newer starts" local_cluster start --only server3
-check "and all is well again" healthy_again
+check "and is filled anew" healthy_again
+check "since it has gone back as well" test "$(went_back)" -eq 2
 
 # --- and nobody noticed ---
 
