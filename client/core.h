@@ -37,7 +37,7 @@ struct client_core;
 #define CLIENT_META_ADDRESSES_MAX 8u
 #define CLIENT_NEVER              UINT32_MAX
 /* Whether slots are ejected unless the options say otherwise. */
-#define CLIENT_EJECTS false
+#define CLIENT_EJECTS true
 
 struct client_core_options {
     struct dl_address meta[CLIENT_META_ADDRESSES_MAX];

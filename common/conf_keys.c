@@ -15,7 +15,7 @@ const struct conf_key dlblk_conf_keys[] = {
     {"cluster", "meta", CONF_ADDRESSES, .default_port = DLBLK_PORT_META, .fallback = "127.0.0.1"},
 
     {"client", "connect_timeout", CONF_DURATION, .min = 1, .max = DAY_MS, .fallback = "10s"},
-    {"client", "request_timeout", CONF_DURATION, .min = 1, .max = DAY_MS, .fallback = "30s"},
+    {"client", "request_timeout", CONF_DURATION, .min = 1, .max = DAY_MS},
 
     {"meta", "listen", CONF_ADDRESS, .default_port = DLBLK_PORT_META, .fallback = "127.0.0.1"},
     {"meta", "path", CONF_TEXT, .fallback = "/var/lib/dlblk/meta"},

@@ -58,7 +58,7 @@ struct dlblk_client_options {
     const char *config_path;     /* NULL: /etc/dlblk/dlblk.conf, which may be missing */
     const char *program;         /* for the servers' logs and "attached by"; NULL: "libdlblk" */
     uint32_t connect_timeout_ms; /* of control calls while nobody answers; 0: 10 s */
-    uint32_t request_timeout_ms; /* how long I/O is sent again before it fails; 0: 30 s */
+    uint32_t request_timeout_ms; /* how long I/O is tried before it fails; 0: no limit */
     /*
      * When a copy that a write waits for is given up: its server's connection is gone; the server
      * is silent; it answers, but not this write.  UINT32_MAX: never; 0: the default

@@ -73,6 +73,9 @@ fixture_create(uint64_t seed, uint32_t server_count)
     f->options.connect_timeout_ms = 3000;
     f->options.attach_timeout_ms = 5000;
     f->options.hedge_min_ms = CLIENT_NEVER;
+    f->options.eject_lost_ms = CLIENT_NEVER;
+    f->options.eject_silent_ms = CLIENT_NEVER;
+    f->options.eject_slow_ms = CLIENT_NEVER;
     f->options.on_event = fixture_on_event;
     f->options.event_context = f;
     return f;
