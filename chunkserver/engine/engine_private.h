@@ -527,9 +527,9 @@ merge_of_write(struct store_write *write)
 {
     return list_entry(write, struct merge, write);
 }
-void pull_start(struct chunk_store *store, struct store_pull *pull);
+void pull_start(struct chunk_store *store, struct store_pull *request);
 size_t pull_bytes(void);
-void voids_start(struct chunk_store *store, struct store_voids *voids);
+void voids_start(struct chunk_store *store, struct store_voids *request);
 size_t voids_bytes(void);
 
 /* --- ring.c --- */

@@ -34,22 +34,19 @@ map_server(struct cluster *cluster, uint32_t id)
 static void
 map_read_segment(struct cluster *cluster, struct store_item item, struct sim_segment *ret_segment)
 {
-    struct {
-        struct segment segment;
-        struct segment_slot slots[SIM_PLACES_MAX];
-    } room = {0};
+    struct segment *found = calloc(1, sizeof(*found) + SIM_PLACES_MAX * sizeof(found->slots[0]));
     uint32_t replicas = cluster->profile.replicas;
     bool told;
     struct dl_error err;
 
     *ret_segment = (struct sim_segment){0};
     sim_require(&cluster->world,
-                meta_record_get_segment(item, &room.segment, replicas, &told, &err) == 0,
+                found != NULL && meta_record_get_segment(item, found, replicas, &told, &err) == 0,
                 "the record of a segment can't be read: %s", err.text);
     (void)schema_parse_segment(item.key, &ret_segment->volume, &ret_segment->index);
-    ret_segment->config_epoch = room.segment.config_epoch;
+    ret_segment->config_epoch = found->config_epoch;
     for (uint32_t i = 0; i <= replicas; i++) {
-        const struct segment_slot *slot = &room.segment.slots[i];
+        const struct segment_slot *slot = &found->slots[i];
 
         if (slot->server_id == 0)
             continue;
@@ -59,6 +56,7 @@ map_read_segment(struct cluster *cluster, struct store_item item, struct sim_seg
             .number = slot->number,
         };
     }
+    free(found);
 }
 
 void
