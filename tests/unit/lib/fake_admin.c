@@ -49,16 +49,16 @@ static int
 server_by_id(struct dlblk_client *client, uint32_t id, struct dlblk_server_info *ret_info,
              struct dl_error *err)
 {
-    struct dlblk_server_info *infos;
-    size_t count;
+    struct dlblk_server_info *infos = NULL;
+    size_t count = 0;
+    int result = dlblk_server_list(client, &infos, &count, err);
 
-    if (dlblk_server_list(client, &infos, &count, err) != 0 || id == 0 || id > count) {
-        (void)dl_error_set(err, -DL_E_SERVER_UNKNOWN, "server %u does not exist", id);
-        return -DL_E_SERVER_UNKNOWN;
-    }
-    *ret_info = infos[id - 1];
+    if (result == 0 && (id == 0 || id > count))
+        result = dl_error_set(err, -DL_E_SERVER_UNKNOWN, "server %u does not exist", id);
+    if (result == 0)
+        *ret_info = infos[id - 1];
     free(infos);
-    return 0;
+    return result;
 }
 
 static void
