@@ -759,14 +759,6 @@ core_on_task(struct env_task *task)
 
 /* --- life --- */
 
-static uint32_t
-core_eject_ms(uint32_t given_ms, uint32_t default_ms)
-{
-    if (given_ms != 0)
-        return given_ms;
-    return CLIENT_EJECTS ? default_ms : CLIENT_NEVER;
-}
-
 static int
 core_copy_options(struct client_core *core, const struct client_core_options *options)
 {
@@ -775,9 +767,12 @@ core_copy_options(struct client_core *core, const struct client_core_options *op
     core->options.host = strdup(options->host != NULL ? options->host : "");
     if (core->options.connect_timeout_ms == 0)
         core->options.connect_timeout_ms = CONNECT_TIMEOUT_MS;
-    core->options.eject_lost_ms = core_eject_ms(options->eject_lost_ms, EJECT_LOST_MS);
-    core->options.eject_silent_ms = core_eject_ms(options->eject_silent_ms, EJECT_SILENT_MS);
-    core->options.eject_slow_ms = core_eject_ms(options->eject_slow_ms, EJECT_SLOW_MS);
+    if (core->options.eject_lost_ms == 0)
+        core->options.eject_lost_ms = EJECT_LOST_MS;
+    if (core->options.eject_silent_ms == 0)
+        core->options.eject_silent_ms = EJECT_SILENT_MS;
+    if (core->options.eject_slow_ms == 0)
+        core->options.eject_slow_ms = EJECT_SLOW_MS;
     if (core->options.hedge_min_ms == 0)
         core->options.hedge_min_ms = HEDGE_MIN_MS;
     if (core->options.request_timeout_ms == 0)

@@ -36,8 +36,6 @@ struct client_core;
 
 #define CLIENT_META_ADDRESSES_MAX 8u
 #define CLIENT_NEVER              UINT32_MAX
-/* Whether slots are ejected unless the options say otherwise. */
-#define CLIENT_EJECTS true
 
 struct client_core_options {
     struct dl_address meta[CLIENT_META_ADDRESSES_MAX];
@@ -45,15 +43,15 @@ struct client_core_options {
     const char *owner; /* "host pid program": who has a volume attached, for display */
     const char *host;  /* this machine's label: reads prefer servers with the same; may be NULL */
     uint32_t connect_timeout_ms; /* of control calls while nobody answers; 0: 10 s */
-    /* how long I/O is sent again before it fails; 0: 30 s, and without end if slots are ejected */
+    /* how long I/O is sent again before it fails; 0: without end; 30 s if no slots are ejected */
     uint32_t request_timeout_ms;
     uint32_t attach_timeout_ms;   /* how long an attach waits for a dead owner's servers; 0: 30 s */
     uint64_t in_flight_bytes_max; /* of all volumes; what is beyond waits; 0: 64 MiB */
     /*
      * When a slot that a write waits for is ejected (docs/recovery.md, "How a slot fails"): its
      * server's connection broke and did not come back; it is silent though it was pinged; it
-     * answers, but not this write.  CLIENT_NEVER; 0: the default, which is CLIENT_EJECTS.  If all
-     * three are never, errors eject nobody either.
+     * answers, but not this write.  CLIENT_NEVER; 0: 200 ms, 3 s, 10 s.  If all three are never,
+     * errors eject nobody either.
      */
     uint32_t eject_lost_ms;
     uint32_t eject_silent_ms;

@@ -592,6 +592,8 @@ engine_chunk_of(const struct chunk *chunk)
 
 /* --- leaf_cache.c --- */
 struct leaf *leaf_find(const struct engine_chunk *chunk, uint32_t number);
+/* Its leaf is loaded, or lies beyond all that the chunk ever had: then it is a hole. */
+const struct leaf_sector *leaf_sector_at(const struct engine_chunk *chunk, uint32_t sector);
 /* In memory in some state: made if it is not there. */
 struct leaf *leaf_get(struct engine *engine, struct engine_chunk *chunk, uint32_t number);
 /* The leaf is neither LEAF_LOADED nor LEAF_CORRUPT. */

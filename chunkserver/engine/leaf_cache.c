@@ -47,6 +47,19 @@ leaf_find(const struct engine_chunk *chunk, uint32_t number)
     return number < chunk->leaf_capacity ? chunk->leaves[number] : NULL;
 }
 
+const struct leaf_sector *
+leaf_sector_at(const struct engine_chunk *chunk, uint32_t sector)
+{
+    static const struct leaf_sector hole;
+    const struct leaf *leaf;
+
+    if (sector / LEAF_SECTORS >= chunk->leaf_count)
+        return &hole;
+    leaf = leaf_find(chunk, sector / LEAF_SECTORS);
+    dl_assert(leaf != NULL && leaf->state == LEAF_LOADED);
+    return &leaf->sectors[sector % LEAF_SECTORS];
+}
+
 static void
 leaf_table_grow(struct engine_chunk *chunk, uint32_t number)
 {

@@ -25,18 +25,6 @@ pull_bytes(void)
     return sizeof(struct pull);
 }
 
-static const struct leaf_sector hole;
-
-static const struct leaf_sector *
-sector_of(const struct engine_chunk *chunk, uint32_t sector)
-{
-    uint32_t number = sector / LEAF_SECTORS;
-
-    if (number >= chunk->leaf_count)
-        return &hole;
-    return &leaf_find(chunk, number)->sectors[sector % LEAF_SECTORS];
-}
-
 static int
 window_check(uint32_t first_sector, uint32_t window_sectors)
 {
@@ -114,7 +102,7 @@ pull_collect(struct read_op *op, struct store_pull *request)
 
     for (idx = 0; idx < request->window_sectors && request->sector_count < STORE_IO_SECTORS_MAX;
          idx++) {
-        const struct leaf_sector *sector = sector_of(op->chunk, request->first_sector + idx);
+        const struct leaf_sector *sector = leaf_sector_at(op->chunk, request->first_sector + idx);
         uint64_t block = leaf_sector_block(sector);
 
         /* Nobody knows what it is: it may be above the version. */
@@ -277,7 +265,8 @@ voids_collect(struct voids *voids)
     for (uint32_t i = 0; i < request->window_sectors; i++) {
         if (request->first_sector + i >= voids->pinned.end * LEAF_SECTORS)
             break;
-        if (leaf_sector_kind(sector_of(voids->chunk, request->first_sector + i)) != SECTOR_VOID)
+        if (leaf_sector_kind(leaf_sector_at(voids->chunk, request->first_sector + i)) !=
+            SECTOR_VOID)
             continue;
         request->bits[i / 64] |= UINT64_C(1) << (i % 64);
         request->count++;

@@ -97,18 +97,6 @@ read_submit(struct read_op *op, uint32_t first, uint32_t count, uint64_t block)
 
 /* --- leaves --- */
 
-static const struct leaf_sector hole;
-
-static const struct leaf_sector *
-read_sector(const struct read_op *op, uint32_t sector)
-{
-    uint32_t number = sector / LEAF_SECTORS;
-
-    if (number >= op->chunk->leaf_count)
-        return &hole;
-    return &leaf_find(op->chunk, number)->sectors[sector % LEAF_SECTORS];
-}
-
 /* All leaves are in memory. */
 static void
 read_map(struct read_op *op)
@@ -118,7 +106,7 @@ read_map(struct read_op *op)
     uint64_t run_block = 0;
 
     for (uint32_t i = 0; i < read->length_sectors; i++) {
-        const struct leaf_sector *sector = read_sector(op, read->offset_sectors + i);
+        const struct leaf_sector *sector = leaf_sector_at(op->chunk, read->offset_sectors + i);
         unsigned kind = leaf_sector_kind(sector);
         uint64_t block = leaf_sector_block(sector);
 
