@@ -19,6 +19,7 @@
 
 #define MESSAGE_BYTES 1024 /* component, object and text; what is longer is cut */
 #define REPEAT_COUNT  32
+#define KIND_COUNT    64
 
 static const struct {
     const char *name;
@@ -38,9 +39,19 @@ struct repeat {
     char message[MESSAGE_BYTES];
 };
 
+/* Lines of one component and format: a peer can make many that differ in its port alone. */
+struct kind {
+    const char *component, *format;
+    uint64_t since_ns; /* of its interval; 0: not in use */
+    uint64_t line_count;
+    enum log_level level;
+    char message[MESSAGE_BYTES]; /* the last that was left out */
+};
+
 static _Atomic enum log_level level_min = LOG_LEVEL_INFO;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* for all below */
 static struct repeat repeats[REPEAT_COUNT];
+static struct kind kinds[KIND_COUNT];
 static int output_fd = STDERR_FILENO;
 static bool journal_known, journal;
 
@@ -106,7 +117,7 @@ log_clean(char *text)
 }
 
 static void
-log_emit(enum log_level level, const char *message, uint64_t repeated_count)
+log_emit(enum log_level level, const char *message, uint64_t more_count, const char *more_of_what)
 {
     char line[MESSAGE_BYTES + 128];
     char prefix[64];
@@ -129,8 +140,8 @@ log_emit(enum log_level level, const char *message, uint64_t repeated_count)
         (void)strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &local);
         (void)snprintf(prefix, sizeof(prefix), "%s.%03u ", when, (unsigned)(wall_ms % 1000));
     }
-    if (repeated_count > 0)
-        (void)snprintf(suffix, sizeof(suffix), " (%" PRIu64 " times more)", repeated_count);
+    if (more_count > 0)
+        (void)snprintf(suffix, sizeof(suffix), " (%" PRIu64 " %s)", more_count, more_of_what);
     length_bytes = snprintf(line, sizeof(line), "%s%s %s%s\n", prefix, levels[level].name, message,
                             suffix);
     dl_assert(length_bytes > 0 && (size_t)length_bytes < sizeof(line));
@@ -144,14 +155,29 @@ static void
 log_repeat_end(struct repeat *repeat)
 {
     if (repeat->suppressed_count > 0)
-        log_emit(repeat->level, repeat->message, repeat->suppressed_count);
+        log_emit(repeat->level, repeat->message, repeat->suppressed_count, "times more");
     repeat->written_ns = 0;
     repeat->suppressed_count = 0;
+}
+
+/* The interval of a kind is over; say how many lines it lost, if it did. */
+static void
+log_kind_end(struct kind *kind)
+{
+    if (kind->line_count > LOG_KIND_LIMIT)
+        log_emit(kind->level, kind->message, kind->line_count - LOG_KIND_LIMIT,
+                 "lines like this left out");
+    kind->since_ns = 0;
+    kind->line_count = 0;
 }
 
 static void
 log_repeats_expire(uint64_t now_ns)
 {
+    for (unsigned i = 0; i < KIND_COUNT; i++) {
+        if (kinds[i].since_ns != 0 && now_ns - kinds[i].since_ns >= LOG_REPEAT_INTERVAL_NS)
+            log_kind_end(&kinds[i]);
+    }
     for (unsigned i = 0; i < REPEAT_COUNT; i++) {
         struct repeat *repeat = &repeats[i];
 
@@ -184,10 +210,31 @@ log_repeat_oldest(void)
     return oldest;
 }
 
+/* The kind of a line; the one whose interval is oldest makes room for a new one. */
+static struct kind *
+log_kind_of(const char *component, const char *format, uint64_t now_ns)
+{
+    struct kind *oldest = &kinds[0];
+
+    for (unsigned i = 0; i < KIND_COUNT; i++) {
+        if (kinds[i].since_ns != 0 && kinds[i].format == format && kinds[i].component == component)
+            return &kinds[i];
+        if (kinds[i].since_ns < oldest->since_ns)
+            oldest = &kinds[i];
+    }
+    log_kind_end(oldest);
+    oldest->component = component;
+    oldest->format = format;
+    oldest->since_ns = now_ns;
+    return oldest;
+}
+
 static void
-log_message(enum log_level level, const char *message, uint64_t now_ns)
+log_message(enum log_level level, const char *component, const char *format, const char *message,
+            uint64_t now_ns)
 {
     struct repeat *repeat;
+    struct kind *kind;
 
     log_repeats_expire(now_ns);
     repeat = log_repeat_find(level, message);
@@ -195,12 +242,18 @@ log_message(enum log_level level, const char *message, uint64_t now_ns)
         repeat->suppressed_count++;
         return;
     }
+    kind = log_kind_of(component, format, now_ns);
+    if (++kind->line_count > LOG_KIND_LIMIT) {
+        kind->level = level;
+        (void)snprintf(kind->message, sizeof(kind->message), "%s", message);
+        return;
+    }
     repeat = log_repeat_oldest();
     log_repeat_end(repeat);
     repeat->written_ns = now_ns;
     repeat->level = level;
     (void)snprintf(repeat->message, sizeof(repeat->message), "%s", message);
-    log_emit(level, message, 0);
+    log_emit(level, message, 0, NULL);
 }
 
 void
@@ -221,7 +274,7 @@ log_write(enum log_level level, const char *component, const char *object, const
     log_clean(message);
 
     (void)pthread_mutex_lock(&lock);
-    log_message(level, message, clock_monotonic_ns());
+    log_message(level, component, format, message, clock_monotonic_ns());
     (void)pthread_mutex_unlock(&lock);
 }
 

@@ -8,7 +8,8 @@
  *
  * Under systemd (JOURNAL_STREAM names stderr) the priority as <N> stands in place of the time.  A
  * line that was already written in the last ten seconds is counted instead, and the count is
- * written when they are over.
+ * written when they are over.  So are those of one component and format (pointers to literals are
+ * compared) above a hundred in ten seconds: a peer can make lines that differ in its port alone.
  *
  * Only programs log: common, proto and client return errors.  A function logs a failure or returns
  * it, never both.
@@ -26,6 +27,7 @@
 enum log_level { LOG_LEVEL_DEBUG, LOG_LEVEL_INFO, LOG_LEVEL_WARNING, LOG_LEVEL_ERROR };
 
 #define LOG_REPEAT_INTERVAL_NS 10000000000ull
+#define LOG_KIND_LIMIT         100
 
 /* What is below is not written; INFO at the beginning. */
 void log_set_level(enum log_level level);

@@ -175,6 +175,27 @@ test_no_count_is_lost_when_many_lines_differ(void **state)
     assert_int_equal(total, 100 * 101 / 2);
 }
 
+/* A peer that connects again and again from other ports must not fill the disk with logs. */
+static void
+test_lines_of_one_kind_are_limited(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 1000; i++) {
+        log_warning("net", NULL, "port %u: not a frame", i);
+        if (i % 20 == 0)
+            log_info("net", NULL, "another kind %u", i);
+    }
+    assert_int_equal(count_of(logged(), "not a frame"), LOG_KIND_LIMIT);
+    assert_int_equal(count_of(text, "another kind"), 50);
+
+    log_flush_repeats(clock_monotonic_ns() + LOG_REPEAT_INTERVAL_NS);
+    assert_int_equal(count_of(logged(), "not a frame"), LOG_KIND_LIMIT + 1);
+    assert_non_null(strstr(text, "port 999: not a frame (900 lines like this left out)\n"));
+
+    log_warning("net", NULL, "port %u: not a frame", 1000u);
+    assert_int_equal(count_of(logged(), "port 1000: not a frame\n"), 1); /* begins again */
+}
+
 static void
 test_text_cannot_forge_lines(void **state)
 {
@@ -195,8 +216,8 @@ test_text_cannot_forge_lines(void **state)
 static void *
 logs_much(void *context)
 {
-    for (unsigned i = 0; i < 500; i++)
-        log_info("thread", context, "line %u", i);
+    for (unsigned i = 0; i < LOG_KIND_LIMIT; i++)
+        log_info(context, "thread", "line %u", i);
     return NULL;
 }
 
@@ -211,13 +232,14 @@ test_threads_write_whole_lines(void **state)
         assert_int_equal(pthread_create(&threads[i], NULL, logs_much, names[i]), 0);
     for (unsigned i = 0; i < 4; i++)
         assert_int_equal(pthread_join(threads[i], NULL), 0);
-    assert_int_equal(count_of(logged(), "\n"), 2000);
-    assert_int_equal(count_of(text, " info thread "), 2000);
+    assert_int_equal(count_of(logged(), "\n"), 4 * LOG_KIND_LIMIT);
+    assert_int_equal(count_of(text, " thread: line "), 4 * LOG_KIND_LIMIT);
 }
 
 #define test(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 UNIT_MAIN(test(test_line_on_a_file), test(test_line_in_the_journal), test(test_levels),
           test(test_level_names), test(test_repeats_become_a_count),
-          test(test_no_count_is_lost_when_many_lines_differ), test(test_text_cannot_forge_lines),
+          test(test_no_count_is_lost_when_many_lines_differ),
+          test(test_lines_of_one_kind_are_limited), test(test_text_cannot_forge_lines),
           test(test_threads_write_whole_lines))
