@@ -56,7 +56,10 @@ cli_run_words(struct cli *cli, const struct cli_words *words, bool wait)
     pid = wait ? fork() : 0;
     if (pid == 0) {
         (void)execvp(words->word[0], (char *const *)(uintptr_t)words->word);
-        fprintf(cli->err, "dlblk: %s can't be run: %s\n", words->word[0], strerror(errno));
+        fprintf(cli->err,
+                "dlblk: %s can't be run: %s\n"
+                "       it belongs beside dlblk, or where $PATH says\n",
+                words->word[0], strerror(errno));
         if (wait)
             _exit(127);
         return CLI_FAILED;

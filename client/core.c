@@ -364,7 +364,8 @@ core_meta_on_failed(struct client_session *session, int err)
     (void)err;
     /* Once when it begins, and again every now and then: the backoff's longest step is a second. */
     if (session->failures == 3 || session->failures % 60 == 0)
-        client_core_event(core, DLBLK_EVENT_WARNING, "the metadata service cannot be reached: %s",
+        client_core_event(core, DLBLK_EVENT_WARNING,
+                          "the metadata service does not answer, trying again: %s",
                           session->problem);
 }
 
