@@ -350,3 +350,5 @@ void peers_stop(struct chunkserver_core *core);
 void peers_free(struct chunkserver_core *core);
 
 #endif
+/* A sector of a chunk is bad: so may others of its leaf be. */
+void repair_found(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector);

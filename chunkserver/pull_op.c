@@ -151,6 +151,27 @@ pull_op_check(struct chunkserver_core *core, const struct pull_op *op, const str
     return 0;
 }
 
+/*
+ * A sector is bad here: it is repaired, and who pulls gets what lies before it, if there is
+ * something.  Otherwise sources that have bad sectors in different places would fail one after the
+ * other, and nobody ever get on.  True: the store is asked again.
+ */
+static bool
+pull_op_is_shortened(struct pull_op *op)
+{
+    struct chunkserver_core *core = op->session->core;
+    struct store_pull *pull = &op->pull;
+    uint32_t good_sectors = pull->bad_sector - pull->first_sector;
+
+    repair_found(core, &pull->key, pull->bad_sector);
+    if (good_sectors == 0)
+        return false;
+    pull->window_sectors = good_sectors;
+    core->store->ops->pull_start(core->store, pull);
+    core_store_started(core);
+    return true;
+}
+
 static void
 pull_op_on_pulled(struct store_pull *pull, int err)
 {
@@ -158,6 +179,9 @@ pull_op_on_pulled(struct store_pull *pull, int err)
     struct chunkserver_core *core = op->session->core;
     const struct chunk *chunk = chunk_table_find(core->chunks, &pull->key);
 
+    if ((err == -DL_E_CRC_DATA || err == -DL_E_INDEX_CORRUPT) && chunk != NULL &&
+        pull->bad_sector >= pull->first_sector && !core->stopping && pull_op_is_shortened(op))
+        return;
     if (err == 0 && chunk != NULL && chunk->local_id != op->local_id)
         err = -DL_E_CHUNK_UNKNOWN;
     pull_op_finish(op, err != 0 ? err : pull_op_check(core, op, chunk));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * repair.c: sectors that clients got with a wrong CRC: REPAIR.  See core_internal.h,
+ * repair.c: bad sectors, which clients complain of (REPAIR), or which a PULL came across.  See core_internal.h,
  * docs/recovery.md (bad sectors; rule 23).
  *
  *      IDLE --> CHECKING --bad--> NAMING --> MAPPING --> ASKING --> WRITING
@@ -34,6 +34,7 @@
 #include "dlblk/error.h"
 
 #define REPAIRS_MAX       64u
+#define LEAF_SECTORS      64u /* of the engine's map of a chunk */
 #define REPAIR_MAP_NS     (5000 * CORE_NS_PER_MS)
 #define REPAIR_MAP_TRIES  10u
 #define REPAIR_PEER_NS    (100 * CORE_NS_PER_MS) /* until a source is looked for again */
@@ -530,27 +531,34 @@ repair_is_noted(const struct repair *repair, const struct repair_range *range)
 }
 
 static int
-repair_note(struct chunkserver_core *core, const Dl__Repair *message)
+repair_note(struct chunkserver_core *core, const struct repair_range *range)
 {
     struct repair *repair = repair_get(core);
-    struct repair_range range = {
-        .key = {.volume = message->volume, .segment = message->segment, .slot = message->slot},
-        .first_sector = message->first_sector,
-        .sector_count = message->sector_count,
-    };
 
     if (repair == NULL)
         return -DL_E_NO_MEMORY;
-    if (chunk_table_find(core->chunks, &range.key) == NULL)
+    if (chunk_table_find(core->chunks, &range->key) == NULL)
         return -DL_E_CHUNK_UNKNOWN;
-    if (repair_is_noted(repair, &range))
+    if (repair_is_noted(repair, range))
         return 0;
     if (repair->range_count == REPAIRS_MAX)
         return -DL_E_BUSY;
-    repair->ranges[repair->range_count++] = range;
+    repair->ranges[repair->range_count++] = *range;
     if (repair->state == REPAIR_IDLE)
         repair_step(repair);
     return 0;
+}
+
+void
+repair_found(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector)
+{
+    struct repair_range range = {
+        .key = *key,
+        .first_sector = sector,
+        .sector_count = LEAF_SECTORS - sector % LEAF_SECTORS,
+    };
+
+    (void)repair_note(core, &range); /* whoever comes across it next says so again */
 }
 
 static int
@@ -565,6 +573,18 @@ repair_message_check(const Dl__Repair *message)
     return 0;
 }
 
+static int
+repair_complaint(struct chunkserver_core *core, const Dl__Repair *message)
+{
+    struct repair_range range = {
+        .key = {.volume = message->volume, .segment = message->segment, .slot = message->slot},
+        .first_sector = message->first_sector,
+        .sector_count = message->sector_count,
+    };
+
+    return repair_note(core, &range);
+}
+
 void
 repair_receive(struct session *session, const struct frame *frame)
 {
@@ -574,7 +594,7 @@ repair_receive(struct session *session, const struct frame *frame)
 
     session->core->stats.repairs++;
     if (err == 0)
-        err = repair_note(session->core, (const void *)message);
+        err = repair_complaint(session->core, (const void *)message);
     if (err != 0)
         session_refuse(session, frame, err);
     else

@@ -263,7 +263,9 @@ read_op_repair(const struct read_op *op, struct client_server *server, uint32_t 
 
 /* --- what an answer means --- */
 
-/* An error that comes from the data or the medium: the slot would say the same again. */
+/*
+ * An error that comes from the data, its index or the medium: the slot would say the same again.
+ */
 static bool
 read_op_is_hard(int err)
 {
@@ -308,9 +310,9 @@ read_op_take_error(struct read_op *op, struct client_server *server, uint32_t co
             volume->name, op->io.segment_idx, op->io.first_sector + result->bad_first,
             op->io.first_sector + result->bad_first + result->bad_count - 1,
             client_server_name(server).text);
-        if (current)
-            read_op_repair(op, server, place, result);
     }
+    if (current && read_op_is_hard(err))
+        read_op_repair(op, server, place, result);
     if (err == -DL_E_EPOCH_OLD || err == -DL_E_NOT_IN_SYNC)
         client_map_refresh_now(volume, op->io.segment_idx);
     if (err == -DL_E_CHUNK_UNKNOWN)

@@ -332,8 +332,19 @@ test_what_a_source_gives(void **state)
     message.checksums_only = true;
     assert_int_equal(pull_now(fx, 0, &message)->payload_bytes, 0);
     message.checksums_only = false;
-    fx->servers[0].disk.profile.read_flips_per_million = 1000000;
+    /* Up to a bad sector, if there is something before it. */
+    sector_of(fx, 0, 4).data[100] ^= 0x40;
+    answer = pull_now(fx, 0, &message);
+    assert_int_equal(answer->status, 0);
+    reply = dl__pull_reply__unpack(NULL, answer->body_bytes, answer->body);
+    assert_non_null(reply);
+    assert_int_equal(reply->next_sector, 4);
+    assert_int_equal(reply->n_runs, 2);
+    assert_int_equal(answer->payload_bytes, 3 * 4096);
+    dl__pull_reply__free_unpacked(reply, NULL);
+    message.first_sector = 4;
     assert_int_equal(pull_now(fx, 0, &message)->status, -DL_E_CRC_DATA);
+    message.first_sector = 0;
     message.wanted.len = 12;
     assert_int_equal(pull_now(fx, 0, &message)->status, -DL_E_MESSAGE_MALFORMED);
     message.wanted.len = 0;

@@ -126,6 +126,37 @@ test_recovery_of_a_lost_leaf(void **state)
     fixture_destroy(fx);
 }
 
+/*
+ * Sources that have bad sectors, each in other places of the same window, the first one a whole
+ * leaf: recovery gets on, and they are repaired.
+ */
+static void
+test_recovery_from_bad_sources(void **state)
+{
+    struct fixture *fx = fixture_create(16);
+
+    (void)state;
+    fx->in_sync = 3;
+    fill(fx, 3);
+    assert_int_equal(stable_now(fx, 0, 20, 1, 0), 0);
+    assert_int_equal(stable_now(fx, 1, 20, 1, 0), 0);
+    tell_in_sync(fx, 0, 5);
+    tell_in_sync(fx, 1, 5);
+    damage(fx, 0, 3);
+    damage(fx, 1, 7);
+    damage(fx, 0, 9);
+    model_disk_damage_leaf(&fx->servers[0].disk, chunk_of(fx, 0), 4);
+    tell_attempt(fx, 2, 5, 5, 3);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[0]).sectors_repaired, 2 + 64);
+    assert_int_equal(stats_of(&fx->servers[1]).sectors_repaired, 1);
+    assert_same(fx, 0, 1);
+    assert_same(fx, 0, 2);
+    fixture_destroy(fx);
+}
+
 /* A metadata service that does not answer, a source that is away: neither holds it up for good. */
 static void
 test_repair_waits(void **state)
@@ -191,4 +222,5 @@ test_stop_in_a_repair(void **state)
 UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another_version),
           cmocka_unit_test(test_repair_waits), cmocka_unit_test(test_stop_in_a_repair),
           cmocka_unit_test(test_repair_of_a_lost_leaf),
-          cmocka_unit_test(test_recovery_of_a_lost_leaf))
+          cmocka_unit_test(test_recovery_of_a_lost_leaf),
+          cmocka_unit_test(test_recovery_from_bad_sources))

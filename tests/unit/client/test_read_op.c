@@ -500,6 +500,7 @@ test_no_hedge_for_one_slot_only(void **state)
 static void
 test_a_bad_sector_is_reported(void **state)
 {
+    static const int errors[] = {-DL_E_CRC_DATA, -DL_E_INDEX_CORRUPT, -DL_E_MEDIA_READ};
     struct fixture *f = fixture_create(26, 3);
     struct fake_sector *sectors;
     uint64_t repairs = 0;
@@ -520,16 +521,19 @@ test_a_bad_sector_is_reported(void **state)
     assert_int_equal(fixture_stats(f).repairs, repairs);
     sectors[10].data[77] ^= 1;
     sectors[12].data[99] ^= 1;
-    /* What the server itself finds is said to it as well. */
-    for (unsigned i = 0; i < 3; i++) {
-        f->cluster.servers[i].faults.read_err = -DL_E_CRC_DATA;
-        f->cluster.servers[i].faults.read_err_count = 1;
+    /* What the server itself finds, of whatever kind, is said to it as well. */
+    for (unsigned k = 0; k < sizeof(errors) / sizeof(errors[0]); k++) {
+        for (unsigned i = 0; i < 3; i++) {
+            f->cluster.servers[i].faults.read_err = errors[k];
+            f->cluster.servers[i].faults.read_err_count = 1;
+        }
+        fixture_check(f, 0, 4096, 3);
+        fixture_run(f, 10 * NS_PER_MS);
+        repairs += 3;
+        assert_int_equal(f->cluster.servers[0].repairs + f->cluster.servers[1].repairs +
+                             f->cluster.servers[2].repairs,
+                         repairs);
     }
-    fixture_check(f, 0, 4096, 3);
-    fixture_run(f, 10 * NS_PER_MS);
-    assert_int_equal(f->cluster.servers[0].repairs + f->cluster.servers[1].repairs +
-                         f->cluster.servers[2].repairs,
-                     repairs + 3);
     fixture_destroy(f);
 }
 
