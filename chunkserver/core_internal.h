@@ -82,8 +82,9 @@ struct stable_op {
     struct store_change change;
     struct session *session;
     uint64_t request_id;
-    uint32_t config_epoch; /* PENDING: the request's, and whose */
+    uint32_t config_epoch; /* PENDING: the request's, whose, and from where on */
     struct chunk_key key;
+    uint64_t first_version;
     struct frame_out reply;
 };
 
@@ -296,12 +297,24 @@ void meta_request_reply(const struct meta_request *request, int err, const char 
 void meta_refuse(struct chunkserver_core *core, const struct frame *frame, int err,
                  const char *text);
 /*
- * What FENCE and PENDING say of a chunk.  writes and pointers have room for its pending writes;
- * returns how many there are below version_end.  Of a recovering chunk nothing but the attempt is
- * told.
+ * Long answers of FENCE and PENDING go in parts, by an upper bound of what they take when packed.
  */
-size_t pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t version_end,
-                          Dl__PendingWrite *writes, Dl__PendingWrite **pointers);
+#define PENDING_PART_BYTES  (256u << 10)
+#define PENDING_WRITE_BYTES 32u
+/* Entries of a chunk's pending list. */
+struct pending_slice {
+    uint32_t first, count;
+};
+/*
+ * Those that FENCE and PENDING with this lease epoch tell: of lower leases, from first_version on.
+ * Of a recovering chunk none.
+ */
+struct pending_slice pending_slice_of(const struct chunk *chunk, uint64_t first_version,
+                                      uint32_t lease_epoch);
+/* What is said of a chunk.  writes and pointers have room for the slice; returns how many it has. */
+size_t pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk,
+                          struct pending_slice slice, Dl__PendingWrite *writes,
+                          Dl__PendingWrite **pointers);
 /*
  * Sends, or drops, if `connection` is no longer the one that is up.  frame may be NULL (no memory):
  * dropped too.

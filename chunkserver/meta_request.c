@@ -17,10 +17,10 @@
 
 #define DELETE_REFS_MAX 4096u
 
-/* An upper bound of what they take in a packed message. */
-#define PENDING_WRITE_BYTES   32u
-#define PENDING_CHUNK_BYTES   64u
-#define FENCE_REPLY_BYTES_MAX (FRAME_BODY_BYTES_MAX - 1024u)
+/* An upper bound of what a chunk takes in a packed message, without its writes. */
+#define PENDING_CHUNK_BYTES 64u
+
+static_assert(PENDING_PART_BYTES <= FRAME_BODY_BYTES_MAX / 4, "the metadata service keeps parts");
 
 void
 meta_request_begin(struct meta_request *request, struct chunkserver_core *core,
@@ -66,23 +66,61 @@ meta_refuse(struct chunkserver_core *core, const struct frame *frame, int err, c
 
 /* --- FENCE --- */
 
+/* Where an answer begins: chunks below it were in the parts before. */
+struct fence_cursor {
+    uint32_t segment, slot;
+    uint64_t version; /* of this chunk: the first write */
+};
+
 struct fence_request {
     struct meta_request request;
     struct store_change change;
-    uint32_t first_segment;
+    struct fence_cursor first;
 };
 
+/* The first entry at or above this version. */
+static uint32_t
+pending_first(const struct chunk *chunk, uint64_t version)
+{
+    uint32_t low = 0, high = chunk->pending_count;
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (chunk->pending[middle].version < version)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+struct pending_slice
+pending_slice_of(const struct chunk *chunk, uint64_t first_version, uint32_t lease_epoch)
+{
+    uint64_t version_end = (uint64_t)lease_epoch << WIRE_VERSION_SEQUENCE_BITS;
+    struct pending_slice slice = {0};
+    uint32_t end;
+
+    if (chunk->attempt != 0)
+        return slice; /* of a recovering chunk nothing counts */
+    slice.first = pending_first(chunk, first_version);
+    end = pending_first(chunk, version_end);
+    slice.count = end > slice.first ? end - slice.first : 0;
+    return slice;
+}
+
 size_t
-pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t version_end,
+pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, struct pending_slice slice,
                    Dl__PendingWrite *writes, Dl__PendingWrite **pointers)
 {
     size_t count = 0;
 
-    for (uint32_t i = 0; chunk->attempt == 0 && i < chunk->pending_count; i++) {
+    dl_assert(slice.first + slice.count <= chunk->pending_count);
+    for (uint32_t i = slice.first; i < slice.first + slice.count; i++) {
         const struct pending_write *pending = &chunk->pending[i];
 
-        if (pending->version >= version_end ||
-            (DLBLK_MUTANT(chunkserver_forget_pending) && i % 4 == 3))
+        if (DLBLK_MUTANT(chunkserver_forget_pending) && i % 4 == 3)
             continue;
         dl__pending_write__init(&writes[count]);
         writes[count].version = pending->version;
@@ -102,80 +140,106 @@ pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk, uint64_t 
     return count;
 }
 
-static int
-chunk_compare(const void *a, const void *b)
+/* What a reply is made of: counted first, then filled. */
+struct fence_part {
+    struct chunk *chunk;
+    struct pending_slice slice;
+};
+
+struct fence_parts {
+    struct fence_part *parts;
+    size_t count, capacity;
+    size_t write_count;
+    bool more;
+    struct fence_cursor next;
+    bool no_memory;
+};
+
+static void
+fence_parts_add(struct fence_parts *parts, struct chunk *chunk, struct pending_slice slice)
 {
-    const struct chunk_key *left = &(*(struct chunk *const *)a)->key;
-    const struct chunk_key *right = &(*(struct chunk *const *)b)->key;
+    struct fence_part *grown;
+
+    if (parts->count == parts->capacity) {
+        parts->capacity = parts->capacity * 2 + 64;
+        grown = reallocarray(parts->parts, parts->capacity, sizeof(parts->parts[0]));
+        if (grown == NULL) {
+            parts->no_memory = true;
+            return;
+        }
+        parts->parts = grown;
+    }
+    parts->parts[parts->count++] = (struct fence_part){chunk, slice};
+}
+
+static int
+fence_part_compare(const void *a, const void *b)
+{
+    const struct chunk_key *left = &((const struct fence_part *)a)->chunk->key;
+    const struct chunk_key *right = &((const struct fence_part *)b)->chunk->key;
 
     if (left->segment != right->segment)
         return left->segment < right->segment ? -1 : 1;
     return left->slot < right->slot ? -1 : left->slot > right->slot;
 }
 
-/* What a reply is made of: counted first, then filled. */
-struct fence_parts {
-    struct chunk **chunks;
-    size_t chunk_count, chunk_capacity;
-    size_t write_count;
-    bool more;
-    uint32_t next_segment;
-    bool no_memory;
-};
-
-static void
-fence_parts_add(struct fence_parts *parts, struct chunk *chunk)
-{
-    struct chunk **grown;
-
-    if (parts->chunk_count == parts->chunk_capacity) {
-        parts->chunk_capacity = parts->chunk_capacity * 2 + 64;
-        grown = reallocarray(parts->chunks, parts->chunk_capacity, sizeof(struct chunk *));
-        if (grown == NULL) {
-            parts->no_memory = true;
-            return;
-        }
-        parts->chunks = grown;
-    }
-    parts->chunks[parts->chunk_count++] = chunk;
-}
-
-/* Chunks in order, until a frame is full; it ends between two segments. */
+/* Chunks in order, until the part is full; it may end in the middle of a chunk's writes. */
 static void
 fence_parts_limit(struct fence_parts *parts)
 {
-    size_t bytes = 0;
+    size_t room = PENDING_PART_BYTES;
 
-    qsort(parts->chunks, parts->chunk_count, sizeof(struct chunk *), chunk_compare);
-    for (size_t i = 0; i < parts->chunk_count; i++) {
-        const struct chunk *chunk = parts->chunks[i];
+    qsort(parts->parts, parts->count, sizeof(parts->parts[0]), fence_part_compare);
+    for (size_t i = 0; i < parts->count; i++) {
+        const struct chunk *chunk = parts->parts[i].chunk;
+        struct pending_slice *slice = &parts->parts[i].slice;
+        size_t writes = room < PENDING_CHUNK_BYTES
+                            ? 0
+                            : (room - PENDING_CHUNK_BYTES) / PENDING_WRITE_BYTES;
 
-        bytes += PENDING_CHUNK_BYTES + (size_t)chunk->pending_count * PENDING_WRITE_BYTES;
-        if (bytes > FENCE_REPLY_BYTES_MAX && i > 0 &&
-            chunk->key.segment != parts->chunks[i - 1]->key.segment) {
+        if (writes == 0 || slice->count > writes) {
+            uint32_t first = slice->first;
+
+            slice->count = (uint32_t)writes;
             parts->more = true;
-            parts->next_segment = chunk->key.segment;
-            parts->chunk_count = i;
+            parts->next.segment = chunk->key.segment;
+            parts->next.slot = chunk->key.slot;
+            parts->next.version = writes == 0 && first == 0
+                                      ? 0
+                                      : chunk->pending[first + writes].version;
+            parts->count = writes == 0 ? i : i + 1;
+            parts->write_count += writes;
             return;
         }
-        parts->write_count += chunk->pending_count;
+        parts->write_count += slice->count;
+        room -= PENDING_CHUNK_BYTES + (size_t)slice->count * PENDING_WRITE_BYTES;
     }
 }
 
+/* Chunks with something to tell that were not in the parts before. */
 static void
 fence_parts_collect(struct fence_parts *parts, const struct fence_request *fence)
 {
     const struct chunk_volume *volume = chunk_table_volume(fence->request.core->chunks,
                                                            fence->change.key.volume);
+    const struct fence_cursor *first = &fence->first;
     struct chunk *chunk;
 
     if (volume == NULL || fence->change.lease_epoch == WIRE_LEASE_EPOCH_TOMBSTONE)
         return; /* a deleted volume: nobody will look at its pending writes again */
-    list_for_each_entry (chunk, &volume->chunks, volume_node)
-        if (chunk->state == CHUNK_PRESENT && (chunk->pending_count > 0 || chunk->attempt != 0) &&
-            chunk->key.segment >= fence->first_segment && !parts->no_memory)
-            fence_parts_add(parts, chunk);
-    if (!parts->no_memory && parts->chunk_count > 0)
+    list_for_each_entry (chunk, &volume->chunks, volume_node) {
+        const struct chunk_key *key = &chunk->key;
+        bool is_first = key->segment == first->segment && key->slot == first->slot;
+        struct pending_slice slice;
+
+        if (chunk->state != CHUNK_PRESENT || key->segment < first->segment ||
+            (key->segment == first->segment && key->slot < first->slot))
+            continue;
+        slice = pending_slice_of(chunk, is_first ? first->version : 0, fence->change.lease_epoch);
+        if ((slice.count > 0 || chunk->attempt != 0) && !parts->no_memory)
+            fence_parts_add(parts, chunk, slice);
+    }
+    if (!parts->no_memory && parts->count > 0)
         fence_parts_limit(parts);
 }
 
@@ -183,36 +247,31 @@ static void
 fence_reply_parts(const struct fence_request *fence, const struct fence_parts *parts)
 {
     Dl__FenceReply reply = DL__FENCE_REPLY__INIT;
-    uint64_t version_end = (uint64_t)fence->change.lease_epoch << WIRE_VERSION_SEQUENCE_BITS;
-    Dl__PendingChunk *chunks = calloc(parts->chunk_count + 1, sizeof(*chunks));
-    Dl__PendingChunk **chunk_pointers = calloc(parts->chunk_count + 1,
+    Dl__PendingChunk *chunks = calloc(parts->count + 1, sizeof(*chunks));
+    Dl__PendingChunk **chunk_pointers = calloc(parts->count + 1,
                                                sizeof(struct _Dl__PendingChunk *));
     Dl__PendingWrite *writes = calloc(parts->write_count + 1, sizeof(*writes));
     Dl__PendingWrite **write_pointers = calloc(parts->write_count + 1,
                                                sizeof(struct _Dl__PendingWrite *));
-    size_t chunk_count = 0;
     size_t write_count = 0;
-    size_t count;
 
     if (chunks == NULL || chunk_pointers == NULL || writes == NULL || write_pointers == NULL) {
         meta_request_reply(&fence->request, -DL_E_NO_MEMORY, NULL, NULL);
         goto out;
     }
-    for (size_t i = 0; i < parts->chunk_count; i++) {
-        count = pending_chunk_fill(&chunks[chunk_count], parts->chunks[i], version_end,
-                                   writes + write_count, write_pointers + write_count);
-        if (count == 0 && parts->chunks[i]->attempt == 0)
-            continue;
-        write_count += count;
-        chunk_pointers[chunk_count] = &chunks[chunk_count];
-        chunk_count++;
+    for (size_t i = 0; i < parts->count; i++) {
+        write_count += pending_chunk_fill(&chunks[i], parts->parts[i].chunk, parts->parts[i].slice,
+                                          writes + write_count, write_pointers + write_count);
+        chunk_pointers[i] = &chunks[i];
     }
     reply.volume = fence->change.key.volume;
     reply.lease_epoch = fence->change.lease_epoch;
-    reply.n_chunks = chunk_count;
+    reply.n_chunks = parts->count;
     reply.chunks = chunk_pointers;
     reply.more = parts->more;
-    reply.next_segment = parts->next_segment;
+    reply.next_segment = parts->next.segment;
+    reply.next_slot = parts->next.slot;
+    reply.next_version = parts->next.version;
     meta_request_reply(&fence->request, 0, NULL, &reply.base);
 out:
     free(chunks);
@@ -235,7 +294,7 @@ fence_on_done(struct store_change *change, int err)
         meta_request_reply(&fence->request, err, NULL, NULL);
     else
         fence_reply_parts(fence, &parts);
-    free(parts.chunks);
+    free(parts.parts);
     meta_request_end(&fence->request);
     free(fence);
 }
@@ -260,7 +319,11 @@ fence_receive(struct chunkserver_core *core, const struct frame *frame, const Dl
         return;
     }
     meta_request_begin(&fence->request, core, frame);
-    fence->first_segment = message->first_segment;
+    fence->first = (struct fence_cursor){
+        .segment = message->first_segment,
+        .slot = message->first_slot,
+        .version = message->first_version,
+    };
     fence->change.kind = STORE_FENCE;
     fence->change.key.volume = message->volume;
     fence->change.lease_epoch = message->lease_epoch;

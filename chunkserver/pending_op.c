@@ -13,7 +13,8 @@
 #include "common/assert.h"
 #include "dlblk/error.h"
 
-#define FIRST_CONFIG_EPOCH 1u
+#define FIRST_CONFIG_EPOCH  1u
+#define PENDING_PART_WRITES (PENDING_PART_BYTES / PENDING_WRITE_BYTES)
 
 /* Whether it can be answered: before the fence, and again after it. */
 static int
@@ -36,12 +37,13 @@ pending_op_check(struct chunkserver_core *core, const struct stable_op *op)
     return 0;
 }
 
-/* NULL: no memory, or more than a frame can tell. */
+/* NULL: no memory. */
 static struct frame_out *
 pending_op_reply(const struct stable_op *op, const struct chunk *chunk)
 {
-    uint64_t version_end = (uint64_t)op->change.lease_epoch << WIRE_VERSION_SEQUENCE_BITS;
     Dl__PendingChunk reply = DL__PENDING_CHUNK__INIT;
+    struct pending_slice slice;
+    bool more;
     Dl__PendingWrite *writes;
     Dl__PendingWrite **pointers;
     struct frame_out *frame = NULL;
@@ -52,10 +54,15 @@ pending_op_reply(const struct stable_op *op, const struct chunk *chunk)
         reply.config_epoch = op->config_epoch;
         return frame_out_create_message(OP_PENDING, FRAME_REPLY, op->request_id, 0, &reply.base);
     }
-    writes = calloc(chunk->pending_count + 1, sizeof(*writes));
-    pointers = calloc(chunk->pending_count + 1, sizeof(struct _Dl__PendingWrite *));
+    slice = pending_slice_of(chunk, op->first_version, op->change.lease_epoch);
+    more = slice.count > PENDING_PART_WRITES;
+    slice.count = more ? PENDING_PART_WRITES : slice.count;
+    writes = calloc(slice.count + 1, sizeof(*writes));
+    pointers = calloc(slice.count + 1, sizeof(struct _Dl__PendingWrite *));
     if (writes != NULL && pointers != NULL) {
-        (void)pending_chunk_fill(&reply, chunk, version_end, writes, pointers);
+        (void)pending_chunk_fill(&reply, chunk, slice, writes, pointers);
+        reply.more = more;
+        reply.next_version = more ? chunk->pending[slice.first + slice.count].version : 0;
         frame = frame_out_create_message(OP_PENDING, FRAME_REPLY, op->request_id, 0, &reply.base);
     }
     free(writes);
@@ -96,6 +103,7 @@ pending_op_start(struct session *session, const struct frame *frame, const Dl__P
 
     op->request_id = frame->request_id;
     op->config_epoch = message->config_epoch;
+    op->first_version = message->first_version;
     op->key = (struct chunk_key){
         .volume = message->volume,
         .segment = message->segment,

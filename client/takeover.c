@@ -54,9 +54,16 @@ struct takeover_slot {
     uint32_t number;
     uint32_t server_id;
     bool answered;
+    uint64_t next_version;    /* of a long answer: what is below is here */
     uint64_t since_ns;        /* the answer is waited for */
     uint64_t again_ns;        /* asked not before */
     struct takeover_ask *ask; /* NULL: not asked just now */
+};
+
+/* A server whose answer the metadata service is waiting for. */
+struct takeover_waiting {
+    uint32_t server_id;
+    uint64_t since_ns;
 };
 
 /* What is pending in one segment, and how far resolving it has got. */
@@ -79,8 +86,8 @@ struct takeover {
     struct client_volume *volume;
     struct client_meta_call call;
     Dl__FenceStatus request;
-    VEC(uint32_t) known;   /* servers whose whole answer is here */
-    VEC(uint32_t) waiting; /* servers that have not answered, as metadata says */
+    VEC(uint32_t) known; /* servers whose whole answer is here */
+    VEC(struct takeover_waiting) waiting;
     struct takeover_segment *segments;
     struct list ready;
     struct list asking;
@@ -90,6 +97,7 @@ struct takeover {
     uint64_t patrol_ns;        /* slots that do not answer are looked for, not before */
     uint64_t ask_ns;           /* not before */
     uint32_t unanswered_count; /* segments that some in-sync slot's server has not answered for */
+    bool replied;              /* FENCE_STATUS has been, once */
     bool ended;                /* the volume is fenced or closed: freed with the last resolution */
     uint32_t running_count;
 };
@@ -285,6 +293,15 @@ takeover_take_chunk(struct takeover *takeover, uint32_t server_id, const Dl__Pen
     return entry != NULL ? takeover_take_writes(entry, server_id, chunk) : -DL_E_NO_MEMORY;
 }
 
+static void
+takeover_resume_nothing(struct takeover *takeover)
+{
+    takeover->request.resume_server = 0;
+    takeover->request.resume_segment = 0;
+    takeover->request.resume_slot = 0;
+    takeover->request.resume_version = 0;
+}
+
 static int
 takeover_take_answer(struct takeover *takeover, const Dl__FenceAnswer *answer)
 {
@@ -303,12 +320,12 @@ takeover_take_answer(struct takeover *takeover, const Dl__FenceAnswer *answer)
     if (answer->more) {
         takeover->request.resume_server = answer->server_id;
         takeover->request.resume_segment = answer->next_segment;
+        takeover->request.resume_slot = answer->next_slot;
+        takeover->request.resume_version = answer->next_version;
         return 0;
     }
-    if (takeover->request.resume_server == answer->server_id) {
-        takeover->request.resume_server = 0;
-        takeover->request.resume_segment = 0;
-    }
+    if (takeover->request.resume_server == answer->server_id)
+        takeover_resume_nothing(takeover);
     return vec_push(&takeover->known, answer->server_id);
 }
 
@@ -528,6 +545,14 @@ takeover_ask_on_reply(struct session_call *call, const struct frame *reply)
     return ask->chunk != NULL ? 0 : -DL_E_MESSAGE_MALFORMED;
 }
 
+/* By the volume's task. */
+static void
+takeover_look_again(struct takeover *takeover)
+{
+    takeover->changed = true;
+    client_volume_defer(takeover->volume);
+}
+
 static int
 takeover_take_pending(struct takeover_segment *entry, struct takeover_slot *slot,
                       const Dl__PendingChunk *chunk)
@@ -538,9 +563,16 @@ takeover_take_pending(struct takeover_segment *entry, struct takeover_slot *slot
         return -DL_E_MESSAGE_MALFORMED;
     if (chunk->attempt != 0)
         return -DL_E_NOT_YET;
+    if (chunk->more && chunk->next_version <= slot->next_version)
+        return -DL_E_MESSAGE_MALFORMED;
     err = takeover_take_writes(entry, slot->server_id, chunk);
-    slot->answered = err == 0;
-    return err;
+    if (err != 0)
+        return err;
+    slot->answered = !chunk->more;
+    slot->next_version = chunk->next_version;
+    if (chunk->more)
+        takeover_look_again(entry->takeover); /* for the rest */
+    return 0;
 }
 
 static void
@@ -593,8 +625,7 @@ takeover_ask_on_done(struct session_call *call, int err)
     if (!all)
         return;
     list_remove(&entry->ask_node);
-    takeover->changed = true;
-    client_volume_defer(takeover->volume);
+    takeover_look_again(takeover);
 }
 
 static void
@@ -626,6 +657,7 @@ takeover_send_ask(struct takeover_segment *entry, struct takeover_slot *slot)
     message.slot = slot->number;
     message.config_epoch = client_map_get(&volume->map, entry->index)->config_epoch;
     message.lease_epoch = volume->lease_epoch;
+    message.first_version = slot->next_version;
     slot->ask = ask;
     takeover->ask_count++;
     frame = frame_out_create_message(OP_PENDING, 0, request_id, 0, &message.base);
@@ -709,13 +741,14 @@ client_takeover_run_changed(struct client_volume *volume)
 
 /* --- slots that do not answer --- */
 
-static bool
-takeover_waits_for_server(const struct takeover *takeover, uint32_t server_id)
+/* UINT64_MAX: the metadata service does not wait for it. */
+static uint64_t
+takeover_waits_for_server_ns(const struct takeover *takeover, uint32_t server_id)
 {
     vec_for_each (waiting, &takeover->waiting)
-        if (*waiting == server_id)
-            return true;
-    return false;
+        if (waiting->server_id == server_id)
+            return waiting->since_ns;
+    return UINT64_MAX;
 }
 
 static uint64_t
@@ -729,7 +762,7 @@ takeover_waits_since_ns(const struct takeover *takeover, const struct segment *s
     asked = takeover_find_slot(entry, slot->number, slot->server_id);
     if (asked != NULL)
         return asked->answered ? UINT64_MAX : asked->since_ns;
-    return takeover_waits_for_server(takeover, slot->server_id) ? takeover->start_ns : UINT64_MAX;
+    return takeover_waits_for_server_ns(takeover, slot->server_id);
 }
 
 /* Rule 19; and a segment that waits for long may have another map by now. */
@@ -763,11 +796,50 @@ takeover_patrol(struct takeover *takeover)
 
 /* --- asking --- */
 
+/*
+ * Who is waited for since when; from the attach on, if the first reply names it.  Of a long answer a
+ * server may be asked for a part later.
+ */
+static void
+takeover_take_waiting(struct takeover *takeover, const Dl__FenceStatusReply *reply)
+{
+    VEC(struct takeover_waiting) waiting = {0};
+
+    for (size_t i = 0; i < reply->n_waiting_for; i++) {
+        uint64_t since_ns = takeover_waits_for_server_ns(takeover, reply->waiting_for[i]);
+        struct takeover_waiting one = {
+            .server_id = reply->waiting_for[i],
+            .since_ns = since_ns != UINT64_MAX ? since_ns
+                        : takeover->replied    ? env_now_ns(takeover->volume->core->env)
+                                               : takeover->start_ns,
+        };
+
+        (void)vec_push(&waiting, one);
+    }
+    vec_fini(&takeover->waiting);
+    takeover->waiting.items = waiting.items;
+    takeover->waiting.count = waiting.count;
+    takeover->waiting.capacity = waiting.capacity;
+    takeover->replied = true;
+}
+
+/* The rest of an answer that nobody has any more is not waited for: it comes anew. */
+static void
+takeover_check_resumed(struct takeover *takeover, const Dl__FenceStatusReply *reply)
+{
+    for (size_t i = 0; i < reply->n_answers; i++)
+        if (reply->answers[i]->server_id == takeover->request.resume_server)
+            return;
+    if (reply->n_answers > 0)
+        takeover_resume_nothing(takeover);
+}
+
 static void
 takeover_on_reply(struct takeover *takeover, const Dl__FenceStatusReply *reply)
 {
     struct client_volume *volume = takeover->volume;
 
+    takeover_check_resumed(takeover, reply);
     for (size_t i = 0; i < reply->n_answers; i++) {
         int err = takeover_take_answer(takeover, reply->answers[i]);
 
@@ -778,9 +850,10 @@ takeover_on_reply(struct takeover *takeover, const Dl__FenceStatusReply *reply)
                           volume->name, reply->answers[i]->server_id, dl_err_str(err));
         takeover->ask_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
     }
-    vec_clear(&takeover->waiting);
-    for (size_t i = 0; i < reply->n_waiting_for; i++)
-        (void)vec_push(&takeover->waiting, reply->waiting_for[i]);
+    takeover_take_waiting(takeover, reply);
+    /* What is still open is not for the metadata service to say. */
+    if (reply->n_answers == 0 && reply->n_waiting_for == 0)
+        takeover->ask_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
 }
 
 static void
@@ -839,7 +912,7 @@ client_takeover_waits_for(const struct client_volume *volume, char *text, size_t
     const struct client_server *server;
 
     if (takeover != NULL && takeover->waiting.count > 0) {
-        server = client_core_server(volume->core, takeover->waiting.items[0]);
+        server = client_core_server(volume->core, takeover->waiting.items[0].server_id);
         (void)snprintf(
             text, text_bytes,
             "the volume was not detached cleanly: waiting for %s and %zu others to say what is "

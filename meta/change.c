@@ -328,6 +328,27 @@ meta_notice_free_all(struct meta_core *core)
 
 /* --- showing --- */
 
+/* What becomes of each slot. */
+static void
+change_show_slots(struct meta_volume *volume, const struct segment *old, const struct segment *next)
+{
+    const struct segment_table *table = &volume->segments;
+
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &next->slots[i], *before;
+        uint32_t place;
+
+        if (slot->server_id == 0)
+            continue;
+        place = meta_segment_place_of(table, old, slot->server_id);
+        before = place == UINT32_MAX ? NULL : &old->slots[place];
+        if (before == NULL || before->state == slot->state)
+            continue;
+        if (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC)
+            meta_takeover_promoted(volume, next, slot, before->attempt);
+    }
+}
+
 static void
 change_show(struct meta_core *core, struct meta_volume *volume, const struct segment *next)
 {
@@ -337,6 +358,7 @@ change_show(struct meta_core *core, struct meta_volume *volume, const struct seg
 
     dl_assert(segment != NULL && segment->config_epoch + 1 == next->config_epoch);
     old = meta_copy(segment, bytes);
+    change_show_slots(volume, old, next);
     meta_volume_count_slots(core, volume, next, 1);
     meta_volume_count_slots(core, volume, segment, -1);
     memcpy(segment, next, bytes);

@@ -107,6 +107,7 @@ core_set_defaults(struct meta_options *options)
     o->volumes_max = o->volumes_max != 0 ? o->volumes_max : META_VOLUMES_MAX;
     o->segments_max = o->segments_max != 0 ? o->segments_max : META_SEGMENTS_MAX;
     o->sessions_max = o->sessions_max != 0 ? o->sessions_max : META_SESSIONS_MAX;
+    o->fence_bytes_max = o->fence_bytes_max != 0 ? o->fence_bytes_max : META_FENCE_BYTES_MAX;
 }
 
 static void
@@ -324,6 +325,7 @@ meta_core_get_stats(const struct meta_core *core, struct meta_stats *ret_stats)
     struct meta_stats stats = core->stats;
 
     stats.sessions = core->session_count;
+    stats.fence_bytes = core->fence_bytes;
     stats.segments = core->segment_count;
     stats.volumes = core->volume_count;
     for (uint32_t id = 0; id < core->servers_end; id++)

@@ -48,6 +48,7 @@ struct meta_options {
     uint32_t volumes_max;
     uint32_t segments_max;
     uint32_t sessions_max;
+    uint64_t fence_bytes_max; /* of answers to FENCE that are kept; META_FENCE_BYTES_MAX */
 
     /* All may be NULL.  The state is loaded: requests are answered from now on. */
     void (*on_ready)(void *context);
@@ -85,6 +86,7 @@ struct meta_stats {
     uint64_t sessions, requests, replies_error, commits;
     uint64_t replies_unmatched; /* to nothing that was asked, or too late */
     uint64_t takeovers, fences_sent, fences_answered;
+    uint64_t fence_bytes; /* of their answers that are kept now */
     uint64_t segments, volumes, servers_up;
 };
 void meta_core_get_stats(const struct meta_core *core, struct meta_stats *ret_stats);

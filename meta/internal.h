@@ -444,6 +444,9 @@ void meta_takeover_end(struct meta_core *core, struct meta_volume *volume,
 void meta_takeover_wait_attach(struct meta_op *op, struct meta_volume *volume, uint64_t wait_ns);
 /* Slots of its volume have changed. */
 void meta_takeover_map_changed(struct meta_volume *volume);
+/* A slot of the volume, as it is now, was recovering under this attempt and is in-sync. */
+void meta_takeover_promoted(struct meta_volume *volume, const struct segment *segment,
+                            const struct segment_slot *slot, uint32_t attempt);
 /* Is somebody connected waiting for his attach? */
 bool meta_takeover_has_attacher(const struct meta_volume *volume);
 void meta_takeover_text(const struct meta_core *core, const struct meta_volume *volume, char *text,
@@ -557,6 +560,7 @@ struct meta_core {
     void *stopped_context;
     struct meta_stats stats;
     struct meta_recovery *recovery;
+    uint64_t fence_bytes; /* of answers to FENCE that are kept: takeover.c */
 };
 
 void meta_load_start(struct meta_core *core);

@@ -44,4 +44,9 @@
 #define META_REPLY_BYTES     (512u << 10) /* size that paged replies aim at */
 #define META_SERVER_COMMANDS 64u          /* requests to one server in flight */
 
+/* A part of an answer to FENCE: one and META_REPLY_BYTES fit into a frame. */
+#define META_FENCE_PART_BYTES (384u << 10)
+/* Memory for answers that were not handed on yet; beyond it servers are asked again. */
+#define META_FENCE_BYTES_MAX (64u << 20)
+
 #endif

@@ -540,22 +540,28 @@ decode_read_reply(const struct got *got)
 }
 
 static Dl__FenceReply *
-fence(struct fixture *fx, uint32_t lease_epoch, uint32_t first_segment)
+fence_from(struct fixture *fx, const Dl__Fence *message)
 {
-    Dl__Fence message = DL__FENCE__INIT;
     uint64_t id = ++fx->meta.next_id;
     struct got *got;
     Dl__FenceReply *reply;
 
-    message.volume = VOLUME;
-    message.lease_epoch = lease_epoch;
-    message.first_segment = first_segment;
-    peer_send_message(&fx->meta, OP_FENCE, id, &message.base);
+    peer_send_message(&fx->meta, OP_FENCE, id, &message->base);
     got = wait_reply(fx, &fx->meta, id);
     assert_int_equal(got->status, 0);
     reply = dl__fence_reply__unpack(NULL, got->body_bytes, got->body);
     assert_non_null(reply);
     return reply;
+}
+
+static Dl__FenceReply *
+fence(struct fixture *fx, uint32_t lease_epoch)
+{
+    Dl__Fence message = DL__FENCE__INIT;
+
+    message.volume = VOLUME;
+    message.lease_epoch = lease_epoch;
+    return fence_from(fx, &message);
 }
 
 /* --- the tests --- */
@@ -757,7 +763,7 @@ test_fence(void **state)
     /* All have arrived, the large one is still being written. */
     while (stats_of(fx).writes < 5)
         assert_true(sim_world_step(&fx->world, UINT64_MAX));
-    reply = fence(fx, 5, 0);
+    reply = fence(fx, 5);
     assert_int_equal(reply->lease_epoch, 5);
     assert_int_equal(reply->n_chunks, 1);
     assert_int_equal(reply->chunks[0]->segment, 9);
@@ -780,7 +786,7 @@ test_fence(void **state)
                      -DL_E_LEASE_OLD);
     assert_int_equal(
         wait_reply(fx, client, send_write(client, target_of(9, 0, 1, 1, 5), 1, 7))->status, 0);
-    reply = fence(fx, 5, 0);
+    reply = fence(fx, 5);
     assert_int_equal(reply->n_chunks, 1);
     assert_int_equal(reply->chunks[0]->n_writes, 5);
     dl__fence_reply__free_unpacked(reply, NULL);
@@ -790,7 +796,7 @@ test_fence(void **state)
         wait_reply(fx, client, send_stable(client, target_of(9, 0, 0, 1, 5), (5ull << 40) + 1))
             ->status,
         0);
-    reply = fence(fx, 6, 0);
+    reply = fence(fx, 6);
     assert_int_equal(reply->n_chunks, 0);
     dl__fence_reply__free_unpacked(reply, NULL);
 }
@@ -802,7 +808,7 @@ test_lower_fence_is_refused(void **state)
     Dl__Fence message = DL__FENCE__INIT;
 
     wait_registered(fx);
-    dl__fence_reply__free_unpacked(fence(fx, 9, 0), NULL);
+    dl__fence_reply__free_unpacked(fence(fx, 9), NULL);
     message.volume = VOLUME;
     message.lease_epoch = 8;
     peer_send_message(&fx->meta, OP_FENCE, 1000, &message.base);
@@ -812,6 +818,75 @@ test_lower_fence_is_refused(void **state)
     assert_int_equal(wait_reply(fx, &fx->meta, 1001)->status, -DL_E_MESSAGE_MALFORMED);
 }
 
+/*
+ * A chunk's list may be too long for a part: the next one goes on in the middle, also of what
+ * PENDING says.  Each version comes once and in order.
+ */
+static void
+test_fence_answer_of_a_long_list(void **state)
+{
+    enum { WRITES = 20000, FIRST_PART = 8192 };
+    struct fixture *fx = *state;
+    struct peer *client = client_up(fx, 0);
+    Dl__Fence message = DL__FENCE__INIT;
+    Dl__Pending pending = DL__PENDING__INIT;
+    uint64_t version = 0, last = 0;
+    uint32_t parts = 0;
+    bool more = true;
+
+    for (uint64_t i = 1; i <= WRITES; i++) {
+        struct data_target target = target_of(3, 0, 1, 1, 1);
+
+        target.flags = WRITE_ZERO | WRITE_RESOLVE;
+        last = send_write(client, target, i, 0);
+        if (i % 1000 == 0)
+            assert_int_equal(wait_reply(fx, client, last)->status, 0);
+    }
+    run_for(fx, SIM_S);
+    message.volume = VOLUME;
+    message.lease_epoch = 2;
+    while (more) {
+        Dl__FenceReply *reply = fence_from(fx, &message);
+
+        assert_int_equal(reply->n_chunks, 1);
+        assert_int_equal(reply->chunks[0]->segment, 3);
+        assert_in_range(reply->chunks[0]->n_writes, 1, FIRST_PART);
+        for (size_t i = 0; i < reply->chunks[0]->n_writes; i++)
+            assert_int_equal(reply->chunks[0]->writes[i]->version & 0xffffff, ++version);
+        more = reply->more;
+        message.first_segment = reply->next_segment;
+        message.first_slot = reply->next_slot;
+        message.first_version = reply->next_version;
+        parts++;
+        dl__fence_reply__free_unpacked(reply, NULL);
+    }
+    assert_int_equal(version, WRITES);
+    assert_int_equal(parts, 3);
+
+    pending.volume = VOLUME;
+    pending.segment = 3;
+    pending.slot = 1;
+    pending.config_epoch = 1;
+    pending.lease_epoch = 2;
+    for (more = true, version = 0; more;) {
+        uint64_t id = ++client->next_id;
+        Dl__PendingChunk *reply;
+        struct got *got;
+
+        peer_send_message(client, OP_PENDING, id, &pending.base);
+        got = wait_reply(fx, client, id);
+        assert_int_equal(got->status, 0);
+        reply = dl__pending_chunk__unpack(NULL, got->body_bytes, got->body);
+        assert_non_null(reply);
+        for (size_t i = 0; i < reply->n_writes; i++)
+            assert_int_equal(reply->writes[i]->version & 0xffffff, ++version);
+        more = reply->more;
+        pending.first_version = reply->next_version;
+        dl__pending_chunk__free_unpacked(reply, NULL);
+    }
+    assert_int_equal(version, WRITES);
+}
+
 /* More pending writes than one frame can tell come in parts that leave nothing out. */
 static void
 test_fence_answer_in_parts(void **state)
@@ -819,7 +894,8 @@ test_fence_answer_in_parts(void **state)
     enum { SEGMENTS = 36, WRITES = 1000 };
     struct fixture *fx = *state;
     struct peer *client = client_up(fx, 0);
-    uint32_t segment = 0, parts = 0, writes = 0, next = 0;
+    Dl__Fence message = DL__FENCE__INIT;
+    uint32_t segment = 0, parts = 0, writes = 0;
     bool more = true;
     uint64_t last = 0;
 
@@ -832,21 +908,28 @@ test_fence_answer_in_parts(void **state)
         }
     assert_int_equal(wait_reply(fx, client, last)->status, 0);
     run_for(fx, SIM_S);
+    message.volume = VOLUME;
+    message.lease_epoch = 2;
     segment = 0;
     while (more) {
-        Dl__FenceReply *reply = fence(fx, 2, next);
+        Dl__FenceReply *reply = fence_from(fx, &message);
 
         for (size_t i = 0; i < reply->n_chunks; i++) {
-            assert_int_equal(reply->chunks[i]->segment, segment++);
+            /* The first may go on with the last one before. */
+            if (i > 0 || message.first_version == 0)
+                segment++;
+            assert_int_equal(reply->chunks[i]->segment, segment - 1);
             writes += (uint32_t)reply->chunks[i]->n_writes;
         }
         more = reply->more;
-        next = reply->next_segment;
-        assert_true(!more || next == segment);
+        message.first_segment = reply->next_segment;
+        message.first_slot = reply->next_slot;
+        message.first_version = reply->next_version;
+        assert_true(!more || message.first_segment + (message.first_version != 0) == segment);
         parts++;
         dl__fence_reply__free_unpacked(reply, NULL);
     }
-    assert_true(parts > 1);
+    assert_in_range(parts, 4, 6);
     assert_int_equal(segment, SEGMENTS);
     assert_int_equal(writes, SEGMENTS * WRITES);
 }
@@ -1114,7 +1197,7 @@ test_metadata_service_comes_and_goes(void **state)
     sim_process_listen(&fx->meta.process, &peer_events, &fx->meta);
     wait_registered(fx);
     assert_true(fx->meta.registrations >= 2);
-    dl__fence_reply__free_unpacked(fence(fx, 2, 0), NULL);
+    dl__fence_reply__free_unpacked(fence(fx, 2), NULL);
 
     /* It hangs: nothing comes any more, not even a reset. */
     sim_process_pause(&fx->meta.process, 12 * SIM_S);
@@ -1148,7 +1231,7 @@ test_answers_stay_on_their_connection(void **state)
     run_for(fx, 5 * SIM_S);
     assert_int_equal(fx->disk.counters.fences, 1);
     assert_int_equal(fx->meta.got_count, 0);
-    dl__fence_reply__free_unpacked(fence(fx, 2, 0), NULL);
+    dl__fence_reply__free_unpacked(fence(fx, 2), NULL);
 }
 
 static void
@@ -1195,9 +1278,9 @@ test_stop(void **state)
 UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_first_frame_must_be_hello), TEST(test_write_and_read),
           TEST(test_damaged_payload), TEST(test_fence), TEST(test_lower_fence_is_refused),
-          TEST(test_fence_answer_in_parts), TEST(test_config_epoch), TEST(test_delete),
-          TEST(test_malformed_requests), TEST(test_back_pressure),
-          TEST(test_client_that_takes_no_replies), TEST(test_client_that_takes_no_small_replies),
-          TEST(test_links_go_away), TEST(test_silent_clients_are_closed),
-          TEST(test_metadata_service_comes_and_goes), TEST(test_answers_stay_on_their_connection),
-          TEST(test_stop))
+          TEST(test_fence_answer_of_a_long_list), TEST(test_fence_answer_in_parts),
+          TEST(test_config_epoch), TEST(test_delete), TEST(test_malformed_requests),
+          TEST(test_back_pressure), TEST(test_client_that_takes_no_replies),
+          TEST(test_client_that_takes_no_small_replies), TEST(test_links_go_away),
+          TEST(test_silent_clients_are_closed), TEST(test_metadata_service_comes_and_goes),
+          TEST(test_answers_stay_on_their_connection), TEST(test_stop))

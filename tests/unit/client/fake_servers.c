@@ -1003,8 +1003,19 @@ fake_answers_alloc(struct fake_answers *answers, size_t bytes)
     return memory;
 }
 
+static int
+fake_pending_compare(const void *a, const void *b)
+{
+    uint64_t left = (*(Dl__PendingWrite *const *)a)->version;
+    uint64_t right = (*(Dl__PendingWrite *const *)b)->version;
+
+    return left < right ? -1 : left > right;
+}
+
+/* Writes from first_version on, by version, part_writes at most; `more`, if that is not all. */
 static Dl__PendingChunk *
-fake_pending_chunk(struct fake_answers *answers, const struct fake_chunk *chunk)
+fake_pending_chunk(struct fake_answers *answers, const struct fake_chunk *chunk,
+                   uint64_t first_version, uint32_t part_writes)
 {
     Dl__PendingChunk *message = fake_answers_alloc(answers, sizeof(*message));
 
@@ -1016,25 +1027,36 @@ fake_pending_chunk(struct fake_answers *answers, const struct fake_chunk *chunk)
     message->attempt = chunk->attempt;
     if (chunk->attempt != 0)
         return message;
-    message->n_writes = chunk->pending.count;
     message->writes = fake_answers_alloc(answers, chunk->pending.count * sizeof(void *));
     for (size_t i = 0; i < chunk->pending.count; i++) {
-        Dl__PendingWrite *write = fake_answers_alloc(answers, sizeof(*write));
+        Dl__PendingWrite *write;
 
+        if (chunk->pending.items[i].version < first_version)
+            continue;
+        write = fake_answers_alloc(answers, sizeof(*write));
         dl__pending_write__init(write);
         write->version = chunk->pending.items[i].version;
         write->offset_sectors = chunk->pending.items[i].first_sector;
         write->length_sectors = chunk->pending.items[i].sector_count;
-        message->writes[i] = write;
+        message->writes[message->n_writes++] = write;
+    }
+    qsort(message->writes, message->n_writes, sizeof(void *), fake_pending_compare);
+    if (part_writes != 0 && message->n_writes > part_writes) {
+        message->more = true;
+        message->next_version = message->writes[part_writes]->version;
+        message->n_writes = part_writes;
     }
     return message;
 }
 
 /* In parts: each answer has at most one chunk. */
 static void
-fake_add_answer(struct fake_answers *answers, struct fake_server *server, uint64_t volume,
-                uint32_t first_segment)
+fake_add_answer(struct fake_answers *answers, struct fake_server *server,
+                const Dl__FenceStatus *status, uint32_t part_writes)
 {
+    bool resumed = status->resume_server == server->id;
+    uint32_t first_segment = resumed ? status->resume_segment : 0;
+    uint64_t first_version = resumed ? status->resume_version : 0;
     Dl__FenceAnswer *answer = &answers->answers[answers->answer_count];
     struct fake_chunk *chosen = NULL;
     struct fake_chunk *chunk;
@@ -1042,7 +1064,7 @@ fake_add_answer(struct fake_answers *answers, struct fake_server *server, uint64
     dl__fence_answer__init(answer);
     answer->server_id = server->id;
     list_for_each_entry (chunk, &server->chunks, node) {
-        if (chunk->volume != volume || (chunk->pending.count == 0 && chunk->attempt == 0) ||
+        if (chunk->volume != status->volume || (chunk->pending.count == 0 && chunk->attempt == 0) ||
             chunk->segment < first_segment)
             continue;
         if (chosen == NULL || chunk->segment < chosen->segment) {
@@ -1054,9 +1076,16 @@ fake_add_answer(struct fake_answers *answers, struct fake_server *server, uint64
     }
     if (chosen != NULL) {
         answer->chunks = fake_answers_alloc(answers, sizeof(void *));
-        answer->chunks[0] = fake_pending_chunk(answers, chosen);
+        answer->chunks[0] = fake_pending_chunk(
+            answers, chosen, chosen->segment == first_segment ? first_version : 0, part_writes);
         answer->n_chunks = 1;
         answer->next_segment = chosen->segment + 1;
+        if (answer->chunks[0]->more) {
+            answer->more = true;
+            answer->next_segment = chosen->segment;
+            answer->next_slot = chosen->slot;
+            answer->next_version = answer->chunks[0]->next_version;
+        }
     }
     answers->answer_pointers[answers->answer_count++] = answer;
 }
@@ -1086,10 +1115,9 @@ fake_meta_answer_status(struct fake_cluster *cluster, struct fake_session *sessi
         if ((cluster->unanswered & 1u << i) != 0)
             answers.waiting[answers.waiting_count++] = server->id;
         else
-            fake_add_answer(&answers, server, status->volume,
-                            status->resume_server == server->id ? status->resume_segment : 0);
+            fake_add_answer(&answers, server, status, cluster->part_writes);
     }
-    if (answers.answer_count > 0) {
+    if (answers.answer_count > 0 || answers.waiting_count == 0) {
         reply.n_answers = answers.answer_count;
         reply.answers = answers.answer_pointers;
         reply.n_waiting_for = answers.waiting_count;
@@ -1099,7 +1127,7 @@ fake_meta_answer_status(struct fake_cluster *cluster, struct fake_session *sessi
     vec_for_each (memory, &answers.memory)
         free(*memory);
     vec_fini(&answers.memory);
-    return answers.answer_count > 0;
+    return answers.answer_count > 0 || answers.waiting_count == 0;
 }
 
 static void
@@ -1146,7 +1174,10 @@ fake_server_on_pending(struct fake_server *server, struct fake_session *session,
     else if (err != 0)
         fake_send_error(session, frame, err, "not now");
     else
-        fake_send_message(session, frame, &fake_pending_chunk(&answers, chunk)->base);
+        fake_send_message(session, frame,
+                          &fake_pending_chunk(&answers, chunk, pending->first_version,
+                                              server->cluster->part_writes)
+                               ->base);
     vec_for_each (memory, &answers.memory)
         free(*memory);
     vec_fini(&answers.memory);

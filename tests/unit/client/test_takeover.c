@@ -464,6 +464,80 @@ test_a_slot_promoted_after_its_answer(void **state)
     promoted_slot(true, false);
 }
 
+/* While a slot has to say something, the metadata service is not asked again and again. */
+static void
+test_nothing_more_to_ask(void **state)
+{
+    struct fixture *f = fixture_create(31, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+
+    (void)state;
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, RECOVERING, 1));
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
+    f->cluster.untold = true;
+    fixture_set_slot(f, volume, 0, 1, 2, IN_SYNC, 1);
+    answer(f);
+    fixture_run(f, 2500 * NS_PER_MS);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 1);
+    assert_in_range(f->cluster.fence_statuses, 2, 8);
+    f->cluster.untold = false;
+    fake_server_tell(&f->cluster.servers[1], volume, 0);
+    fixture_run(f, SIM_S);
+    close_clean(f, volume);
+}
+
+/* Lists that come in parts, also in the middle of a chunk, are taken whole. */
+static void
+test_lists_in_parts(void **state)
+{
+    struct fixture *f = fixture_create(32, 4);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    f->cluster.part_writes = 3;
+    for (uint32_t i = 0; i < 10; i++) {
+        put(f, volume, 0, i % 3, VERSION(40 - i), 20 * i, 2, (uint8_t)(10 + i));
+        put(f, volume, 1, 1, VERSION(10 + i), 3 * i, 1, (uint8_t)(30 + i));
+    }
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, SIM_S);
+    assert_in_range(f->cluster.fence_statuses, 5, 20);
+    assert_int_equal(total_resolves(f), 3 * 20);
+    for (uint32_t i = 0; i < 10; i++) {
+        check_sectors(f, 0, 20 * i, 2, (uint8_t)(10 + i));
+        check_sectors(f, 1, 3 * i, 1, (uint8_t)(30 + i));
+    }
+    close_clean(f, volume);
+}
+
+/* Likewise of a slot that was promoted: here only it has them. */
+static void
+test_a_promoted_slot_with_a_long_list(void **state)
+{
+    struct fixture *f = fixture_create(33, 3);
+    struct fake_volume *volume = abandoned_unanswered(f);
+
+    (void)state;
+    f->cluster.part_writes = 3;
+    for (uint32_t i = 0; i < 10; i++)
+        put(f, volume, 0, 0, VERSION(40 - i), 20 * i, 1, (uint8_t)(10 + i));
+    fake_meta_set_slot(&f->cluster, volume, 0, 1, slot_of(2, RECOVERING, 1));
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
+    fixture_set_slot(f, volume, 0, 1, 2, IN_SYNC, 1);
+    fixture_run(f, 200 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[1].pendings, 4);
+    fixture_set_slot(f, volume, 0, 0, 1, EJECTED, 0);
+    answer(f);
+    fixture_run(f, SIM_S);
+    assert_int_equal(f->cluster.servers[1].pendings, 4);
+    for (uint32_t i = 0; i < 10; i++)
+        check_sectors(f, 0, 20 * i, 1, (uint8_t)(10 + i));
+    fixture_check_slots_alike(f, volume);
+    close_clean(f, volume);
+}
+
 /* Who was in sync all the time is not asked twice. */
 static void
 test_slots_that_stay_are_not_asked(void **state)
@@ -798,6 +872,8 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_a_promoted_slot_is_asked),
           cmocka_unit_test(test_a_promoted_slot_that_does_not_know),
           cmocka_unit_test(test_a_slot_promoted_after_its_answer),
+          cmocka_unit_test(test_nothing_more_to_ask), cmocka_unit_test(test_lists_in_parts),
+          cmocka_unit_test(test_a_promoted_slot_with_a_long_list),
           cmocka_unit_test(test_slots_that_stay_are_not_asked),
           cmocka_unit_test(test_out_and_in_again), cmocka_unit_test(test_lists_of_slots_that_left),
           cmocka_unit_test(test_the_source_leaves), cmocka_unit_test(test_a_rewrite_is_finished),

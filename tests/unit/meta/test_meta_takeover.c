@@ -50,14 +50,14 @@ takeover_note_servers(struct takeover_test *t, const Dl__MapReply *map)
         t->used_count += t->used[s];
 }
 
-/* A volume with segments, whose owner's connection broke a while ago. */
+/* A volume with segments, and its owner. */
 static void
-takeover_init(struct takeover_test *t, uint32_t segments)
+takeover_prepare(struct takeover_test *t, uint32_t segments, const struct meta_options *options)
 {
     Dl__MapReply *map;
 
     memset(t, 0, sizeof(*t));
-    fixture_init(&t->f, NULL);
+    fixture_init(&t->f, options);
     for (uint32_t i = 0; i < SERVERS; i++)
         t->servers[i] = fixture_server(&t->f, i + 1, "h");
     t->old_owner = fixture_client(&t->f);
@@ -66,9 +66,22 @@ takeover_init(struct takeover_test *t, uint32_t segments)
     assert_int_equal(ask_allocate(t->old_owner, t->volume.id, 1, 0, segments, &map), 0);
     takeover_note_servers(t, map);
     dl__map_reply__free_unpacked(map, NULL);
+}
+
+static void
+owner_dies(struct takeover_test *t)
+{
     peer_disconnect(t->old_owner);
     fixture_run(&t->f, 5 * SECOND);
     t->client = fixture_client(&t->f);
+}
+
+/* Its owner's connection broke a while ago. */
+static void
+takeover_init(struct takeover_test *t, uint32_t segments)
+{
+    takeover_prepare(t, segments, NULL);
+    owner_dies(t);
 }
 
 static void
@@ -490,8 +503,8 @@ pending_of(struct takeover_test *t, struct peer *server, Dl__FenceReply *reply,
     chunks[0].segment = 0;
     chunks[0].slot = slot;
     chunks[1].segment = 0;
-    chunks[1].slot = (slot + 1) % 3; /* not this server's */
-    chunks[2].segment = 63;          /* not allocated */
+    chunks[1].slot = slot + 1; /* not this server's */
+    chunks[2].segment = 63;    /* not allocated */
     reply->n_chunks = 3;
     reply->chunks = pointers;
     server->fence_reply = reply;
@@ -659,22 +672,163 @@ test_status_without_takeover(void **state)
     fixture_fini(&t.f);
 }
 
+/* --- slots that come into sync after the fence: rule 18 --- */
+
+static const Dl__FenceAnswer *
+answer_of(const Dl__FenceStatusReply *status, uint32_t server_id)
+{
+    for (size_t i = 0; i < status->n_answers; i++)
+        if (status->answers[i]->server_id == server_id)
+            return status->answers[i];
+    return NULL;
+}
+
+/* The one that is asked for the segment's slot, not what its server said before. */
+static void
+check_named(const Dl__FenceAnswer *answer, uint32_t slot)
+{
+    assert_non_null(answer);
+    assert_false(answer->more);
+    assert_int_equal(answer->n_chunks, 1);
+    assert_int_equal(answer->chunks[0]->segment, 0);
+    assert_int_equal(answer->chunks[0]->slot, slot);
+    assert_int_not_equal(answer->chunks[0]->attempt, 0);
+    assert_int_equal(answer->chunks[0]->n_writes, 0);
+}
+
+static uint32_t
+state_of(struct takeover_test *t, uint32_t server_id)
+{
+    Dl__MapReply *map = map_of(t->client, t->volume.id, 0);
+    uint32_t state = 0;
+
+    for (size_t i = 0; i < map->segments[0]->n_slots; i++)
+        if (map->segments[0]->slots[i]->server_id == server_id)
+            state = map->segments[0]->slots[i]->state;
+    dl__map_reply__free_unpacked(map, NULL);
+    return state;
+}
+
+/*
+ *   ejected | attach | FENCE answered, as of then | attempt | promoted | attach answered
+ *
+ * What the server has said is older than the attempt: the slot is named, and not what it listed.
+ */
+static void
+test_slot_promoted_after_its_answer_is_named(void **state)
+{
+    struct takeover_test t;
+    Dl__FenceReply reply;
+    Dl__PendingChunk chunks[3];
+    Dl__PendingChunk *pointers[3];
+    Dl__PendingWrite write;
+    Dl__PendingWrite *write_pointer[1];
+    Dl__FenceStatusReply *status;
+    struct peer *server;
+    Dl__MapReply *map;
+    uint64_t id;
+
+    (void)state;
+    takeover_prepare(&t, 1, NULL);
+    map = map_of(t.old_owner, t.volume.id, 0);
+    server = server_by_id(&t, map->segments[0]->slots[2]->server_id);
+    dl__map_reply__free_unpacked(map, NULL);
+    peer_disconnect(server);
+    assert_int_equal(
+        ask_eject(t.old_owner, t.volume.id, 1, 0, 1, server->server_id, 0, false, NULL), 0);
+    owner_dies(&t);
+    pending_of(&t, server, &reply, chunks, pointers, &write, write_pointer, 2);
+    all_silent(&t, true);
+    server->silent_command = false;
+    id = start_attach(&t, 2, 0);
+    peer_restart_server(server);
+    assert_int_equal(peer_register(server), 0);
+    fixture_settle(&t.f);
+    assert_int_equal(server->fences, 1);
+    fixture_run(&t.f, 2 * SECOND);
+    assert_non_null(peer_told(server, t.volume.id, 0));
+    assert_int_equal(ask_report(server, peer_told(server, t.volume.id, 0), true, 256), 0);
+    assert_int_equal(state_of(&t, server->server_id), DL__SLOT_STATE__SLOT_IN_SYNC);
+    assert_int_equal(fixture_reply_status(t.client, id), 0);
+
+    status = take_status(t.client, start_status(&t, 2, 0, NULL, 0));
+    check_named(answer_of(status, server->server_id), 2);
+    dl__fence_status_reply__free_unpacked(status, NULL);
+    /* Said once, it is known. */
+    status = take_status(t.client, start_status(&t, 2, 0, &server->server_id, 1));
+    assert_null(answer_of(status, server->server_id));
+    dl__fence_status_reply__free_unpacked(status, NULL);
+    fixture_fini(&t.f);
+}
+
+/* A server that had no slot when the fences went out says nothing by itself. */
+static void
+test_slot_promoted_on_a_new_server_is_named(void **state)
+{
+    struct takeover_test t;
+    Dl__ServerDrain drain = DL__SERVER_DRAIN__INIT;
+    Dl__FenceStatusReply *status;
+    struct peer *new_server = NULL, *stays;
+    Dl__MapReply *map;
+    uint64_t id;
+
+    (void)state;
+    takeover_init(&t, 1);
+    for (uint32_t i = 0; i < SERVERS; i++)
+        if (!t.used[i])
+            new_server = t.servers[i];
+    assert_non_null(new_server);
+    map = map_of(t.client, t.volume.id, 0);
+    drain.server_id = map->segments[0]->slots[1]->server_id;
+    stays = server_by_id(&t, map->segments[0]->slots[0]->server_id);
+    dl__map_reply__free_unpacked(map, NULL);
+    all_silent(&t, true);
+    id = start_attach(&t, 2, 0);
+    assert_int_equal(peer_ask(fixture_client(&t.f), OP_SERVER_DRAIN, &drain.base, NULL, NULL), 0);
+    fixture_run(&t.f, SECOND);
+    assert_non_null(peer_told(new_server, t.volume.id, 0));
+    assert_int_equal(ask_report(new_server, peer_told(new_server, t.volume.id, 0), true, 256), 0);
+    assert_int_equal(state_of(&t, drain.server_id), 0);
+    assert_int_equal(state_of(&t, new_server->server_id), DL__SLOT_STATE__SLOT_IN_SYNC);
+    assert_null(peer_take_reply(t.client, id)); /* its word is not what shuts out owners before */
+    answer_fence(&t, stays, 2);
+    assert_int_equal(fixture_reply_status(t.client, id), 0);
+    status = take_status(t.client, start_status(&t, 2, 0, NULL, 0));
+    assert_int_equal(new_server->fences, 0);
+    check_named(answer_of(status, new_server->server_id), 1);
+    dl__fence_status_reply__free_unpacked(status, NULL);
+    fixture_fini(&t.f);
+}
+
 /* --- long answers, in parts --- */
 
 #define LONG_SEGMENTS 60u
 #define LONG_WRITES   1000u
+#define LONG_PART     19500u /* writes of one part: it ends in the middle of a chunk */
+#define LONG_CHUNKS   (LONG_PART / LONG_WRITES + 2)
 
-/* A server answers from first_segment on, 20 segments at a time. */
-static void
-answer_in_parts(struct takeover_test *t, struct peer *server, uint32_t lease_epoch)
+/* Writes are numbered through the segments. */
+static uint32_t
+long_number(uint32_t segment, uint64_t version)
+{
+    return segment * LONG_WRITES + (version == 0 ? 0 : (uint32_t)(version & 0xffff));
+}
+
+/* A silent server answers one FENCE from its cursor on.  False: there is none. */
+static bool
+answer_part(struct takeover_test *t, struct peer *server, uint32_t lease_epoch)
 {
     static Dl__PendingWrite writes[LONG_WRITES];
     static Dl__PendingWrite *write_pointers[LONG_WRITES];
-    Dl__PendingChunk chunks[20];
-    Dl__PendingChunk *pointers[20];
-    uint32_t parts = 0;
-    struct fake_frame *frame;
+    Dl__PendingChunk chunks[LONG_CHUNKS];
+    Dl__PendingChunk *pointers[LONG_CHUNKS];
+    struct fake_frame *frame = peer_take_request(server, OP_FENCE);
+    Dl__FenceReply reply = DL__FENCE_REPLY__INIT;
+    uint32_t number, end;
+    Dl__Fence *fence;
 
+    if (frame == NULL)
+        return false;
     for (uint32_t i = 0; i < LONG_WRITES; i++) {
         dl__pending_write__init(&writes[i]);
         writes[i].version = (1ull << 40) + i;
@@ -682,76 +836,104 @@ answer_in_parts(struct takeover_test *t, struct peer *server, uint32_t lease_epo
         writes[i].length_sectors = 1;
         write_pointers[i] = &writes[i];
     }
-    while ((frame = peer_take_request(server, OP_FENCE)) != NULL) {
-        Dl__Fence *fence = (Dl__Fence *)fake_frame_unpack(frame, &dl__fence__descriptor);
-        Dl__FenceReply reply = DL__FENCE_REPLY__INIT;
+    fence = (Dl__Fence *)fake_frame_unpack(frame, &dl__fence__descriptor);
+    number = long_number(fence->first_segment, fence->first_version);
+    end = number + LONG_PART < LONG_SEGMENTS * LONG_WRITES ? number + LONG_PART
+                                                           : LONG_SEGMENTS * LONG_WRITES;
+    while (number < end) {
+        uint32_t segment = number / LONG_WRITES, first = number % LONG_WRITES;
+        Dl__PendingChunk *chunk = &chunks[reply.n_chunks];
+        Dl__MapReply *map = map_of(t->client, t->volume.id, segment);
 
-        assert_int_equal(fence->first_segment, parts * 20);
-        for (uint32_t i = 0; i < 20; i++) {
-            dl__pending_chunk__init(&chunks[i]);
-            chunks[i].segment = fence->first_segment + i;
-            chunks[i].slot = UINT32_MAX;
-            chunks[i].n_writes = LONG_WRITES;
-            chunks[i].writes = write_pointers;
-            pointers[i] = &chunks[i];
-        }
-        {
-            Dl__MapReply *map;
-
-            assert_int_equal(ask_map(t->client, t->volume.id, 0, fence->first_segment, 20, &map),
-                             0);
-            for (uint32_t i = 0; i < 20; i++)
-                for (uint32_t k = 0; k < 3; k++)
-                    if (map->segments[i]->slots[k]->server_id == server->server_id)
-                        chunks[i].slot = k;
-            dl__map_reply__free_unpacked(map, NULL);
-        }
-        reply.volume = t->volume.id;
-        reply.lease_epoch = lease_epoch;
-        reply.chunks = pointers;
-        reply.n_chunks = 20;
-        reply.more = ++parts * 20 < LONG_SEGMENTS;
-        reply.next_segment = parts * 20;
-        peer_answer(server, frame, 0, &reply.base);
-        dl__fence__free_unpacked(fence, NULL);
-        fake_frame_destroy(frame);
-        fixture_settle(&t->f);
+        dl__pending_chunk__init(chunk);
+        chunk->segment = segment;
+        chunk->slot = 9; /* not this server's */
+        for (uint32_t k = 0; k < 3; k++)
+            if (map->segments[0]->slots[k]->server_id == server->server_id)
+                chunk->slot = k;
+        dl__map_reply__free_unpacked(map, NULL);
+        chunk->writes = &write_pointers[first];
+        chunk->n_writes = LONG_WRITES - first < end - number ? LONG_WRITES - first : end - number;
+        number += (uint32_t)chunk->n_writes;
+        pointers[reply.n_chunks++] = chunk;
     }
-    assert_int_equal(parts, LONG_SEGMENTS / 20);
+    reply.volume = t->volume.id;
+    reply.lease_epoch = lease_epoch;
+    reply.chunks = pointers;
+    reply.more = end < LONG_SEGMENTS * LONG_WRITES;
+    reply.next_segment = end / LONG_WRITES;
+    reply.next_slot = reply.more && end % LONG_WRITES != 0 ? chunks[reply.n_chunks - 1].slot : 0;
+    reply.next_version = end % LONG_WRITES == 0 ? 0 : writes[end % LONG_WRITES].version;
+    peer_answer(server, frame, 0, &reply.base);
+    dl__fence__free_unpacked(fence, NULL);
+    fake_frame_destroy(frame);
+    fixture_settle(&t->f);
+    return true;
 }
 
-static void
-test_long_answers_come_in_parts(void **state)
+static uint64_t
+fence_bytes(const struct takeover_test *t)
 {
+    struct meta_stats stats;
+
+    meta_core_get_stats(t->f.core, &stats);
+    return stats.fence_bytes;
+}
+
+/* One FENCE_STATUS; servers are asked on the way for what is not here. */
+static Dl__FenceStatusReply *
+poll_long(struct takeover_test *t, const Dl__FenceStatus *message, uint32_t *fetches)
+{
+    uint64_t id = peer_send(t->client, OP_FENCE_STATUS, &message->base);
+    Dl__FenceStatusReply *status;
+
+    fixture_settle(&t->f);
+    status = take_status(t->client, id);
+    for (uint32_t i = 0; i < SERVERS && status == NULL; i++)
+        if (answer_part(t, t->servers[i], 2)) {
+            ++*fetches;
+            status = take_status(t->client, id);
+        }
+    assert_non_null(status);
+    return status;
+}
+
+/*
+ * Each write of each slot comes once and in order, however long the answers are; and they are not
+ * all here at the same time.
+ */
+static void
+long_answers(uint64_t fence_bytes_max)
+{
+    struct meta_options options = {.fence_bytes_max = fence_bytes_max};
     struct takeover_test t;
     Dl__FenceStatus message = DL__FENCE_STATUS__INIT;
-    Dl__FenceStatusReply *status;
     uint32_t known[SERVERS];
-    uint32_t next_segment[SERVERS + 1] = {0}; /* by server id */
-    uint32_t chunks_seen = 0, replies = 0;
+    uint32_t next[SERVERS + 1] = {0}; /* by server id: no write below it comes any more */
+    uint32_t seen = 0, replies = 0, fetches = 0;
     uint64_t id;
 
-    (void)state;
-    takeover_init(&t, LONG_SEGMENTS);
+    takeover_prepare(&t, LONG_SEGMENTS, &options);
+    owner_dies(&t);
     all_silent(&t, true);
     id = start_attach(&t, 2, 0);
-    /* Two of four servers cover every segment; the others answer when the first part is out. */
-    answer_in_parts(&t, t.servers[2], 2);
-    answer_in_parts(&t, t.servers[3], 2);
+    for (uint32_t i = 0; i < SERVERS; i++) {
+        assert_true(answer_part(&t, t.servers[i], 2));
+        assert_false(answer_part(&t, t.servers[i], 2)); /* the rest when it is asked for */
+    }
     assert_int_equal(fixture_reply_status(t.client, id), 0);
+    if (fence_bytes_max == 1)
+        assert_int_equal(fence_bytes(&t), 0);
 
     message.volume = t.volume.id;
     message.lease_epoch = 2;
+    message.wait_ms = 5000;
     message.known = known;
-    do {
-        id = peer_send(t.client, OP_FENCE_STATUS, &message.base);
-        fixture_settle(&t.f);
-        status = take_status(t.client, id);
-        assert_non_null(status);
-        if (++replies == 1) {
-            answer_in_parts(&t, t.servers[0], 2);
-            answer_in_parts(&t, t.servers[1], 2);
-        }
+    while (message.n_known < SERVERS) {
+        Dl__FenceStatusReply *status = poll_long(&t, &message, &fetches);
+
+        assert_in_range(++replies, 1, 100);
+        assert_in_range(fence_bytes(&t), 1, SERVERS * (uint64_t)LONG_PART * 72);
         /* What was begun goes on before anything new. */
         if (message.resume_server != 0)
             assert_int_equal(status->answers[0]->server_id, message.resume_server);
@@ -761,25 +943,101 @@ test_long_answers_come_in_parts(void **state)
 
             assert_in_range(answer->server_id, 1, SERVERS);
             for (size_t k = 0; k < answer->n_chunks; k++) {
-                assert_in_range(answer->chunks[k]->segment, next_segment[answer->server_id],
-                                LONG_SEGMENTS - 1);
-                assert_int_equal(answer->chunks[k]->n_writes, LONG_WRITES);
-                next_segment[answer->server_id] = answer->chunks[k]->segment + 1;
-                chunks_seen++;
+                const Dl__PendingChunk *chunk = answer->chunks[k];
+
+                for (size_t w = 0; w < chunk->n_writes; w++) {
+                    uint32_t number = long_number(chunk->segment, chunk->writes[w]->version);
+
+                    assert_true(number >= next[answer->server_id]);
+                    next[answer->server_id] = number + 1;
+                    seen++;
+                }
             }
             if (answer->more) {
                 assert_int_equal(i, status->n_answers - 1); /* only the last one is cut */
                 message.resume_server = answer->server_id;
                 message.resume_segment = answer->next_segment;
+                message.resume_slot = answer->next_slot;
+                message.resume_version = answer->next_version;
             } else {
                 known[message.n_known++] = answer->server_id;
             }
         }
         dl__fence_status_reply__free_unpacked(status, NULL);
-        assert_true(replies < 50);
-    } while (message.n_known < SERVERS);
-    assert_int_equal(chunks_seen, 3 * LONG_SEGMENTS); /* each slot of each segment, once */
-    assert_true(replies > 3);
+    }
+    assert_int_equal(seen, 3 * LONG_SEGMENTS * LONG_WRITES);
+    assert_true(fetches >= SERVERS * 3);
+    dl__fence_status_reply__free_unpacked(poll_long(&t, &message, &fetches), NULL);
+    assert_int_equal(fence_bytes(&t), 0); /* nobody wants it any more */
+    fixture_fini(&t.f);
+}
+
+static void
+test_long_answers_come_in_parts(void **state)
+{
+    (void)state;
+    long_answers(0);
+}
+
+/* No room for anything before the owner asks. */
+static void
+test_long_answers_without_room(void **state)
+{
+    (void)state;
+    long_answers(1);
+}
+
+/* A server that dies in the middle of its answer is named, and goes on where it was. */
+static void
+test_server_dies_in_the_middle_of_its_answer(void **state)
+{
+    struct takeover_test t;
+    Dl__FenceStatus message = DL__FENCE_STATUS__INIT;
+    Dl__FenceStatusReply *status;
+    struct peer *server;
+    uint64_t id;
+
+    (void)state;
+    takeover_init(&t, LONG_SEGMENTS);
+    all_silent(&t, true);
+    (void)start_attach(&t, 2, 0);
+    for (uint32_t i = 0; i < SERVERS; i++)
+        assert_true(answer_part(&t, t.servers[i], 2));
+    status = take_status(t.client, start_status(&t, 2, 5000, NULL, 0));
+    assert_int_equal(status->n_answers, 1);
+    assert_true(status->answers[0]->more);
+    server = server_by_id(&t, status->answers[0]->server_id);
+    message.volume = t.volume.id;
+    message.lease_epoch = 2;
+    message.wait_ms = 2000;
+    message.resume_server = server->server_id;
+    message.resume_segment = status->answers[0]->next_segment;
+    message.resume_slot = status->answers[0]->next_slot;
+    message.resume_version = status->answers[0]->next_version;
+    dl__fence_status_reply__free_unpacked(status, NULL);
+    id = peer_send(t.client, OP_FENCE_STATUS, &message.base);
+    fixture_settle(&t.f);
+    peer_restart_server(server);
+    fixture_run(&t.f, 1900 * MS);
+    assert_null(peer_take_reply(t.client, id));
+    fixture_run(&t.f, 200 * MS);
+    status = take_status(t.client, id);
+    assert_non_null(status);
+    assert_int_equal(status->n_answers, 0); /* one long answer at a time */
+    assert_int_equal(status->n_waiting_for, 1);
+    assert_int_equal(status->waiting_for[0], message.resume_server);
+    dl__fence_status_reply__free_unpacked(status, NULL);
+
+    id = peer_send(t.client, OP_FENCE_STATUS, &message.base);
+    assert_int_equal(peer_register(server), 0);
+    server->silent_command = true;
+    fixture_settle(&t.f);
+    assert_true(answer_part(&t, server, 2));
+    status = take_status(t.client, id);
+    assert_non_null(status);
+    assert_int_equal(status->answers[0]->server_id, server->server_id);
+    assert_true(status->answers[0]->chunks[0]->segment >= message.resume_segment);
+    dl__fence_status_reply__free_unpacked(status, NULL);
     fixture_fini(&t.f);
 }
 
@@ -901,7 +1159,11 @@ UNIT_MAIN(cmocka_unit_test(test_all_servers_answer),
           cmocka_unit_test(test_status_is_a_long_poll),
           cmocka_unit_test(test_status_ends_with_the_lease),
           cmocka_unit_test(test_status_without_takeover),
+          cmocka_unit_test(test_slot_promoted_after_its_answer_is_named),
+          cmocka_unit_test(test_slot_promoted_on_a_new_server_is_named),
           cmocka_unit_test(test_long_answers_come_in_parts),
+          cmocka_unit_test(test_long_answers_without_room),
+          cmocka_unit_test(test_server_dies_in_the_middle_of_its_answer),
           cmocka_unit_test(test_restart_while_attach_waits),
           cmocka_unit_test(test_restart_after_attach_fences_again_on_request),
           cmocka_unit_test(test_volume_without_segments))
