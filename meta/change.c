@@ -330,7 +330,8 @@ meta_notice_free_all(struct meta_core *core)
 
 /* What becomes of each slot. */
 static void
-change_show_slots(struct meta_volume *volume, const struct segment *old, const struct segment *next)
+change_show_slots(struct meta_core *core, struct meta_volume *volume, const struct segment *old,
+                  const struct segment *next)
 {
     const struct segment_table *table = &volume->segments;
 
@@ -346,6 +347,8 @@ change_show_slots(struct meta_volume *volume, const struct segment *old, const s
             continue;
         if (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC)
             meta_takeover_promoted(volume, next, slot, before->attempt);
+        else if (slot->state == DL__SLOT_STATE__SLOT_EJECTED)
+            core->servers[slot->server_id]->must_be_heard = true;
     }
 }
 
@@ -358,7 +361,7 @@ change_show(struct meta_core *core, struct meta_volume *volume, const struct seg
 
     dl_assert(segment != NULL && segment->config_epoch + 1 == next->config_epoch);
     old = meta_copy(segment, bytes);
-    change_show_slots(volume, old, next);
+    change_show_slots(core, volume, old, next);
     meta_volume_count_slots(core, volume, next, 1);
     meta_volume_count_slots(core, volume, segment, -1);
     memcpy(segment, next, bytes);

@@ -357,6 +357,7 @@ struct meta_server {
     uint64_t unfit_ns;          /* since when it is down or takes no writes; 0: it is fit */
     uint64_t resume_ns;         /* ejected while it was up: not before this it recovers */
     uint64_t backoff_ns;        /* how long that was put off */
+    bool must_be_heard;         /* nothing has come of it since a slot of it was ejected */
     struct list settle_ops;     /* registrations that wait for a sweep */
     struct meta_sweep *settle;  /* the sweep, until the registration is committed */
     struct meta_sweep *sweep;   /* out: its slots are being ejected */
@@ -378,6 +379,8 @@ struct meta_server *meta_server_by_uuid(struct meta_core *core, const uint8_t uu
 void meta_server_set_labels(struct meta_core *core, struct meta_server *server);
 void meta_server_session_down(struct meta_core *core, struct meta_server *server);
 void meta_server_tick(struct meta_core *core, struct meta_server *server, uint64_t now_ns);
+/* A frame of it is here: it lives. */
+void meta_server_heard(struct meta_server *server);
 /* "server 3 (127.0.0.1:9471)": valid until the call after the next three. */
 const char *meta_server_text(const struct meta_server *server);
 /* What is wrong with it; empty: nothing. */

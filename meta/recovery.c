@@ -390,6 +390,7 @@ target_choose(struct meta_core *core, const struct meta_volume *volume,
             kept[kept_count++] = segment->slots[i].server_id;
     for (uint32_t i = 0; i < count; i++)
         if (loads[servers[i].id].onto >= core->options.recovery_per_server ||
+            core->servers[servers[i].id]->must_be_heard ||
             servers[i].id == segment->slots[place].server_id)
             servers[i].weight = 0;
     if (placement_create(&placement, servers, count, volume->segments.slot_count,
@@ -422,7 +423,7 @@ plan_ejected(struct meta_core *core, const struct meta_volume *volume,
         if (plan->target_id != 0)
             return PLAN_REPLACE;
     }
-    if (!fit || env_now_ns(core->env) < server->resume_ns ||
+    if (!fit || server->must_be_heard || env_now_ns(core->env) < server->resume_ns ||
         loads[server->desc.id].onto >= core->options.recovery_per_server)
         return PLAN_NONE;
     plan->target_id = server->desc.id;
@@ -547,7 +548,7 @@ plan_is_current(const struct meta_core *core, const struct meta_volume *volume,
         return true;
     if (plan->kind == PLAN_EJECT)
         return server_is_emptied(core->servers[segment->slots[plan->place].server_id]);
-    if (target == NULL)
+    if (target == NULL || target->must_be_heard)
         return false;
     return plan->kind == PLAN_RESUME ? server_is_fit(target) : meta_server_takes_chunks(target);
 }

@@ -354,6 +354,7 @@ register_finish(struct meta_op *op, struct meta_server *server)
     server->up = true;
     server->lost = false;
     server->resume_ns = min_u64(server->resume_ns, env_now_ns(core->env));
+    server->must_be_heard = false;
     server->heard_ns = env_now_ns(core->env);
     server->heard_wall_ms = core->env->ops->wall_ms(core->env);
     server->persisted_ns = server->heard_ns;
@@ -523,6 +524,15 @@ meta_run_server_register(struct meta_op *op)
 }
 
 /* --- heartbeats --- */
+
+void
+meta_server_heard(struct meta_server *server)
+{
+    if (!server->must_be_heard)
+        return;
+    server->must_be_heard = false;
+    meta_recovery_kick(server->core);
+}
 
 void
 meta_run_server_heartbeat(struct meta_op *op)

@@ -353,6 +353,8 @@ session_on_frame(void *context, struct link *link, const struct frame *frame)
     if (session == NULL || session->closing || core->phase == META_FAILED)
         return;
     session->heard_ns = env_now_ns(core->env);
+    if (session->server != NULL)
+        meta_server_heard(session->server);
     if (!session->hello && (frame_is_reply(frame) || frame->opcode != OP_HELLO)) {
         (void)dl_error_set(&err, -DL_E_MESSAGE_MALFORMED, "%s before HELLO",
                            opcode_name(frame->opcode));

@@ -330,6 +330,30 @@ test_failing_server_is_put_off(void **state)
     fixture_fini(&t.f);
 }
 
+/*
+ * A server that is stopped, or cut off, which this service has not noticed yet: it is to give a sign
+ * of life after the ejection before it is waited for again.
+ */
+static void
+test_silent_server_is_not_taken_back(void **state)
+{
+    struct eject_test t;
+    struct peer *server;
+
+    (void)state;
+    eject_init(&t);
+    server = server_of(&t, t.ids[1]);
+    server->deaf = true; /* sends no heartbeats either */
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, t.ids[1], 0, false, NULL), 0);
+    fixture_run(&t.f, 3500 * MS); /* past what a failing server is put off, not yet down */
+    check_states(&t, 0, 2, I, E, I);
+    server->deaf = false;
+    fixture_run(&t.f, 1100 * MS);
+    check_states(&t, 0, 3, I, R, I);
+    fixture_fini(&t.f);
+}
+
 /* --- telling --- */
 
 static void
@@ -504,7 +528,8 @@ UNIT_MAIN(cmocka_unit_test(test_other_epoch_changes_nothing),
           cmocka_unit_test(test_requests_that_make_no_sense), cmocka_unit_test(test_batch),
           cmocka_unit_test(test_recovering_slots_begin_anew),
           cmocka_unit_test(test_recovering_slot_is_ejected),
-          cmocka_unit_test(test_failing_server_is_put_off), cmocka_unit_test(test_slots_are_told),
-          cmocka_unit_test(test_nothing_before_the_commit),
+          cmocka_unit_test(test_failing_server_is_put_off),
+          cmocka_unit_test(test_silent_server_is_not_taken_back),
+          cmocka_unit_test(test_slots_are_told), cmocka_unit_test(test_nothing_before_the_commit),
           cmocka_unit_test(test_telling_is_coalesced_and_repeated),
           cmocka_unit_test(test_restart_tells_what_was_not_told))
