@@ -62,6 +62,11 @@ struct client_core_options {
     void *event_context;
 };
 
+struct conf;
+/* What the configuration says of [client] and of the metadata service's addresses; the rest stays. */
+int client_core_options_read(struct client_core_options *options, const struct conf *conf,
+                             struct dl_error *err);
+
 /* Starts to connect to the metadata service.  -DL_E_NO_MEMORY. */
 int client_core_create(struct client_core **ret_core, struct env *env,
                        const struct client_core_options *options);

@@ -149,30 +149,27 @@ lib_read_conf(struct conf *conf, const struct dlblk_client_options *options, str
     return result;
 }
 
-static uint32_t
-lib_timeout_ms(const struct conf *conf, const char *name, uint32_t given_ms)
+/* What the caller says counts more than the file. */
+static void
+lib_override(uint32_t *duration_ms, uint32_t given_ms)
 {
-    return given_ms != 0 ? given_ms : (uint32_t)conf_number(conf, "client", name);
+    if (given_ms != 0)
+        *duration_ms = given_ms;
 }
 
 static int
 lib_fill_core_options(struct client_core_options *core_options, const struct conf *conf,
                       const struct dlblk_client_options *options, struct dl_error *err)
 {
-    core_options->connect_timeout_ms = lib_timeout_ms(conf, "connect_timeout",
-                                                      options->connect_timeout_ms);
-    /* If nobody says anything it is the core's: without end, where slots that fail are ejected. */
-    core_options->request_timeout_ms = options->request_timeout_ms;
-    if (conf_is_set(conf, "client", "request_timeout"))
-        core_options->request_timeout_ms = lib_timeout_ms(conf, "request_timeout",
-                                                          options->request_timeout_ms);
-    core_options->eject_lost_ms = options->eject_lost_ms;
-    core_options->eject_silent_ms = options->eject_silent_ms;
-    core_options->eject_slow_ms = options->eject_slow_ms;
-    core_options->hedge_min_ms = options->hedge_min_ms;
-    return dl_address_parse_list(conf_text(conf, "cluster", "meta"), DLBLK_PORT_META,
-                                 core_options->meta, CLIENT_META_ADDRESSES_MAX,
-                                 &core_options->meta_count, err);
+    int result = client_core_options_read(core_options, conf, err);
+
+    lib_override(&core_options->connect_timeout_ms, options->connect_timeout_ms);
+    lib_override(&core_options->request_timeout_ms, options->request_timeout_ms);
+    lib_override(&core_options->eject_lost_ms, options->eject_lost_ms);
+    lib_override(&core_options->eject_silent_ms, options->eject_silent_ms);
+    lib_override(&core_options->eject_slow_ms, options->eject_slow_ms);
+    lib_override(&core_options->hedge_min_ms, options->hedge_min_ms);
+    return result;
 }
 
 /* What this machine's chunkservers call it: reads prefer them. */

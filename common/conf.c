@@ -86,6 +86,16 @@ conf_parse(const struct conf_key *key, const char *text, uint64_t *ret_number, s
         return text_parse_size(key->name, text, key->min, key->max, ret_number, err);
     case CONF_DURATION:
         return text_parse_duration(key->name, text, key->min, key->max, ret_number, err);
+    case CONF_LIMIT:
+        if (strcmp(text, "never") == 0) {
+            *ret_number = CONF_NEVER;
+            return 0;
+        }
+        result = text_parse_duration(key->name, text, key->min, key->max, ret_number, err);
+        dl_assert(result < 0 || *ret_number != CONF_NEVER);
+        if (result < 0)
+            dl_error_hint(err, "write a whole number with ms, s, min, h or d, or never");
+        return result;
     case CONF_BOOL:
         result = text_parse_bool(key->name, text, &yes, err);
         if (result == 0)

@@ -35,6 +35,7 @@ enum conf_kind {
     CONF_NUMBER,    /* conf_number(); within min and max */
     CONF_SIZE,      /* conf_number(), in bytes */
     CONF_DURATION,  /* conf_number(), in milliseconds */
+    CONF_LIMIT,     /* likewise, or "never": CONF_NEVER */
     CONF_BOOL,      /* conf_number(): 0 or 1 */
     CONF_LEVEL,     /* conf_number(): enum log_level */
     CONF_ADDRESS,   /* dl_address_parse() with the key's default_port */
@@ -42,6 +43,7 @@ enum conf_kind {
 };
 
 #define CONF_ADDRESSES_MAX 16u
+#define CONF_NEVER         UINT32_MAX
 
 struct conf_key {
     const char *section;

@@ -16,9 +16,17 @@ const struct conf_key dlblk_conf_keys[] = {
 
     {"client", "connect_timeout", CONF_DURATION, .min = 1, .max = DAY_MS, .fallback = "10s"},
     {"client", "request_timeout", CONF_DURATION, .min = 1, .max = DAY_MS},
+    /* A server is pinged when it was silent for a second, and needs a moment to answer. */
+    {"client", "eject_lost", CONF_LIMIT, .min = 10, .max = DAY_MS},
+    {"client", "eject_silent", CONF_LIMIT, .min = 2 * SECOND_MS, .max = DAY_MS},
+    {"client", "eject_slow", CONF_LIMIT, .min = SECOND_MS, .max = DAY_MS},
+    {"client", "hedge_min", CONF_LIMIT, .min = 1, .max = DAY_MS},
 
     {"meta", "listen", CONF_ADDRESS, .default_port = DLBLK_PORT_META, .fallback = "127.0.0.1"},
     {"meta", "path", CONF_TEXT, .fallback = "/var/lib/dlblk/meta"},
+    {"meta", "out_after", CONF_LIMIT, .min = 10 * SECOND_MS, .max = 30 * DAY_MS},
+    {"meta", "recovery_per_server", CONF_NUMBER, .min = 1, .max = 256},
+    {"meta", "rebalance", CONF_BOOL, .fallback = "on"},
     {"meta", "log_level", CONF_LEVEL, .fallback = "info"},
 
     {"chunkserver", "listen", CONF_ADDRESS, .default_port = DLBLK_PORT_CHUNKSERVER,

@@ -45,6 +45,9 @@ static const char help_text[] =
     "  --config FILE      instead of " CONFIG_PATH "\n"
     "  --check-config     look for mistakes in the configuration, and exit\n"
     "\n"
+    "Keys of [meta] without a flag: out_after, recovery_per_server, rebalance, log_level;\n"
+    "see dlblk.conf(5).\n"
+    "\n"
     "Flags count more than the environment (DLBLK_META_DIR, DLBLK_META_LISTEN), and that\n"
     "more than the file.\n"
     "\n"
@@ -175,6 +178,20 @@ run_init(const struct arguments *arguments, const char *dir)
     return EXIT_DONE;
 }
 
+/* What is not set keeps the core's default. */
+static void
+read_recovery(const struct conf *conf, struct serve_options *options)
+{
+    if (conf_is_set(conf, "meta", "out_after")) {
+        uint64_t out_after_ms = conf_number(conf, "meta", "out_after");
+
+        options->out_after_ns = out_after_ms == CONF_NEVER ? UINT64_MAX : out_after_ms * NS_PER_MS;
+    }
+    if (conf_is_set(conf, "meta", "recovery_per_server"))
+        options->recovery_per_server = (uint32_t)conf_number(conf, "meta", "recovery_per_server");
+    options->rebalance = conf_number(conf, "meta", "rebalance") != 0;
+}
+
 static int
 run_serve(const struct arguments *arguments, const struct conf *conf, const char *dir)
 {
@@ -184,6 +201,7 @@ run_serve(const struct arguments *arguments, const struct conf *conf, const char
     if (dl_address_parse(conf_text(conf, "meta", "listen"), DLBLK_PORT_META, &options.listen,
                          &err) < 0)
         return print_error(&err);
+    read_recovery(conf, &options);
     if (arguments->check_config) {
         printf("no mistakes; directory %s, listening on %s\n", dir,
                dl_address_format(&options.listen).text);

@@ -184,7 +184,9 @@ serve_start(struct serve *serve, struct dl_error *err)
         .on_event = serve_on_net_event,
     };
     struct meta_options core_options = {
-        .rebalance = true,
+        .out_after_ns = serve->options->out_after_ns,
+        .recovery_per_server = serve->options->recovery_per_server,
+        .rebalance = serve->options->rebalance,
         .on_ready = serve_on_ready,
         .on_fatal = serve_on_fatal,
         .on_log = serve_on_log,

@@ -7,11 +7,17 @@
 #ifndef DLBLK_META_SERVE_H
 #define DLBLK_META_SERVE_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #include "common/address.h"
 
 struct serve_options {
     const char *dir;
     struct dl_address listen;
+    uint64_t out_after_ns; /* these as in meta/core.h */
+    uint32_t recovery_per_server;
+    bool rebalance;
 };
 
 /* The exit status: 0 after SIGTERM or SIGINT, 1 if the service could not start or go on; logged. */

@@ -104,18 +104,10 @@ attachment_create_core(struct attachment *attachment, const struct conf *conf, i
     struct client_core_options options = {
         .host = host,
         .owner = owner,
-        .connect_timeout_ms = (uint32_t)conf_number(conf, "client", "connect_timeout"),
         .on_event = attachment_on_event,
         .event_context = attachment,
     };
-    int result;
-
-    /* If nobody says anything: without end. */
-    if (conf_is_set(conf, "client", "request_timeout"))
-        options.request_timeout_ms = (uint32_t)conf_number(conf, "client", "request_timeout");
-    result = dl_address_parse_list(conf_text(conf, "cluster", "meta"), DLBLK_PORT_META,
-                                   options.meta, CLIENT_META_ADDRESSES_MAX, &options.meta_count,
-                                   err);
+    int result = client_core_options_read(&options, conf, err);
 
     if (result != 0)
         return result;

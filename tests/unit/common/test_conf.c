@@ -18,6 +18,7 @@ static const struct conf_key keys[] = {
     {"one", "number", CONF_NUMBER, .min = 1, .max = 9, .fallback = "3"},
     {"one", "size", CONF_SIZE, .min = 4096, .max = 1 << 30, .fallback = "1M"},
     {"two", "duration", CONF_DURATION, .min = 1, .max = 60000, .fallback = "10s"},
+    {"two", "limit", CONF_LIMIT, .min = 10, .max = 60000, .fallback = NULL},
     {"two", "flag", CONF_BOOL, .fallback = "no"},
     {"two", "level", CONF_LEVEL, .fallback = "info"},
     {"two", "listen", CONF_ADDRESS, .default_port = 7700, .fallback = "127.0.0.1"},
@@ -197,6 +198,25 @@ test_flags_win_and_are_named(void **state)
     assert_int_equal(conf_number(conf, "one", "size"), 16384); /* as it was */
 }
 
+/* A duration that may also be "never". */
+static void
+test_limits(void **state)
+{
+    struct dl_error err;
+
+    (void)state;
+    assert_int_equal(conf_set(conf, "two", "limit", "10ms", "--limit", &err), 0);
+    assert_int_equal(conf_number(conf, "two", "limit"), 10);
+    assert_int_equal(conf_set(conf, "two", "limit", "never", "--limit", &err), 0);
+    assert_int_equal(conf_number(conf, "two", "limit"), CONF_NEVER);
+    assert_int_equal(conf_set(conf, "two", "limit", "9ms", "--limit", &err), -DL_E_CONFIG_INVALID);
+    assert_string_equal(err.text, "--limit: limit: '9ms' is not between 10 ms and 60000 ms");
+    assert_int_equal(conf_set(conf, "two", "limit", "ever", "--limit", &err), -DL_E_CONFIG_INVALID);
+    assert_string_equal(err.text, "--limit: limit: 'ever' is not a duration");
+    assert_non_null(strstr(err.hint, "never"));
+    assert_int_equal(conf_set(conf, "two", "duration", "never", "", &err), -DL_E_CONFIG_INVALID);
+}
+
 static void
 test_real_table_has_valid_fallbacks(void **state)
 {
@@ -214,4 +234,4 @@ test_real_table_has_valid_fallbacks(void **state)
 
 UNIT_MAIN(test(test_fallbacks), test(test_file), test(test_mistakes_are_told_with_their_line),
           test(test_lines_too_long_and_missing_files), test(test_flags_win_and_are_named),
-          test(test_real_table_has_valid_fallbacks))
+          test(test_limits), test(test_real_table_has_valid_fallbacks))

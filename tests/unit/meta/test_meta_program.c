@@ -147,6 +147,14 @@ test_configuration(void **state)
     expect(2, "litsen", run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\nlisten = 127.0.0.1:99999\n");
     expect(2, conf, run("serve --config %s --check-config", conf));
+    write_text(conf, "[meta]\nout_after = never\nrecovery_per_server = 8\nrebalance = off\n");
+    expect(0, "no mistakes", run("serve --config %s --check-config", conf));
+    write_text(conf, "[meta]\nout_after = 5s\n");
+    expect(2, "'5s' is not between 10000 ms", run("serve --config %s --check-config", conf));
+    write_text(conf, "[meta]\nrecovery_per_server = 0\n");
+    expect(2, "recovery_per_server", run("serve --config %s --check-config", conf));
+    write_text(conf, "[meta]\nrebalance = maybe\n");
+    expect(2, "'maybe' is neither yes nor no", run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\npath = \n");
     assert_int_equal(run("serve --config %s --check-config", conf), 2);
     program_fini(&t);
