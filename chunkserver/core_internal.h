@@ -351,6 +351,8 @@ void recoveries_free(struct chunkserver_core *core);
 
 /* repair.c */
 void repair_receive(struct session *session, const struct frame *frame);
+/* A sector of a chunk is bad: so may others of its leaf be. */
+void repair_found(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector);
 void repair_on_map(struct chunkserver_core *core, const struct frame *frame);
 /* What is not with the store is forgotten; idle when that is back. */
 void repair_stop(struct chunkserver_core *core);
@@ -363,5 +365,3 @@ void peers_stop(struct chunkserver_core *core);
 void peers_free(struct chunkserver_core *core);
 
 #endif
-/* A sector of a chunk is bad: so may others of its leaf be. */
-void repair_found(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector);
