@@ -2,10 +2,10 @@
 /*
  * resolve.c: one range made alike.
  *
- *   START --- range granted ---> READ <--- another slot ---+
- *                                 |  \---------------------+
- *                                 | content here
- *                                 v
+ *   START --- range granted ---> READ <--- another slot, or sector ---+
+ *                                 |  ^\-------------------------------+
+ *                    content here |  | the part is written, there is more
+ *                                 v  |
  *                               WRITE <--- next run --+
  *                                 |  \----------------+
  *                                 v
@@ -16,6 +16,8 @@
  *   WRITE  suspends: all slots' acknowledgements
  *
  * A run is a row of sectors that all have data, or all have none: the latter become a zero extent.
+ * A range that no slot can deliver as a whole goes sector by sector: slots may have bad sectors in
+ * different places.
  */
 #include "client/resolve.h"
 
@@ -33,7 +35,8 @@ static const struct sm_state resolve_states[] = {
     [RESOLVE_START] = {"START", SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_DONE)},
     [RESOLVE_READ] = {"READ",
                       SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
-    [RESOLVE_WRITE] = {"WRITE", SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
+    [RESOLVE_WRITE] = {"WRITE",
+                       SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
     [RESOLVE_DONE] = {"DONE", SM_FINAL},
 };
 static const struct sm_table resolve_table = SM_TABLE("resolve", resolve_states);
@@ -49,7 +52,8 @@ struct resolve {
     struct write_op *write;
     uint32_t config_epoch; /* of the map that ranks and slot are about */
     uint32_t slot;         /* that is read */
-    uint32_t failed;       /* bit per slot: can't deliver it */
+    uint32_t first, count; /* the part of the range that is under way: all of it, or one sector */
+    uint32_t failed;       /* bit per slot: can't deliver the part */
     uint32_t written;      /* sectors of the range that are alike again */
     uint32_t run;          /* sectors being written */
     int err;
@@ -123,7 +127,7 @@ static bool
 resolve_has_listed_holes(const struct resolve *resolve)
 {
     return resolve->range.listed && resolve->range.ranks[resolve->slot] != 0 &&
-           memchr(resolve->kinds, WIRE_SECTOR_HOLE, resolve->range.sector_count) != NULL;
+           memchr(resolve->kinds + resolve->first, WIRE_SECTOR_HOLE, resolve->count) != NULL;
 }
 
 static void
@@ -153,11 +157,11 @@ resolve_start_read(struct resolve *resolve)
 {
     struct read_own own = {
         .segment = resolve->range.segment,
-        .first_sector = resolve->range.first_sector,
-        .sector_count = resolve->range.sector_count,
+        .first_sector = resolve->range.first_sector + resolve->first,
+        .sector_count = resolve->count,
         .slot = resolve->slot,
-        .buffer = resolve->buffer,
-        .kinds = resolve->kinds,
+        .buffer = resolve->buffer + bytes_of_sectors(resolve->first),
+        .kinds = resolve->kinds + resolve->first,
         .deadline_ns = VOLUME_NO_DEADLINE,
         .pool = &resolve->volume->fill_ops,
         .on_done = resolve_on_read,
@@ -198,7 +202,7 @@ resolve_start_write(struct resolve *resolve)
         .context = resolve,
     };
 
-    while (resolve->written + own.sector_count < range->sector_count &&
+    while (resolve->written + own.sector_count < resolve->first + resolve->count &&
            (resolve->kinds[resolve->written + own.sector_count] == WIRE_SECTOR_DATA) == data)
         own.sector_count++;
     resolve->run = own.sector_count;
@@ -227,31 +231,62 @@ resolve_finish(struct resolve *resolve)
     range.on_done(range.context, err);
 }
 
+/* From this sector of the range on, one by one. */
+static void
+resolve_go_on(struct resolve *resolve, uint32_t first)
+{
+    bool over = resolve->err != 0 || first == resolve->range.sector_count;
+
+    resolve->first = first;
+    resolve->count = 1;
+    resolve->written = first;
+    resolve->failed = 0;
+    sm_move(&resolve->sm, over ? RESOLVE_DONE : RESOLVE_READ);
+}
+
+/* No slot can deliver the part. */
+static void
+resolve_has_no_source(struct resolve *resolve)
+{
+    if (resolve->count > 1) {
+        resolve_go_on(resolve, resolve->first);
+        return;
+    }
+    if (!resolve_slots_are_alike(resolve))
+        resolve->err = -DL_E_MEDIA_READ;
+    resolve_go_on(resolve, resolve->first + 1);
+}
+
 static void
 resolve_step(struct resolve *resolve)
 {
     if (resolve->err != 0 && resolve->sm.state != RESOLVE_DONE)
         sm_move(&resolve->sm, RESOLVE_DONE);
-    if (resolve->sm.state == RESOLVE_START)
-        sm_move(&resolve->sm, RESOLVE_READ);
-    if (resolve->sm.state == RESOLVE_READ) {
-        resolve->slot = resolve_choose(resolve);
-        if (resolve->slot != READ_ANY_SLOT) {
-            resolve_start_read(resolve);
-            return; /* suspended: the slot's answer */
+    for (;;) {
+        switch ((enum resolve_state)resolve->sm.state) {
+        case RESOLVE_START:
+            sm_move(&resolve->sm, RESOLVE_READ);
+            continue;
+        case RESOLVE_READ:
+            resolve->slot = resolve_choose(resolve);
+            if (resolve->slot != READ_ANY_SLOT) {
+                resolve_start_read(resolve);
+                return; /* suspended: the slot's answer */
+            }
+            resolve_has_no_source(resolve);
+            continue;
+        case RESOLVE_WRITE:
+            if (resolve->written < resolve->first + resolve->count) {
+                resolve_start_write(resolve);
+                return; /* suspended: acknowledgements */
+            }
+            resolve_go_on(resolve, resolve->first + resolve->count);
+            continue;
+        case RESOLVE_DONE:
+            resolve_finish(resolve);
+            return;
         }
-        if (!resolve_slots_are_alike(resolve))
-            resolve->err = -DL_E_MEDIA_READ;
-        sm_move(&resolve->sm, RESOLVE_DONE);
     }
-    if (resolve->sm.state == RESOLVE_WRITE) {
-        if (resolve->written < resolve->range.sector_count) {
-            resolve_start_write(resolve);
-            return; /* suspended: acknowledgements */
-        }
-        sm_move(&resolve->sm, RESOLVE_DONE);
-    }
-    resolve_finish(resolve);
 }
 
 static void
@@ -284,6 +319,7 @@ client_resolve_start(struct client_volume *volume, const struct resolve_range *r
     resolve->volume = volume;
     resolve->range = *range;
     resolve->config_epoch = range->segment->config_epoch;
+    resolve->count = range->sector_count;
     resolve->buffer = buffers_acquire(&volume->core->buffers, resolve_bytes(resolve));
     if (resolve->buffer == NULL) {
         free(resolve);

@@ -211,6 +211,26 @@ test_a_damaged_highest_version(void **state)
     close_clean(f, volume);
 }
 
+/* Each slot has other bad sectors: the range goes sector by sector. */
+static void
+test_bad_sectors_in_different_places(void **state)
+{
+    struct fixture *f = fixture_create(31, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    for (unsigned slot = 0; slot < 3; slot++) {
+        put(f, volume, 0, slot, VERSION(11), 3, 4, 11);
+        fake_server_chunk(server_of(f, volume, 0, slot), volume->id, 0)
+            ->sectors[3 + slot]
+            .data[9] ^= 1;
+    }
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 0, 3, 1);
+    check_sectors(f, 0, 3, 4, 11);
+    close_clean(f, volume);
+}
+
 /* All have it and none can deliver it: they are alike, and the volume can be used. */
 static void
 test_unreadable_everywhere(void **state)
@@ -864,8 +884,9 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_the_highest_version_wins), cmocka_unit_test(test_zeroes),
           cmocka_unit_test(test_an_unreadable_highest_version),
           cmocka_unit_test(test_a_damaged_highest_version),
-          cmocka_unit_test(test_unreadable_everywhere), cmocka_unit_test(test_waits_for_answers),
-          cmocka_unit_test(test_a_close_before_the_end),
+          cmocka_unit_test(test_unreadable_everywhere),
+          cmocka_unit_test(test_bad_sectors_in_different_places),
+          cmocka_unit_test(test_waits_for_answers), cmocka_unit_test(test_a_close_before_the_end),
           cmocka_unit_test(test_an_attach_that_fails),
           cmocka_unit_test(test_no_stable_version_before_the_end),
           cmocka_unit_test(test_fenced_during_the_takeover),
