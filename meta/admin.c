@@ -187,7 +187,7 @@ drain_check(struct meta_core *core, const struct meta_server *server, struct dl_
         for (uint32_t i = 0; i < count; i++)
             if (servers[i].id != server->desc.id &&
                 core->servers[servers[i].id]->desc.admin_state == META_ADMIN_IN_USE &&
-                !core->servers[servers[i].id]->out)
+                !core->servers[servers[i].id]->out && !core->servers[servers[i].id]->damaged)
                 servers[kept++] = servers[i];
         domains = placement_domain_count(servers, kept, 0);
         free(servers);

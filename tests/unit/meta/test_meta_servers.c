@@ -354,6 +354,14 @@ test_drain_is_refused_without_a_place(void **state)
     assert_int_equal(ask_drain(&t, 9, false, NULL), -DL_E_SERVER_UNKNOWN);
     assert_int_equal(ask_drain(&t, 0, false, NULL), -DL_E_SERVER_UNKNOWN);
     fixture_fini(&t.f);
+    /* Nothing moves to a damaged disk. */
+    servers_init(&t, 4, 2, NULL);
+    server_goes(&t, 4);
+    peer_restart_server(t.servers[3]);
+    t.servers[3]->damaged = true;
+    assert_int_equal(peer_register(t.servers[3]), 0);
+    assert_int_equal(ask_drain(&t, 1, false, NULL), -DL_E_TOO_FEW_DOMAINS);
+    fixture_fini(&t.f);
 }
 
 /* Undone in the middle: what has begun comes to its end, the rest stays. */
@@ -853,6 +861,13 @@ test_status(void **state)
     assert_true(status->left_s > 0);
     dl__volume_status_reply__free_unpacked(status, NULL);
     recover_all(&t, 4);
+    expect_status(&t, "healthy", "healthy", NULL);
+    /* Nothing is lost, but nothing new can come. */
+    t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - 1;
+    fixture_run(&t.f, 2 * SECOND);
+    expect_status(&t, "healthy", "degraded", "new data finds no room on server 3");
+    t.servers[2]->used_bytes = 0;
+    fixture_run(&t.f, 2 * SECOND);
     expect_status(&t, "healthy", "healthy", NULL);
     fixture_fini(&t.f);
 }
