@@ -44,13 +44,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "client/payload.h"
 #include "client/read_op.h"
 #include "common/align.h"
-#include "common/crc32c.h"
 #include "common/mutant.h"
 #include "dlblk/error.h"
 
-#define CRCS_INLINE 8u
 /* Between tries to a slot that has not been told of its map yet; doubled up to the tick. */
 #define POLL_MIN_NS (10 * CLIENT_NS_PER_MS)
 #define POLL_MAX_NS CLIENT_TICK_NS
@@ -124,16 +123,10 @@ struct write_op {
     int slot_err; /* of the first slot that failed for good */
     struct client_server *blamed;
 
-    uint32_t payload_count;
     uint32_t fills_pending;
     struct read_op *fills[2];
-    uint8_t *bounce; /* sectors that are put together here: the first and the last, or all */
-    uint32_t bounce_bytes;
-    bool bounce_all;
-    struct iovec payload[FRAME_PIECES_MAX];
+    struct payload payload;
     struct iovec own_iov;
-    le32 *crcs;
-    le32 crcs_inline[CRCS_INLINE];
     write_op_fn on_done; /* NULL: a piece of a request */
     void *context;
     struct write_slot slots[];
@@ -154,177 +147,10 @@ client_write_op_bytes(uint32_t slots_max)
     return sizeof(struct write_op) + slots_max * sizeof(struct write_slot);
 }
 
-static uint32_t
-write_op_bytes(const struct write_op *op)
-{
-    return op->io.sector_count * WIRE_SECTOR_BYTES;
-}
-
 static bool
 write_op_is_zero(const struct write_op *op)
 {
     return (op->flags & WRITE_OP_ZERO) != 0;
-}
-
-/* --- payload --- */
-
-static bool
-write_op_head_is_partial(const struct write_op *op)
-{
-    return op->io.skip_bytes != 0;
-}
-
-static int
-write_op_acquire_bounce(struct write_op *op, uint32_t bytes)
-{
-    op->bounce = buffers_acquire(&op->io.volume->core->buffers, bytes);
-    op->bounce_bytes = bytes;
-    return op->bounce != NULL ? 0 : -DL_E_NO_MEMORY;
-}
-
-static void
-write_op_release_bounce(struct write_op *op)
-{
-    if (op->bounce != NULL)
-        buffers_release(&op->io.volume->core->buffers, op->bounce, op->bounce_bytes);
-    op->bounce = NULL;
-}
-
-/* Bytes of the request in its first sector, if that is partial; and in its last. */
-static uint32_t
-write_op_head_bytes(const struct write_op *op)
-{
-    if (!write_op_head_is_partial(op))
-        return 0;
-    return min_u32(op->io.length_bytes, WIRE_SECTOR_BYTES - op->io.skip_bytes);
-}
-
-static uint32_t
-write_op_tail_bytes(const struct write_op *op)
-{
-    uint32_t tail_bytes = (op->io.skip_bytes + op->io.length_bytes) % WIRE_SECTOR_BYTES;
-
-    return op->io.sector_count > 1 || !write_op_head_is_partial(op) ? tail_bytes : 0;
-}
-
-/* Where the first and the last sector are put together. */
-static uint8_t *
-write_op_head_place(const struct write_op *op)
-{
-    return op->bounce;
-}
-
-static uint8_t *
-write_op_tail_place(const struct write_op *op)
-{
-    if (op->io.sector_count == 1)
-        return op->bounce;
-    return op->bounce + (op->bounce_all ? write_op_bytes(op) : 2 * WIRE_SECTOR_BYTES) -
-           WIRE_SECTOR_BYTES;
-}
-
-/*
- * How the payload will be made: the whole sectors straight from the caller's memory, unless that is
- * in too many pieces; partial ones in a bounce buffer.
- */
-static int
-write_op_plan(struct write_op *op)
-{
-    uint32_t head_bytes = write_op_head_bytes(op);
-    uint32_t tail_bytes = write_op_tail_bytes(op);
-    uint32_t whole_bytes = op->io.length_bytes - head_bytes - tail_bytes;
-
-    if (whole_bytes > 0 && io_slice_iovecs(io_slice_advance(op->io.slice, head_bytes), whole_bytes,
-                                           op->payload, FRAME_PIECES_MAX - 2) == 0)
-        op->bounce_all = true;
-    if (op->bounce_all)
-        return write_op_acquire_bounce(op, write_op_bytes(op));
-    if (!io_op_is_partial(&op->io))
-        return 0;
-    return write_op_acquire_bounce(op, op->io.sector_count == 1 ? WIRE_SECTOR_BYTES
-                                                                : 2 * WIRE_SECTOR_BYTES);
-}
-
-static void
-write_op_build_payload(struct write_op *op)
-{
-    uint32_t head_bytes = write_op_head_bytes(op);
-    uint32_t tail_bytes = write_op_tail_bytes(op);
-    uint32_t whole_bytes = op->io.length_bytes - head_bytes - tail_bytes;
-    struct io_slice tail = op->io.slice;
-
-    op->payload_count = 0;
-    if (op->bounce_all) {
-        io_slice_copy_from(op->io.slice, op->bounce + op->io.skip_bytes, op->io.length_bytes);
-        op->payload[op->payload_count++] = (struct iovec){.iov_base = op->bounce,
-                                                          .iov_len = write_op_bytes(op)};
-        return;
-    }
-    if (head_bytes > 0) {
-        io_slice_copy_from(op->io.slice, write_op_head_place(op) + op->io.skip_bytes, head_bytes);
-        op->payload[op->payload_count++] = (struct iovec){.iov_base = write_op_head_place(op),
-                                                          .iov_len = WIRE_SECTOR_BYTES};
-    }
-    if (whole_bytes > 0)
-        op->payload_count += io_slice_iovecs(io_slice_advance(op->io.slice, head_bytes),
-                                             whole_bytes, op->payload + op->payload_count,
-                                             FRAME_PIECES_MAX - 2);
-    if (tail_bytes > 0) {
-        tail = io_slice_advance(tail, head_bytes + whole_bytes);
-        io_slice_copy_from(tail, write_op_tail_place(op), tail_bytes);
-        op->payload[op->payload_count++] = (struct iovec){.iov_base = write_op_tail_place(op),
-                                                          .iov_len = WIRE_SECTOR_BYTES};
-    }
-}
-
-/* CRCs of the payload as it is now. */
-static void
-write_op_compute_crcs(const struct write_op *op, le32 *ret_crcs)
-{
-    const struct iovec *iov = op->payload;
-    size_t at = 0;
-
-    for (uint32_t i = 0; i < op->io.sector_count; i++) {
-        uint32_t crc = 0;
-        size_t left = WIRE_SECTOR_BYTES;
-
-        while (left > 0) {
-            size_t run = min_u64(left, iov->iov_len - at);
-
-            crc = crc32c(crc, (const uint8_t *)iov->iov_base + at, run);
-            left -= run;
-            at += run;
-            if (at == iov->iov_len) {
-                iov++;
-                at = 0;
-            }
-        }
-        ret_crcs[i] = le32_of(crc);
-    }
-}
-
-static int
-write_op_make_crcs(struct write_op *op)
-{
-    op->crcs = op->crcs_inline;
-    if (op->io.sector_count > CRCS_INLINE)
-        op->crcs = buffers_acquire(&op->io.volume->core->buffers,
-                                   op->io.sector_count * sizeof(le32));
-    if (op->crcs == NULL)
-        return -DL_E_NO_MEMORY;
-    write_op_compute_crcs(op, op->crcs);
-    return 0;
-}
-
-static void
-write_op_release_memory(struct write_op *op)
-{
-    struct buffers *buffers = &op->io.volume->core->buffers;
-
-    if (op->crcs != NULL && op->crcs != op->crcs_inline)
-        buffers_release(buffers, op->crcs, op->io.sector_count * sizeof(le32));
-    op->crcs = NULL;
-    write_op_release_bounce(op);
 }
 
 /* --- partial sectors: their old content --- */
@@ -365,11 +191,13 @@ static void
 write_op_start_fills(struct write_op *op)
 {
     uint32_t last = op->io.first_sector + op->io.sector_count - 1;
+    uint8_t *head = payload_head_place(&op->payload);
+    uint8_t *tail = payload_tail_place(&op->payload);
 
-    if (write_op_head_bytes(op) > 0)
-        write_op_start_fill(op, 0, op->io.first_sector, write_op_head_place(op));
-    if (write_op_tail_bytes(op) > 0)
-        write_op_start_fill(op, 1, last, write_op_tail_place(op));
+    if (head != NULL)
+        write_op_start_fill(op, 0, op->io.first_sector, head);
+    if (tail != NULL)
+        write_op_start_fill(op, 1, last, tail);
 }
 
 /* --- slots --- */
@@ -497,8 +325,8 @@ write_slot_build_frame(struct write_slot *slot, uint64_t request_id)
         .crc_count = zero ? 0 : op->io.sector_count,
     };
 
-    frame_out_write(&slot->io.call.frame, request_id, &write, op->crcs, op->payload,
-                    zero ? 0 : op->payload_count);
+    frame_out_write(&slot->io.call.frame, request_id, &write, op->payload.crcs, op->payload.iovs,
+                    zero ? 0 : op->payload.iov_count);
 }
 
 static void
@@ -603,11 +431,9 @@ write_slot_on_wire_error(struct write_slot *slot)
 {
     struct write_op *op = slot->op;
     struct client_volume *volume = op->io.volume;
-    le32 crcs[WINDOW_SECTORS];
 
     volume->stats.crc_errors++;
-    write_op_compute_crcs(op, crcs);
-    if (memcmp(crcs, op->crcs, op->io.sector_count * sizeof(le32)) == 0) {
+    if (!payload_has_changed(&op->payload)) {
         client_core_event(
             volume->core, DLBLK_EVENT_WARNING,
             "volume %s: a write of segment %u was damaged on its way to %s; sent again",
@@ -901,10 +727,12 @@ write_op_on_locked(struct write_op *op)
 static int
 write_op_plan_fills(struct write_op *op)
 {
-    int err = 0;
+    int err;
 
-    if (!write_op_is_zero(op))
-        err = write_op_plan(op);
+    if (write_op_is_zero(op))
+        return 0; /* whole sectors, without a payload */
+    payload_init(&op->payload, &op->io.volume->core->buffers, &op->io);
+    err = payload_plan(&op->payload);
     if (err == 0)
         write_op_start_fills(op);
     return err;
@@ -913,10 +741,7 @@ write_op_plan_fills(struct write_op *op)
 static int
 write_op_build(struct write_op *op)
 {
-    if (write_op_is_zero(op))
-        return 0;
-    write_op_build_payload(op);
-    return write_op_make_crcs(op);
+    return write_op_is_zero(op) ? 0 : payload_build(&op->payload);
 }
 
 /*
@@ -962,26 +787,13 @@ write_op_take_version(struct write_op *op)
 static int
 write_op_copy_payload(struct write_op *op)
 {
-    struct buffers *buffers = &op->io.volume->core->buffers;
-    uint8_t *copy;
-    size_t at = 0;
+    int err;
 
     if (op->superseded != 0)
         return -DL_E_CRC_WIRE; /* it was a copy already */
-    copy = buffers_acquire(buffers, write_op_bytes(op));
-    if (copy == NULL)
-        return -DL_E_NO_MEMORY;
-    for (uint32_t i = 0; i < op->payload_count; i++) {
-        memcpy(copy + at, op->payload[i].iov_base, op->payload[i].iov_len);
-        at += op->payload[i].iov_len;
-    }
-    dl_assert(at == write_op_bytes(op));
-    write_op_release_bounce(op);
-    op->bounce = copy;
-    op->bounce_bytes = write_op_bytes(op);
-    op->payload[0] = (struct iovec){.iov_base = copy, .iov_len = at};
-    op->payload_count = 1;
-    write_op_compute_crcs(op, op->crcs);
+    err = payload_copy(&op->payload);
+    if (err != 0)
+        return err;
     op->superseded = op->sequence;
     op->sequence = 0;
     op->changed = false;
@@ -1081,7 +893,7 @@ write_op_finish(struct write_op *op)
         write_op_settle_versions(op);
     if (err != 0 && request != NULL && !volume->fenced)
         client_volume_say_failure(volume, &op->io, op->blamed);
-    write_op_release_memory(op);
+    payload_fini(&op->payload);
     client_io_end(&op->io);
     if (op->on_done != NULL)
         op->on_done(op, err);
@@ -1352,7 +1164,7 @@ write_op_waits_for(const struct io_op *io, char *text, size_t text_bytes)
 static void
 write_op_free(struct io_op *io)
 {
-    write_op_release_memory(write_op_of(io));
+    payload_fini(&write_op_of(io)->payload);
 }
 
 static const struct io_op_type write_op_type = {
