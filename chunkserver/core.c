@@ -433,6 +433,7 @@ chunkserver_core_create(struct chunkserver_core **ret_core, struct env *env,
     list_init(&core->pull_queue);
     list_init(&core->meta_request_list);
     list_init(&core->recoveries);
+    list_init(&core->removed_list);
     list_init(&core->peers);
     if (core_init_options(core, options) != 0 || core_init_pools(core) != 0) {
         core_free(core);
@@ -460,6 +461,7 @@ chunkserver_core_destroy(struct chunkserver_core *core)
     pool_release_all(&core->pull_ops);
     recoveries_free(core);
     repair_free(core);
+    removed_free(core);
     peers_free(core);
     HASH_CLEAR(by_key, core->slot_changes);
     core_free_meta_requests(core);

@@ -4,7 +4,8 @@
  * back-pressure), session.c (links of clients), data_op.c (READ, WRITE, STABLE), pending_op.c
  * (PENDING), pull_op.c (PULL of other chunkservers), meta_session.c (the link to the metadata
  * service), meta_request.c (what the metadata service asks for), slot_tell.c (what it says of
- * slots), recovery.c (slots that recover), repair.c (bad sectors), peer.c (links
+ * slots), removed.c (chunks that left the map), recovery.c (slots that recover), repair.c (bad
+ * sectors), peer.c (links
  * to the chunkservers they recover from).
  *
  * Ownership: a session lives until its link is down and no operation names it (`operations`).  An
@@ -212,9 +213,11 @@ struct chunkserver_core {
     struct slot_change *slot_changes; /* uthash head: the first of each slot's line */
     struct list recoveries;           /* struct recovery */
     uint64_t next_recovery_id;
-    struct list peers;     /* struct peer */
-    struct repair *repair; /* NULL: nobody has asked for one yet */
-    bool admitted;         /* the metadata service has taken the disk once in this life */
+    struct list peers;       /* struct peer */
+    struct repair *repair;   /* NULL: nobody has asked for one yet */
+    struct removed *removed; /* uthash head */
+    struct list removed_list;
+    bool admitted; /* the metadata service has taken the disk once in this life */
 
     bool stopping, links_closed, store_stopping, stopped;
     uint64_t stop_deadline_ns;
@@ -348,6 +351,12 @@ void recoveries_on_peer_up(struct chunkserver_core *core);
 /* Nothing is pulled any more; each ends when the store has nothing of it. */
 void recoveries_stop(struct chunkserver_core *core);
 void recoveries_free(struct chunkserver_core *core);
+
+/* removed.c */
+/* CHUNK_DELETE has come for it: it does not come into being by a WRITE any more. */
+void removed_note(struct chunkserver_core *core, const struct chunk_key *key);
+bool removed_is_noted(const struct chunkserver_core *core, const struct chunk_key *key);
+void removed_free(struct chunkserver_core *core);
 
 /* repair.c */
 void repair_receive(struct session *session, const struct frame *frame);

@@ -6,6 +6,7 @@
  *   lease epoch below the volume's fence            -> LEASE_OLD
  *   config epoch below the chunk's                  -> EPOCH_OLD
  *   unknown chunk, config epoch above the first     -> CHUNK_UNKNOWN
+ *   the same under the first, but it was deleted    -> EPOCH_OLD
  *   the slot's recovery attempt is not the request's -> NOT_YET, EPOCH_OLD (WRITE, STABLE)
  *   the slot recovers                               -> NOT_IN_SYNC (READ)
  *   (WRITE) a sector's CRC is not what was sent     -> CRC_WIRE
@@ -57,6 +58,10 @@ target_check(struct chunkserver_core *core, const struct data_target *target,
     if (chunk == NULL && target->config_epoch != FIRST_CONFIG_EPOCH) {
         core->stats.refused_unknown++;
         return -DL_E_CHUNK_UNKNOWN;
+    }
+    if (chunk == NULL && removed_is_noted(core, key)) {
+        core->stats.refused_epoch++;
+        return -DL_E_EPOCH_OLD;
     }
     if (chunk != NULL && target->config_epoch < chunk->config_epoch) {
         core->stats.refused_epoch++;

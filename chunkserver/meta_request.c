@@ -381,6 +381,7 @@ delete_one_start(struct delete_request *owner, struct delete_one *one, const Dl_
     };
     one->slot.change.incarnation = ref->incarnation;
     one->slot.on_done = delete_on_done;
+    removed_note(owner->request.core, &one->slot.change.key);
     slot_change_start(owner->request.core, &one->slot);
 }
 

@@ -994,6 +994,18 @@ test_delete(void **state)
     assert_int_equal(wait_reply(fx, &fx->meta, 1001)->status, 0);
     assert_int_equal(fx->disk.chunks->chunk_count, 0);
     assert_int_equal(fx->disk.used_sectors, 0);
+    /* What was on its way when they were deleted makes none of them anew, and reads no holes. */
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(
+            wait_reply(fx, client, send_write(client, target_of(i, 0, 1, 1, 1), 2, 1))->status,
+            -DL_E_EPOCH_OLD);
+        assert_int_equal(
+            wait_reply(fx, client, send_read(client, target_of(i, 0, 1, 1, 1)))->status,
+            -DL_E_EPOCH_OLD);
+    }
+    assert_int_equal(fx->disk.chunks->chunk_count, 0);
+    assert_int_equal(
+        wait_reply(fx, client, send_write(client, target_of(3, 0, 1, 1, 1), 1, 1))->status, 0);
 }
 
 /* What is no request of the protocol closes that link, and only that. */
