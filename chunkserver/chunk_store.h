@@ -44,7 +44,8 @@ struct chunk_store;
  * durable, or none of it took effect:
  *   -DL_E_NO_SPACE       nothing was changed
  *   -DL_E_BUSY           nothing was changed: too many versions above S (CHUNK_PENDING_MAX, with
- *                        use_reserve CHUNK_PENDING_TAKEOVER_MAX): S must rise first
+ *                        use_reserve CHUNK_PENDING_TAKEOVER_MAX): S must rise first; or an
+ *                        overwrite on a full disk, before others have given back what they replaced
  *   -DL_E_MEDIA_WRITE    nothing was changed, or (journal or flush failed) the store has stopped:
  *                        see `stopped`
  *   -DL_E_CHUNK_UNKNOWN  no such chunk, and create was not set
@@ -244,7 +245,10 @@ struct store_voids {
  * if it has many short runs: then a crash can leave the first of them, without the cursor.
  *   -DL_E_EPOCH_OLD    the chunk has another attempt, or none (not with repair)
  *   -DL_E_INDEX_CORRUPT  the index could not be read at all: not before the next start
- *   -DL_E_CHUNK_UNKNOWN | -DL_E_NO_SPACE (the reserve is used) | -DL_E_MEDIA_WRITE | -DL_E_RANGE
+ *   -DL_E_NO_SPACE     for a repair, and for what takes the place of data or of void sectors, the
+ *                      reserve is used
+ *   -DL_E_BUSY         in a moment there will be space
+ *   -DL_E_CHUNK_UNKNOWN | -DL_E_MEDIA_WRITE | -DL_E_RANGE
  */
 struct store_merge {
     struct chunk_key key;

@@ -493,8 +493,8 @@ void change_check_waiting(struct engine *engine);
 /* A fence's or epoch's record is durable.  Returns false if it must wait for slow ops. */
 bool change_is_done(const struct engine *engine, const struct op *op);
 void read_start(struct chunk_store *store, struct store_read *read);
-/* A write of data or zeroes, or a part of a merge, gets its blocks and goes on. */
-void write_go(struct engine *engine, struct op *op);
+/* A part of a merge gets its blocks and goes on. */
+void write_go(struct engine *engine, struct op *op, bool use_reserve);
 struct op *write_op_create(struct engine *engine, struct engine_chunk *chunk,
                            struct store_write *write, enum record_kind kind);
 /* No record of its own carries it: goes to the index some time. */

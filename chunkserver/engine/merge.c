@@ -140,6 +140,28 @@ merge_on_part(struct store_write *write, int err)
         merge_step(merge);
 }
 
+/*
+ * What takes the place of data takes no room in the end, and what is void had data before it was
+ * voided.  All else must find room outside of the reserve, or recovery would take from all others
+ * what lets them overwrite theirs.
+ */
+static bool
+merge_may_use_reserve(const struct merge *merge)
+{
+    const struct store_sector *sectors = &merge->request->sectors[merge->next];
+
+    for (uint32_t i = 0; i < merge->sector_count && !merge->request->repair; i++) {
+        unsigned old = SECTOR_HOLE;
+
+        /* Leaves that came meanwhile are not in memory for us. */
+        if (sectors[i].sector < merge->pinned.end * LEAF_SECTORS)
+            old = leaf_sector_kind(leaf_sector_at(merge->chunk, sectors[i].sector));
+        if (sectors[i].kind == SECTOR_DATA && old != SECTOR_DATA && old != SECTOR_VOID)
+            return false;
+    }
+    return true;
+}
+
 /* All leaves are in memory, and stay there. */
 static void
 merge_go(struct merge *merge)
@@ -156,7 +178,7 @@ merge_go(struct merge *merge)
         return;
     }
     op = write_op_create(engine, merge->chunk, &merge->write, RECORD_MERGE);
-    write_go(engine, op);
+    write_go(engine, op, merge_may_use_reserve(merge));
 }
 
 static void

@@ -127,7 +127,7 @@ write_finish_twin(struct engine *engine, struct engine_chunk *chunk, struct stor
 {
     if (err == 0)
         write_finish_duplicate(engine, chunk, twin);
-    else if (err == -DL_E_NO_SPACE && twin->use_reserve)
+    else if ((err == -DL_E_NO_SPACE || err == -DL_E_BUSY) && twin->use_reserve)
         write_begin(engine, twin);
     else
         engine_finish_write_later(engine, twin, err);
@@ -368,15 +368,21 @@ write_retry(struct engine *engine, struct op *op, struct op *abort_op)
 
 /* --- start --- */
 
-/* No blocks to be had: help to make some free, so that the next one has better luck. */
+/*
+ * No blocks to be had: help to make some free, so that the next one has better luck.  What gives
+ * back as much as it takes (`overwrites`) is only too early, if others that do are under way.
+ */
 static void
-write_refuse_full(struct engine *engine, struct op *op)
+write_refuse_full(struct engine *engine, struct op *op, bool overwrites)
 {
+    const struct alloc *alloc = &engine->alloc;
+
     engine->counters.writes_refused_full++;
-    engine->want_mark = engine->want_mark || engine->alloc.queued_blocks > 0;
+    engine->want_mark = engine->want_mark || alloc->queued_blocks > 0;
     if (engine->debt_sectors > 0)
         writeback_all(engine);
-    op->err = -DL_E_NO_SPACE;
+    op->err = overwrites && (alloc->limbo_blocks > 0 || alloc_awaiting(alloc) > 0) ? -DL_E_BUSY
+                                                                                   : -DL_E_NO_SPACE;
 }
 
 /*
@@ -395,7 +401,7 @@ write_find_room(struct engine *engine, struct op *op)
     if (overwrite > 0 && write_take_blocks(engine, op, true))
         engine->counters.reserve_writes++;
     else
-        write_refuse_full(engine, op);
+        write_refuse_full(engine, op, overwrite > 0);
     return true;
 }
 
@@ -417,15 +423,17 @@ write_accept(struct engine *engine, struct op *op)
 }
 
 void
-write_go(struct engine *engine, struct op *op)
+write_go(struct engine *engine, struct op *op, bool use_reserve)
 {
     dl_assert(op->kind == RECORD_MERGE);
-    if (op->write->length_sectors == 0)
+    if (op->write->length_sectors == 0) {
         op_ready(engine, op);
-    else if (!write_take_blocks(engine, op, true))
-        op_finish(engine, op, -DL_E_NO_SPACE);
-    else
+    } else if (write_take_blocks(engine, op, use_reserve)) {
         write_submit(engine, op);
+    } else {
+        write_refuse_full(engine, op, use_reserve);
+        op_finish(engine, op, op->err);
+    }
     engine_kick(engine);
 }
 

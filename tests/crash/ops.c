@@ -98,6 +98,7 @@ write_failed(struct op *op, struct model_write *write, int err)
 
     switch (-err) {
     case DL_E_NO_SPACE:
+    case DL_E_BUSY: /* overwrites on a full disk */
         world->refused_full = true;
         break;
     case DL_E_MEDIA_WRITE:

@@ -972,6 +972,120 @@ test_full_disk(void **state)
     rig_fini(&rig);
 }
 
+/* More overwrites at a time than the reserve has room for: later, but not refused. */
+static void
+test_full_disk_overwrites_wait(void **state)
+{
+    struct test_write *writes[12];
+    struct rig rig;
+    uint32_t filled = 0, busy = 0, done = 0;
+
+    (void)state;
+    rig_init(&rig, 1);
+    while (write_now(&rig, VERSION(1 + filled), filled * 50, 50) == 0)
+        filled++;
+    for (uint32_t round = 0; round < 20; round++) {
+        for (uint32_t i = 0; i < 12; i++) {
+            writes[i] = write_make(&rig, VERSION(1000 + round * 12 + i), i * 50, 50);
+            write_start(writes[i]);
+        }
+        for (uint32_t i = 0; i < 12; i++) {
+            int err = write_end(writes[i]);
+
+            assert_true(err == 0 || err == -DL_E_BUSY);
+            busy += err != 0;
+            done += err == 0;
+        }
+        fake_env_run_for(&rig.env, 2000000000);
+    }
+    assert_true(busy > 0);
+    assert_int_equal(done, 40);
+    assert_int_equal(write_now(&rig, VERSION(5000), filled * 50, 50), -DL_E_NO_SPACE);
+    rig_quiet(&rig);
+    rig_fini(&rig);
+}
+
+/* Sectors that were pulled, from `offset` on, all of one version. */
+struct test_merge {
+    struct store_merge merge;
+    struct store_sector sectors[STORE_IO_SECTORS_MAX];
+    uint8_t *payload;
+    bool done;
+    int err;
+};
+
+static void
+merge_on_done(struct store_merge *store_merge, int err)
+{
+    struct test_merge *merge = (struct test_merge *)store_merge;
+
+    merge->done = true;
+    merge->err = err;
+}
+
+static int
+merge_now(struct rig *rig, uint32_t attempt, uint64_t version, uint32_t offset, uint32_t length)
+{
+    struct test_merge *merge = calloc(1, sizeof(*merge));
+    int err;
+
+    merge->payload = aligned_alloc(SECTOR_BYTES, (size_t)length * SECTOR_BYTES);
+    memset(merge->payload, 0x77, (size_t)length * SECTOR_BYTES);
+    for (uint32_t i = 0; i < length; i++)
+        merge->sectors[i] = (struct store_sector){.sector = offset + i,
+                                                  .birth = 1,
+                                                  .version = version,
+                                                  .crc = crc32c(0, merge->payload, SECTOR_BYTES),
+                                                  .kind = SECTOR_DATA};
+    merge->merge = (struct store_merge){.key = key,
+                                        .attempt = attempt,
+                                        .sectors = merge->sectors,
+                                        .sector_count = length,
+                                        .payload = merge->payload,
+                                        .cursor_sectors = offset + length,
+                                        .stable_version = version,
+                                        .on_done = merge_on_done};
+    rig->store->ops->merge_start(rig->store, &merge->merge);
+    assert_true(fake_env_run(&rig->env, &merge->done, TURNS_MAX));
+    err = merge->err;
+    free(merge->payload);
+    free(merge);
+    return err;
+}
+
+/* Recovery takes from the reserve what it gives back, and nothing else. */
+static void
+test_full_disk_recovers(void **state)
+{
+    struct store_change change = {.kind = STORE_STABLE, .key = key};
+    struct rig rig;
+    uint32_t filled = 0;
+
+    (void)state;
+    rig_init(&rig, 1);
+    while (write_now(&rig, VERSION(1 + filled), filled * 50, 50) == 0)
+        filled++;
+    change.stable_version = VERSION(filled - 1); /* the last write will be void */
+    assert_int_equal(change_now(&rig, change), 0);
+    rig_restart(&rig);
+    change = (struct store_change){.kind = STORE_ATTEMPT,
+                                   .key = key,
+                                   .config_epoch = 5,
+                                   .incarnation = 1,
+                                   .attempt = 5,
+                                   .lease_epoch = 1,
+                                   .segment_sectors = 4096};
+    assert_int_equal(change_now(&rig, change), 0);
+    assert_int_equal(merge_now(&rig, 5, VERSION(500), (filled - 1) * 50, 50), 0); /* void */
+    for (uint32_t i = 0; i < 2 * filled; i++) /* in place of data */
+        assert_int_equal(merge_now(&rig, 5, VERSION(1000 + i), i % (filled - 1) * 50, 50), 0);
+    assert_int_equal(merge_now(&rig, 5, VERSION(2000), filled * 50, 50), -DL_E_NO_SPACE);
+    assert_int_equal(merge_now(&rig, 5, VERSION(2000), filled * 50 - 49, 50), -DL_E_NO_SPACE);
+    assert_int_equal(merge_now(&rig, 5, VERSION(2000), 0, 50), 0);
+    rig_quiet(&rig);
+    rig_fini(&rig);
+}
+
 /* --- errors --- */
 
 static void
@@ -1155,6 +1269,7 @@ UNIT_MAIN(
     cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_many_zeroes_take_turns),
     cmocka_unit_test(test_deletion_frees_space),
     cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
+    cmocka_unit_test(test_full_disk_overwrites_wait), cmocka_unit_test(test_full_disk_recovers),
     cmocka_unit_test(test_requests_out_of_range), cmocka_unit_test(test_failed_data_write),
     cmocka_unit_test(test_data_write_that_always_fails),
     cmocka_unit_test(test_failed_flush_stops_the_store), cmocka_unit_test(test_unreadable_data),
