@@ -194,6 +194,8 @@ recovery_wait(struct recovery *recovery, uint64_t wait_ns)
     recoveries_run(core);
 }
 
+static uint64_t recovery_send_report(struct recovery *recovery, bool done, bool no_space);
+
 static void
 recovery_fail(struct recovery *recovery, int err)
 {
@@ -204,6 +206,8 @@ recovery_fail(struct recovery *recovery, int err)
         log_info("chunkserver", recovery_name(recovery).text, "recovery, at sector %u: %s",
                  recovery->window_first, dl_err_str(err));
     recovery->last_error = err;
+    if (err == -DL_E_NO_SPACE && recovery_chunk(recovery) != NULL)
+        (void)recovery_send_report(recovery, false, true);
     if (err != -DL_E_NOT_YET && recovery->source_count > 0)
         recovery->source_idx = (recovery->source_idx + 1) % recovery->source_count;
     recovery->retry_ns = min_u64(2 * wait_ns, RETRY_MAX_NS);
@@ -214,7 +218,7 @@ recovery_fail(struct recovery *recovery, int err)
 
 /* The id of the request; 0: not sent. */
 static uint64_t
-recovery_send_report(struct recovery *recovery, bool done)
+recovery_send_report(struct recovery *recovery, bool done, bool no_space)
 {
     struct chunkserver_core *core = recovery->core;
     const struct chunk *chunk = recovery_chunk(recovery);
@@ -227,6 +231,7 @@ recovery_send_report(struct recovery *recovery, bool done)
     message.attempt = recovery->attempt;
     message.lease_epoch = chunk->volume->lease_epoch;
     message.done = done;
+    message.no_space = no_space;
     message.cursor_sectors = chunk->cursor_sectors;
     message.pulled_bytes = recovery->pulled_bytes;
     return meta_link_request(core, OP_RECOVERY_REPORT, &message.base);
@@ -240,7 +245,7 @@ recovery_report_progress(struct recovery *recovery)
     if (now_ns - recovery->progress_ns < PROGRESS_NS)
         return;
     recovery->progress_ns = now_ns;
-    (void)recovery_send_report(recovery, false);
+    (void)recovery_send_report(recovery, false, false);
 }
 
 /*
@@ -254,7 +259,7 @@ recovery_report_whole(struct recovery *recovery)
         recovery_over(recovery);
         return;
     }
-    recovery->report_id = recovery_send_report(recovery, true);
+    recovery->report_id = recovery_send_report(recovery, true, false);
     env_timer_start(recovery->core->env, &recovery->timer, REPORT_REPEAT_NS);
 }
 

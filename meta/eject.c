@@ -181,9 +181,18 @@ eject_reply(struct meta_op *op, const struct meta_volume *volume)
 static void
 eject_on_committed(struct meta_op *op)
 {
+    const Dl__Eject *message = (const Dl__Eject *)op->message;
     struct meta_volume *volume = op->volume;
 
     meta_change_apply(op);
+    for (size_t i = 0; i < message->n_ejections; i++) {
+        const Dl__Ejection *ejection = message->ejections[i];
+
+        if (ejection->reason != DL__EJECT_REASON__EJECT_FULL)
+            continue;
+        for (size_t k = 0; k < ejection->n_server_ids; k++)
+            meta_repair_mark_full(op->core, volume, ejection->segment, ejection->server_ids[k]);
+    }
     eject_reply(op, volume);
 }
 

@@ -20,6 +20,7 @@
 #include "common/text.h"
 #include "meta/health.h"
 #include "meta/memory.h"
+#include "meta/placement.h"
 
 /* --- counting --- */
 
@@ -30,13 +31,24 @@ server_is_there(const struct meta_server *server)
 }
 
 static void
-waiting_add(struct volume_health *health, uint32_t server_id)
+servers_add(uint32_t *servers, uint32_t *count, uint32_t server_id)
 {
-    for (uint32_t i = 0; i < health->waiting_count; i++)
-        if (health->waiting[i] == server_id)
+    for (uint32_t i = 0; i < *count; i++)
+        if (servers[i] == server_id)
             return;
-    if (health->waiting_count < VOLUME_HEALTH_SERVERS)
-        health->waiting[health->waiting_count++] = server_id;
+    if (*count < VOLUME_HEALTH_SERVERS)
+        servers[(*count)++] = server_id;
+}
+
+/* A slot that was given up, whose server is there, but has no room for it. */
+static bool
+slot_has_no_room(const struct meta_core *core, const struct meta_volume *volume,
+                 const struct segment_slot *slot, const struct repair_slot *repair)
+{
+    const struct meta_server *server = core->servers[slot->server_id];
+
+    return repair->full && slot->state == DL__SLOT_STATE__SLOT_EJECTED && server_is_there(server) &&
+           server->available_bytes < meta_volume_chunk_bytes(&volume->desc);
 }
 
 static void
@@ -49,7 +61,7 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
                                            : meta_repair_find(core, volume->desc.id,
                                                               segment->index);
     uint32_t in_sync = 0, there = 0;
-    bool absent = false;
+    bool absent = false, no_room = false;
 
     for (uint32_t i = 0; i < table->place_count; i++) {
         const struct segment_slot *slot = &segment->slots[i];
@@ -63,7 +75,12 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
         health->slots_recovering += slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
         if (i < table->slot_count && !is_there) {
             absent = true;
-            waiting_add(health, slot->server_id);
+            servers_add(health->waiting, &health->waiting_count, slot->server_id);
+        }
+        if (i < table->slot_count && repair != NULL &&
+            slot_has_no_room(core, volume, slot, &repair->slots[i])) {
+            no_room = true;
+            servers_add(health->full, &health->full_count, slot->server_id);
         }
         if (slot->state != DL__SLOT_STATE__SLOT_IN_SYNC)
             health->left_bytes += meta_volume_chunk_bytes(&volume->desc) -
@@ -73,6 +90,7 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
     health->in_sync += in_sync == table->slot_count;
     health->moving += in_sync == table->slot_count && repair != NULL;
     health->absent += absent;
+    health->no_room += no_room;
     if (there == 0)
         health->unreadable++;
     else if (there < volume->desc.min_write)
@@ -98,6 +116,18 @@ volume_is_suspect(const struct meta_core *core, const struct meta_volume *volume
     return volume->repair_count > 0;
 }
 
+/* Others take the place of who has no room, if there are enough. */
+static bool
+others_have_room(const struct meta_core *core, const struct meta_volume *volume)
+{
+    uint32_t count, domains;
+    struct placement_server *servers = meta_candidates_collect(core, &volume->desc, &count);
+
+    domains = placement_domain_count(servers, count, 1);
+    free(servers);
+    return domains >= volume->segments.slot_count;
+}
+
 void
 meta_health_volume(const struct meta_core *core, const struct meta_volume *volume,
                    struct volume_health *ret_health)
@@ -111,6 +141,11 @@ meta_health_volume(const struct meta_core *core, const struct meta_volume *volum
     }
     for (; segment != NULL; segment = meta_segments_after(&volume->segments, segment->index))
         health_add_segment(core, volume, segment, &health);
+    for (uint32_t i = 0; i < volume->server_count; i++)
+        if (meta_server_is_full(core->servers[volume->servers[i].server_id]))
+            servers_add(health.full, &health.full_count, volume->servers[i].server_id);
+    if (health.full_count > 0 && others_have_room(core, volume))
+        health.no_room = health.full_count = 0;
     *ret_health = health;
 }
 
@@ -119,7 +154,7 @@ meta_health_state(const struct volume_health *health)
 {
     if (health->unreadable > 0 || health->blocked > 0)
         return "blocked";
-    if (health->absent > 0)
+    if (health->absent > 0 || health->no_room > 0)
         return "degraded";
     return health->degraded > 0 || health->moving > 0 ? "recovering" : "healthy";
 }
@@ -127,14 +162,14 @@ meta_health_state(const struct volume_health *health)
 /* --- in words --- */
 
 static void
-servers_text(const struct meta_core *core, const struct volume_health *health, char *text,
+servers_text(const struct meta_core *core, const uint32_t *ids, uint32_t count, char *text,
              size_t text_bytes)
 {
     size_t used = 0;
 
     text[0] = '\0';
-    for (uint32_t i = 0; i < health->waiting_count && used + 1 < text_bytes; i++) {
-        const struct meta_server *server = core->servers[health->waiting[i]];
+    for (uint32_t i = 0; i < count && used + 1 < text_bytes; i++) {
+        const struct meta_server *server = core->servers[ids[i]];
 
         used += (size_t)snprintf(text + used, text_bytes - used, "%sserver %s", i == 0 ? "" : ", ",
                                  meta_server_text(server));
@@ -167,10 +202,11 @@ uint32_t
 meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                      const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES])
 {
-    char servers[160], since[64];
+    char servers[160], full[160], since[64];
     uint32_t count = 0;
 
-    servers_text(core, health, servers, sizeof(servers));
+    servers_text(core, health->waiting, health->waiting_count, servers, sizeof(servers));
+    servers_text(core, health->full, health->full_count, full, sizeof(full));
     (void)since_text(core, health, since, sizeof(since));
     if (health->unreadable > 0)
         (void)snprintf(texts[count++], META_PROBLEM_BYTES,
@@ -190,8 +226,16 @@ meta_health_problems(const struct meta_core *core, const struct meta_volume *vol
                        "volume %s: %" PRIu64 " %s %s fewer copies than %" PRIu32 "%s: %s%s",
                        volume->desc.name, health->degraded, segments_word(health->degraded),
                        health->degraded == 1 ? "has" : "have", volume->segments.slot_count, since,
-                       health->absent > 0 ? "start " : "they are being recovered",
-                       health->absent > 0 ? servers : "");
+                       health->absent > 0    ? "start "
+                       : health->no_room > 0 ? "there is no room on "
+                                             : "they are being recovered",
+                       health->absent > 0    ? servers
+                       : health->no_room > 0 ? full
+                                             : "");
+    if (health->full_count > 0)
+        (void)snprintf(texts[count++], META_PROBLEM_BYTES,
+                       "volume %s: new data finds no room on %s: %s", volume->desc.name, full,
+                       META_HINT_FULL);
     return count;
 }
 

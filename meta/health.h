@@ -11,17 +11,21 @@
 #include "meta/recovery.h"
 
 #define META_PROBLEM_BYTES    512u
-#define META_HEALTH_PROBLEMS  3u /* at most, of one volume */
+#define META_HEALTH_PROBLEMS  4u /* at most, of one volume */
 #define VOLUME_HEALTH_SERVERS 3u
+#define META_HINT_FULL        "add chunkservers, delete volumes, or discard what is not needed"
 
 struct volume_health {
     uint64_t segments, in_sync, degraded, blocked, unreadable, moving;
-    uint64_t absent; /* segments with a slot whose server is not there */
+    uint64_t absent;  /* segments with a slot whose server is not there */
+    uint64_t no_room; /* ... with one that was given up, and nobody has room for */
     uint64_t slots_recovering;
     uint64_t left_bytes;
     uint64_t since_ms;
     uint32_t waiting[VOLUME_HEALTH_SERVERS]; /* servers that are not there */
     uint32_t waiting_count;
+    uint32_t full[VOLUME_HEALTH_SERVERS]; /* that take no new data, nor others in their place */
+    uint32_t full_count;
 };
 
 void meta_health_volume(const struct meta_core *core, const struct meta_volume *volume,

@@ -386,6 +386,7 @@ const char *meta_server_text(const struct meta_server *server);
 /* What is wrong with it; empty: nothing. */
 void meta_server_problem(const struct meta_core *core, const struct meta_server *server, char *text,
                          size_t text_bytes);
+bool meta_server_is_full(const struct meta_server *server);
 void meta_server_fill_address(Dl__ServerAddress *message, const struct meta_server *server);
 
 /* --- requests to servers: command.c --- */

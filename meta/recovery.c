@@ -73,10 +73,11 @@ meta_server_takes_chunks(const struct meta_server *server)
            server->stopped[0] == '\0' && server->desc.admin_state == META_ADMIN_IN_USE;
 }
 
+/* For one more chunk, beside those that recover there: what they pull takes from the reserve. */
 static bool
-server_has_room(const struct meta_server *server, const struct volume_desc *desc)
+server_has_room(const struct meta_server *server, const struct volume_desc *desc, uint32_t onto)
 {
-    return server->available_bytes >= meta_volume_chunk_bytes(desc);
+    return server->available_bytes / (onto + 1) >= meta_volume_chunk_bytes(desc);
 }
 
 /* Can it go on with a chunk that it has? */
@@ -188,9 +189,11 @@ repair_update_slots(struct meta_core *core, struct meta_repair *repair,
         const struct segment_slot *slot = &segment->slots[i];
         struct repair_slot *progress = &repair->slots[i];
         uint32_t source_id = progress->source_id;
+        bool full = progress->full && slot->state == DL__SLOT_STATE__SLOT_EJECTED &&
+                    progress->server_id == slot->server_id;
 
         if (slot->state != DL__SLOT_STATE__SLOT_RECOVERING)
-            *progress = (struct repair_slot){0};
+            *progress = (struct repair_slot){.server_id = full ? slot->server_id : 0, .full = full};
         else if (progress->attempt != slot->attempt || progress->server_id != slot->server_id)
             *progress = (struct repair_slot){
                 .server_id = slot->server_id,
@@ -201,6 +204,21 @@ repair_update_slots(struct meta_core *core, struct meta_repair *repair,
         if (!slot_is_in_sync_on(table, segment, progress->source_id))
             progress->source_id = 0;
     }
+}
+
+void
+meta_repair_mark_full(struct meta_core *core, const struct meta_volume *volume, uint32_t index,
+                      uint32_t server_id)
+{
+    struct meta_repair *repair = meta_repair_find(core, volume->desc.id, index);
+    const struct segment *segment = meta_segments_find(&volume->segments, index);
+    uint32_t place = meta_segment_place_of(&volume->segments, segment, server_id);
+
+    if (repair == NULL || place == UINT32_MAX ||
+        segment->slots[place].state != DL__SLOT_STATE__SLOT_EJECTED)
+        return;
+    repair->slots[place].server_id = server_id;
+    repair->slots[place].full = true;
 }
 
 static void
@@ -410,8 +428,11 @@ plan_ejected(struct meta_core *core, const struct meta_volume *volume,
     const struct load *loads = round->loads;
     const struct meta_server *server = core->servers[segment->slots[place].server_id];
     bool incoming = place == volume->segments.slot_count;
-    bool fit = server_is_fit(server) && server_has_room(server, &volume->desc);
-    bool elsewhere = server_is_emptied(server) || (server_is_fit(server) && !fit);
+    uint32_t onto = loads[server->desc.id].onto;
+    /* For what it lacks there may be room where there is none for a whole chunk. */
+    bool full = meta_repair_find(core, volume->desc.id, segment->index)->slots[place].full;
+    bool has_room = !full || server_has_room(server, &volume->desc, 0);
+    bool elsewhere = server_is_emptied(server) || (server_is_fit(server) && !has_room);
 
     if (incoming && elsewhere)
         return PLAN_DROP;
@@ -423,8 +444,9 @@ plan_ejected(struct meta_core *core, const struct meta_volume *volume,
         if (plan->target_id != 0)
             return PLAN_REPLACE;
     }
-    if (!fit || server->must_be_heard || env_now_ns(core->env) < server->resume_ns ||
-        loads[server->desc.id].onto >= core->options.recovery_per_server)
+    if (!server_is_fit(server) || (full && !server_has_room(server, &volume->desc, onto)) ||
+        server->must_be_heard || env_now_ns(core->env) < server->resume_ns ||
+        onto >= core->options.recovery_per_server)
         return PLAN_NONE;
     plan->target_id = server->desc.id;
     return PLAN_RESUME;
@@ -782,6 +804,35 @@ report_promote(struct meta_op *op, struct meta_volume *volume, const struct segm
 }
 
 static void
+report_on_given_up(struct meta_op *op)
+{
+    const Dl__RecoveryReport *message = (const Dl__RecoveryReport *)op->message;
+
+    meta_change_apply(op);
+    meta_repair_mark_full(op->core, op->volume, message->segment, op->server->desc.id);
+    meta_op_reply(op, &(Dl__RecoveryReportReply)DL__RECOVERY_REPORT_REPLY__INIT.base);
+}
+
+/* Its server has no room for what it lacks: another one may have, or it waits until it has. */
+static void
+report_give_up(struct meta_op *op, struct meta_volume *volume, const struct segment *segment,
+               uint32_t place)
+{
+    struct meta_server *server = op->session->server;
+    struct segment *next = meta_change_add(op, volume, segment);
+
+    next->slots[place].state = DL__SLOT_STATE__SLOT_EJECTED;
+    next->slots[place].attempt = 0;
+    op->volume = volume;
+    op->server = server;
+    meta_event_put(op, DL__EVENT_KIND__EVENT_EJECTED, server, volume, segment->index, 1,
+                   "server %s: no room to recover segment %" PRIu32 " of volume %s: given up there",
+                   meta_server_text(server), segment->index, volume->desc.name);
+    meta_change_put(op);
+    meta_op_commit(op, report_on_given_up);
+}
+
+static void
 report_progress(struct meta_core *core, const struct meta_volume *volume,
                 const Dl__RecoveryReport *message, uint32_t place)
 {
@@ -843,6 +894,8 @@ meta_run_recovery_report(struct meta_op *op)
     report_progress(op->core, volume, message, place);
     if (message->done)
         report_promote(op, volume, segment, place);
+    else if (message->no_space)
+        report_give_up(op, volume, segment, place);
     else
         meta_op_reply(op, &reply.base);
 }

@@ -102,6 +102,7 @@ struct repair_slot {
     uint32_t cursor_sectors;
     uint64_t pulled_bytes;
     uint64_t begun_ns;
+    bool full; /* ejected, since its server had no room for it */
 };
 
 /* A segment that is not as it should be. */
@@ -178,6 +179,9 @@ void meta_recovery_loaded_segment(struct meta_core *core, const struct meta_volu
 /* The segment has changed, or a server's state has that it names. */
 void meta_repair_update(struct meta_core *core, const struct meta_volume *volume,
                         const struct segment *segment);
+/* The slot on this server, which is ejected, was given up for lack of room. */
+void meta_repair_mark_full(struct meta_core *core, const struct meta_volume *volume, uint32_t index,
+                           uint32_t server_id);
 struct meta_repair *meta_repair_find(const struct meta_core *core, uint64_t volume_id,
                                      uint32_t index);
 /* Something may be possible now that wasn't: the scheduler looks again, in a later call. */

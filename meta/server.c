@@ -27,7 +27,10 @@
 
 #define SERVER_ID_MAX     0xffffffu /* struct segment_slot */
 #define DUPLICATE_PING_NS NS_PER_S
-#define PERSIST_EVERY_NS  (10 * NS_PER_S) /* the journal position of a server that writes */
+/* A server that has less for new data is full. */
+#define FULL_BYTES       (64ull << 20)
+#define FULL_PART        128u            /* of its capacity */
+#define PERSIST_EVERY_NS (10 * NS_PER_S) /* the journal position of a server that writes */
 
 /* --- tables --- */
 
@@ -155,8 +158,17 @@ meta_server_problem(const struct meta_core *core, const struct meta_server *serv
         (void)snprintf(text, text_bytes, "takes no writes: %.80s", server->stopped);
     else if (server->damaged)
         (void)snprintf(text, text_bytes, "its journal is damaged");
-    else if (server->available_bytes == 0)
+    else if (meta_server_is_full(server))
         (void)snprintf(text, text_bytes, "full");
+}
+
+/* It takes no new data, or will not in a moment; what it has it can still change. */
+bool
+meta_server_is_full(const struct meta_server *server)
+{
+    return server->session != NULL && server->up && server->stopped[0] == '\0' &&
+           !server->damaged &&
+           server->available_bytes < min_u64(FULL_BYTES, server->capacity_bytes / FULL_PART);
 }
 
 void

@@ -131,6 +131,7 @@ status_add_server(struct status *status, const struct meta_server *server)
         status_add(status, false, "server %s: %s; volumes have %" PRIu64 " chunks there: %s",
                    meta_server_text(server), problem, server->slot_count,
                    server->desc.admin_state == META_ADMIN_REMOVING ? "they are recovered elsewhere"
+                   : meta_server_is_full(server)                   ? META_HINT_FULL
                    : server->up                                    ? "look at its log"
                    : server->out ? "they are recovered elsewhere; start dlblk-chunkserver there, "
                                    "or remove the server"

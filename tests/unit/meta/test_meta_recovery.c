@@ -392,21 +392,86 @@ test_endangered_first(void **state)
     fixture_fini(&t.f);
 }
 
-/* A full server waits until it has room; meanwhile others may take its slot. */
+static void
+eject_full(struct recovery_test *t, uint32_t segment, uint32_t id)
+{
+    Dl__Eject message = DL__EJECT__INIT;
+    Dl__Ejection ejection = DL__EJECTION__INIT;
+    Dl__Ejection *ejections[1] = {&ejection};
+
+    ejection.server_ids = &id;
+    ejection.n_server_ids = 1;
+    ejection.segment = segment;
+    ejection.config_epoch = epoch_of(t, segment);
+    ejection.reason = DL__EJECT_REASON__EJECT_FULL;
+    message.volume = t->volume;
+    message.lease_epoch = t->lease;
+    message.ejections = ejections;
+    message.n_ejections = 1;
+    assert_int_equal(peer_ask(t->client, OP_EJECT, &message.base, NULL, NULL), 0);
+}
+
+static int
+report_no_space(struct peer *server, const struct told *told)
+{
+    Dl__RecoveryReport message = DL__RECOVERY_REPORT__INIT;
+
+    message.volume = told->volume;
+    message.segment = told->segment;
+    message.slot = told->slot;
+    message.attempt = told->attempt;
+    message.lease_epoch = told->lease_epoch;
+    message.no_space = true;
+    return peer_ask(server, OP_RECOVERY_REPORT, &message.base, NULL, NULL);
+}
+
+/*
+ * What was given up because its server was full waits until that has room; meanwhile others may
+ * take its slot.  What was given up for another reason may find that it needs no room.
+ */
 static void
 test_full_server(void **state)
 {
     struct recovery_test t;
+    struct told told;
 
     (void)state;
+    recovery_init(&t, 3, 1, NULL);
+    t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
+    eject_full(&t, 0, 3);
+    fixture_run(&t.f, 30 * SECOND);
+    assert_int_equal(count_recovering(&t, 1, 0), 0);
+    t.servers[2]->used_bytes = 0;
+    fixture_run(&t.f, 3 * SECOND);
+    assert_int_equal(count_recovering(&t, 1, 3), 1);
+    /* It has no room after all; a report of an attempt that is over changes nothing. */
+    told = *peer_told(t.servers[2], t.volume, 0);
+    t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
+    fixture_run(&t.f, 2 * SECOND);
+    assert_int_equal(report_no_space(t.servers[2], &told), 0);
+    fixture_run(&t.f, 30 * SECOND);
+    assert_int_equal(count_recovering(&t, 1, 0), 0);
+    t.servers[2]->used_bytes = 0;
+    fixture_run(&t.f, 3 * SECOND);
+    assert_int_equal(count_recovering(&t, 1, 3), 1);
+    assert_int_equal(report_no_space(t.servers[2], &told), 0);
+    assert_int_equal(count_recovering(&t, 1, 3), 1);
+    fixture_fini(&t.f);
+
+    /* Those that recover there already need their room. */
+    recovery_init(&t, 3, 4, NULL);
+    t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - 5 * MIB / 2;
+    for (uint32_t i = 0; i < 4; i++)
+        eject_full(&t, i, 3);
+    fixture_run(&t.f, 30 * SECOND);
+    assert_int_equal(count_recovering(&t, 4, 3), 2);
+    fixture_fini(&t.f);
+
     recovery_init(&t, 3, 1, NULL);
     server_goes(&t, 3);
     eject(&t, 0, 3);
     t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
     server_returns(&t, 3);
-    fixture_run(&t.f, 3 * SECOND);
-    assert_int_equal(count_recovering(&t, 1, 0), 0);
-    t.servers[2]->used_bytes = 0;
     fixture_run(&t.f, 3 * SECOND);
     assert_int_equal(count_recovering(&t, 1, 3), 1);
     fixture_fini(&t.f);
@@ -415,7 +480,7 @@ test_full_server(void **state)
     for (uint32_t i = 0; i < 8; i++)
         if (slot_of(&t, i, 0, NULL).server_id == 3 || slot_of(&t, i, 1, NULL).server_id == 3 ||
             slot_of(&t, i, 2, NULL).server_id == 3)
-            eject(&t, i, 3);
+            eject_full(&t, i, 3);
     t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
     fixture_run(&t.f, 3 * SECOND);
     while (recover_all_once(&t, 8))
