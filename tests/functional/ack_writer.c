@@ -3,8 +3,9 @@
  * ack_writer: writes, remembers what was acknowledged, and checks it after everything has been
  * killed.
  *
- *   ack_writer write VOLUME LOG [--depth N] [--seconds N] [--seed N] [--hurry MS]
+ *   ack_writer write VOLUME LOG [--depth N] [--seconds N] [--seed N] [--hurry MS] [--no-space N]
  *   ack_writer check VOLUME LOG --slots N
+ *   ack_writer look VOLUME LOG
  *
  * The volume is cut into places of 64 KiB.  Each place has at most one write in flight, with a
  * number of its own that grows; length, kind (data, or zeroes) and every byte of a write follow
@@ -12,11 +13,15 @@
  * the one that was acknowledged last.  It outlives a kill -9 of the writer.
  *
  *   write   ends by itself after --seconds, with an error when a write fails, or when it is killed.
- *           With --hurry it ends with status 3 when no write was acknowledged for so long.
+ *           With --hurry it ends with status 3 when no write was acknowledged for so long.  With
+ *           --no-space a write that finds no space is no error: its place is left alone from then
+ *           on, as one with an unfinished write, and with N of them the writer ends.
  *   check   attaches (which settles what a killed owner left), then reads every place from every
  *           slot three times, and wants the content of the number acknowledged last, or of the one
  *           submitted after it: whole, and every time the same.  Prints counts: places,
- *           acknowledged, unfinished, unfinished_old, unfinished_new, reads.
+ *           acknowledged, unfinished, unfinished_old, unfinished_new, reads.  Then it writes what
+ *           did not come true once more, so that another run can go on.
+ *   look    reads like check, but as users do, from any copy that is in sync, and writes nothing.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -46,7 +51,8 @@ struct place_log {
 struct options {
     const char *volume_name, *log_path;
     uint32_t depth, slots;
-    uint64_t seconds, seed, hurry_ms;
+    uint64_t seconds, seed, hurry_ms, no_space;
+    bool look; /* any slot, instead of each */
 };
 
 static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *format, ...)
@@ -217,6 +223,8 @@ struct writer {
     _Atomic bool stop;
     _Atomic int err;
     _Atomic uint64_t acknowledged;
+    uint64_t no_space_max;
+    _Atomic uint64_t no_space;
     _Atomic uint32_t in_flight;
     sem_t finished;
 };
@@ -240,12 +248,21 @@ op_next_place(struct write_op *op)
     return op->random % mine * depth + op->idx;
 }
 
+/* Once a write to it found no space. */
+static bool
+place_is_left_alone(const struct place_log *log)
+{
+    return log->submitted != log->acknowledged;
+}
+
 static void
 op_submit(struct write_op *op)
 {
     struct writer *writer = op->writer;
 
-    op->place = op_next_place(op);
+    do {
+        op->place = op_next_place(op);
+    } while (place_is_left_alone(&writer->log[op->place]));
     op->number = atomic_load(&writer->log[op->place].submitted) + 1;
     op->request.offset_bytes = op->place * PLACE_BYTES;
     op->request.length_bytes = (uint64_t)write_sectors(op->place, op->number) * SECTOR_BYTES;
@@ -270,6 +287,9 @@ op_on_done(struct dlblk_request *request, int err)
     if (err == 0) {
         atomic_store(&writer->log[op->place].acknowledged, op->number);
         (void)atomic_fetch_add(&writer->acknowledged, 1);
+    } else if (err == -DL_E_NO_SPACE && writer->no_space_max > 0) {
+        if (atomic_fetch_add(&writer->no_space, 1) + 1 >= writer->no_space_max)
+            atomic_store(&writer->stop, true);
     } else {
         atomic_store(&writer->err, err);
         atomic_store(&writer->stop, true);
@@ -334,6 +354,7 @@ run_write(const struct options *options)
     writer.places = places_of(writer.volume);
     writer.log = log_open(options->log_path, writer.places, true);
     writer.depth = options->depth;
+    writer.no_space_max = options->no_space;
     resume_log(&writer);
     if (ops == NULL || buffers == NULL || writer.places < options->depth)
         die("no memory, or a volume of fewer places than the depth");
@@ -353,6 +374,7 @@ run_write(const struct options *options)
     }
     status = watch(&writer, options);
     printf("acknowledged %" PRIu64 "\n", atomic_load(&writer.acknowledged));
+    printf("no space %" PRIu64 "\n", atomic_load(&writer.no_space));
     if (status != 0)
         return status;
     atomic_store(&writer.stop, true);
@@ -493,7 +515,8 @@ run_check(const struct options *options)
     close_volume(volume);
     for (uint32_t slot = 0; slot < options->slots; slot++) {
         volume = open_volume(client, options->volume_name,
-                             DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(slot));
+                             DLBLK_OPEN_READ_ONLY |
+                                 (options->look ? 0 : DLBLK_OPEN_READ_SLOT(slot)));
         for (uint64_t place = 0; place < places; place++) {
             if (log[place].submitted > 0)
                 check_place(volume, log, place, slot, settled, &counts);
@@ -504,7 +527,8 @@ run_check(const struct options *options)
         if (log[place].submitted > 0)
             count_place(log, place, settled[place], &counts);
     }
-    settle_log(client, options, log, places, settled);
+    if (!options->look)
+        settle_log(client, options, log, places, settled);
     printf("places=%" PRIu64 " acknowledged=%" PRIu64 " unfinished=%" PRIu64
            " unfinished_old=%" PRIu64 " unfinished_new=%" PRIu64 " reads=%" PRIu64 "\n",
            counts.places, counts.acknowledged, counts.unfinished, counts.unfinished_old,
@@ -531,9 +555,13 @@ int
 main(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"depth", required_argument, NULL, 'd'}, {"seconds", required_argument, NULL, 's'},
-        {"seed", required_argument, NULL, 'r'},  {"hurry", required_argument, NULL, 'h'},
-        {"slots", required_argument, NULL, 'n'}, {0},
+        {"depth", required_argument, NULL, 'd'},
+        {"seconds", required_argument, NULL, 's'},
+        {"seed", required_argument, NULL, 'r'},
+        {"hurry", required_argument, NULL, 'h'},
+        {"slots", required_argument, NULL, 'n'},
+        {"no-space", required_argument, NULL, 'f'},
+        {0},
     };
     struct options options = {.depth = 32, .seconds = 3600, .seed = 1, .slots = 3};
     int letter;
@@ -555,17 +583,21 @@ main(int argc, char **argv)
         case 'n':
             options.slots = (uint32_t)number_of(optarg);
             break;
+        case 'f':
+            options.no_space = number_of(optarg);
+            break;
         default:
             return 2;
         }
     }
     if (argc - optind != 3 || options.slots > SLOTS_MAX || options.depth == 0)
-        die("usage: ack_writer write|check VOLUME LOG [OPTION...]");
+        die("usage: ack_writer write|check|look VOLUME LOG [OPTION...]");
     options.volume_name = argv[optind + 1];
     options.log_path = argv[optind + 2];
     if (strcmp(argv[optind], "write") == 0)
         return run_write(&options);
-    if (strcmp(argv[optind], "check") == 0)
+    options.look = strcmp(argv[optind], "look") == 0;
+    if (options.look || strcmp(argv[optind], "check") == 0)
         return run_check(&options);
-    die("'%s' is neither write nor check", argv[optind]);
+    die("'%s' is not write, check or look", argv[optind]);
 }
