@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "chunkserver/core_internal.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "dlblk/error.h"
 
@@ -289,7 +290,7 @@ core_stop_step(struct chunkserver_core *core)
     }
     if (!core->links_closed || !list_is_empty(&core->sessions) || core->meta_requests > 0 ||
         !list_is_empty(&core->recoveries) || !list_is_empty(&core->peers) ||
-        !repair_is_idle(core) || !meta_link_is_down(core))
+        !repair_is_idle(core) || !scrub_is_idle(core->scrub) || !meta_link_is_down(core))
         return;
     dl_assert(core_operations_in_use(core) == 0);
     core->store_stopping = true;
@@ -308,6 +309,8 @@ chunkserver_core_stop(struct chunkserver_core *core, void (*on_stopped)(void *co
     core->stop_deadline_ns = env_now_ns(core->env) + STOP_REPLIES_NS;
     core_update_pauses(core);
     env_timer_start(core->env, &core->tick_timer, 0);
+    findings_stop(core->findings);
+    scrub_stop(core->scrub);
     repair_stop(core);
     recoveries_stop(core);
 }
@@ -322,6 +325,7 @@ core_on_tick(struct env_timer *timer)
     env_timer_start(core->env, &core->tick_timer, core->stopping ? STOP_TICK_NS : CORE_TICK_NS);
     sessions_tick(core, env_now_ns(core->env));
     peers_tick(core, env_now_ns(core->env));
+    scrub_tick(core->scrub, env_now_ns(core->env));
     core_stop_step(core);
 }
 
@@ -365,10 +369,12 @@ core_init_pools(struct chunkserver_core *core)
         return -DL_E_NO_MEMORY;
     core->write_buffers = buffer_pool_create(core->options.write_buffer_bytes);
     core->read_buffers = buffer_pool_create(core->options.read_buffer_bytes);
-    core->pull_buffers = buffer_pool_create((2 * (size_t)PULLS_MAX + 1) * BUFFER_BYTES_MAX);
-    return core->write_buffers == NULL || core->read_buffers == NULL || core->pull_buffers == NULL
-               ? -DL_E_NO_MEMORY
-               : 0;
+    core->pull_buffers = buffer_pool_create((2 * (size_t)PULLS_MAX + 2) * BUFFER_BYTES_MAX);
+    if (core->write_buffers == NULL || core->read_buffers == NULL || core->pull_buffers == NULL)
+        return -DL_E_NO_MEMORY;
+    core->scrub = scrub_create(core);
+    core->findings = findings_create(core);
+    return core->scrub == NULL || core->findings == NULL ? -DL_E_NO_MEMORY : 0;
 }
 
 /* After a crash (see chunkserver_core_destroy()) operations are still under way: they end here. */
@@ -402,6 +408,8 @@ core_free_meta_requests(struct chunkserver_core *core)
 static void
 core_free(struct chunkserver_core *core)
 {
+    scrub_free(core->scrub);
+    findings_free(core->findings);
     buffer_pool_destroy(core->write_buffers);
     buffer_pool_destroy(core->read_buffers);
     buffer_pool_destroy(core->pull_buffers);
@@ -473,7 +481,13 @@ void
 chunkserver_core_get_stats(const struct chunkserver_core *core,
                            struct chunkserver_core_stats *ret_stats)
 {
+    Dl__ScrubCounts counts = DL__SCRUB_COUNTS__INIT;
+
+    findings_fill_counts(core->findings, &counts);
     *ret_stats = core->stats;
+    ret_stats->sectors_scrubbed = counts.sectors;
+    ret_stats->mismatches = counts.mismatches;
+    ret_stats->sectors_left_bad = (uint32_t)counts.left_bad;
     ret_stats->operations_in_use = core_operations_in_use(core);
     ret_stats->write_buffer_used_bytes = buffer_pool_used_bytes(core->write_buffers);
     ret_stats->read_buffer_used_bytes = buffer_pool_used_bytes(core->read_buffers);

@@ -49,6 +49,8 @@ struct chunkserver_options {
     uint32_t operations_max;   /* reads, writes and stables, each; 1024 */
     size_t write_buffer_bytes; /* payload of writes under way; 16 MiB, at least 1 MiB */
     size_t read_buffer_bytes;  /* the same of reads */
+    uint64_t
+        scrub_period_ns; /* everything is read and compared once in so long; 0: only on demand */
 };
 
 /* -DL_E_NO_MEMORY */
@@ -87,6 +89,9 @@ struct chunkserver_core_stats {
     uint32_t recoveries_running;
     uint64_t repairs, repairs_failed; /* ranges that clients complained of; sectors nobody had */
     uint64_t sectors_bad, sectors_repaired;
+    uint64_t scrubs; /* of the whole disk, to the end */
+    uint64_t sectors_scrubbed, mismatches;
+    uint32_t sectors_left_bad;  /* as far as is known */
     uint64_t pauses;            /* times that a pool was used up */
     uint64_t violations;        /* links closed because of what they sent */
     uint64_t greetings_refused; /* another cluster's, another disk's, or too early */

@@ -5,8 +5,7 @@
  * (PENDING), pull_op.c (PULL of other chunkservers), meta_session.c (the link to the metadata
  * service), meta_request.c (what the metadata service asks for), slot_tell.c (what it says of
  * slots), removed.c (chunks that left the map), recovery.c (slots that recover), repair.c (bad
- * sectors), peer.c (links
- * to the chunkservers they recover from).
+ * sectors), scrub.h (looking for them), peer.c (links to the chunkservers they recover from).
  *
  * Ownership: a session lives until its link is down and no operation names it (`operations`).  An
  * operation is with the store until the store's on_done, then with the link until on_sent, then in
@@ -197,7 +196,7 @@ struct chunkserver_core {
     struct pool write_ops, read_ops, stable_ops;
     struct pool pull_ops;
     struct buffer_pool *write_buffers, *read_buffers;
-    struct buffer_pool *pull_buffers; /* as source and as target: PULLS_MAX each; a repair */
+    struct buffer_pool *pull_buffers; /* as source and as target: PULLS_MAX each; repair, scrub */
     struct list pull_queue;           /* of others, waiting */
     uint32_t pulls_as_source, pulls_as_target;
     uint64_t foreground_ns; /* when a client asked for something last */
@@ -217,6 +216,8 @@ struct chunkserver_core {
     struct repair *repair;   /* NULL: nobody has asked for one yet */
     struct removed *removed; /* uthash head */
     struct list removed_list;
+    struct scrub *scrub;
+    struct findings *findings;
     bool admitted; /* the metadata service has taken the disk once in this life */
 
     bool stopping, links_closed, store_stopping, stopped;
@@ -359,7 +360,16 @@ bool removed_is_noted(const struct chunkserver_core *core, const struct chunk_ke
 void removed_free(struct chunkserver_core *core);
 
 /* repair.c */
+enum repair_outcome {
+    REPAIR_FINE,      /* nothing was wrong with it */
+    REPAIR_DONE,      /* it was bad */
+    REPAIR_REWRITTEN, /* it was bad, and has been written anew */
+    REPAIR_FAILED,    /* it is bad */
+    REPAIR_GONE,      /* the chunk is, or it recovers */
+};
 void repair_receive(struct session *session, const struct frame *frame);
+/* One sector; scrub_on_repaired() says how it went.  -DL_E_BUSY, -DL_E_NO_MEMORY: later. */
+int repair_by_scrub(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector);
 /* A sector of a chunk is bad: so may others of its leaf be. */
 void repair_found(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector);
 void repair_on_map(struct chunkserver_core *core, const struct frame *frame);

@@ -42,6 +42,7 @@ static const char help_text[] = PROGRAM
     "  --clique NAME       a group that volumes can be pinned to\n"
     "  --cache SIZE        memory for maps of chunks (256M)\n"
     "  --lock-wait TIME    how long to wait for a process that still has the disk (30s)\n"
+    "  --scrub-days N      everything is read and compared once in N days (14; 0: never)\n"
     "  --config FILE       instead of " CONFIG_PATH "\n"
     "  --check-config      look for mistakes in the configuration, and exit\n"
     "  --version, --help\n"
@@ -63,6 +64,7 @@ enum option_id {
     OPTION_CLIQUE,
     OPTION_CACHE,
     OPTION_LOCK_WAIT,
+    OPTION_SCRUB_DAYS,
     OPTION_CONFIG,
     OPTION_CHECK,
     OPTION_HELP,
@@ -86,6 +88,7 @@ static const struct setting settings[] = {
     {OPTION_CLIQUE, "--clique", "chunkserver", "clique"},
     {OPTION_CACHE, "--cache", "chunkserver", "cache"},
     {OPTION_LOCK_WAIT, "--lock-wait", "chunkserver", "lock_wait"},
+    {OPTION_SCRUB_DAYS, "--scrub-days", "chunkserver", "scrub_days"},
 };
 #define SETTING_COUNT (sizeof(settings) / sizeof(settings[0]))
 
@@ -135,6 +138,7 @@ parse_options(int argc, char **argv, struct arguments *arguments)
         {"clique", required_argument, NULL, OPTION_CLIQUE},
         {"cache", required_argument, NULL, OPTION_CACHE},
         {"lock-wait", required_argument, NULL, OPTION_LOCK_WAIT},
+        {"scrub-days", required_argument, NULL, OPTION_SCRUB_DAYS},
         {"config", required_argument, NULL, OPTION_CONFIG},
         {"check-config", no_argument, NULL, OPTION_CHECK},
         {"help", no_argument, NULL, OPTION_HELP},
@@ -233,6 +237,7 @@ run(const struct arguments *arguments, const struct conf *conf)
         .clique = conf_text(conf, "chunkserver", "clique"),
         .cache_bytes = conf_number(conf, "chunkserver", "cache"),
         .lock_wait_ms = conf_number(conf, "chunkserver", "lock_wait"),
+        .scrub_days = conf_number(conf, "chunkserver", "scrub_days"),
     };
     struct dl_error err;
 

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * meta_request.c: what the metadata service asks of a chunkserver: FENCE, CHUNK_DELETE,
- * SLOT_TELL, PING.
+ * SLOT_TELL, SCRUB_VOLUME, PING.
  *
- * Each is answered when the store has it durably.  The metadata service sends again on its next
+ * Each (but SCRUB_VOLUME) is answered when the store has it durably.  The metadata service sends again on its next
  * connection what was not answered, so an answer whose connection is gone is dropped, and every
  * request may come twice.
  */
 #include <stdlib.h>
 
 #include "chunkserver/core_internal.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "common/log.h"
 #include "common/mutant.h"
@@ -419,6 +420,8 @@ message_type_of(uint16_t opcode)
         return &dl__chunk_delete__descriptor;
     case OP_SLOT_TELL:
         return &dl__slot_tell__descriptor;
+    case OP_SCRUB_VOLUME:
+        return &dl__scrub_volume__descriptor;
     default:
         return NULL;
     }
@@ -439,6 +442,9 @@ meta_request_dispatch(struct chunkserver_core *core, const struct frame *frame,
         break;
     case OP_SLOT_TELL:
         tell_receive(core, frame, body);
+        break;
+    case OP_SCRUB_VOLUME:
+        scrub_volume_receive(core->scrub, frame, body);
         break;
     default:
         dl_unreachable();

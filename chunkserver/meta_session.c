@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "chunkserver/core_internal.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "common/log.h"
 #include "common/text.h"
@@ -137,6 +138,8 @@ static void
 meta_send_heartbeat(struct chunkserver_core *core)
 {
     Dl__ServerHeartbeat heartbeat = DL__SERVER_HEARTBEAT__INIT;
+    Dl__ScrubPosition position = DL__SCRUB_POSITION__INIT;
+    Dl__ScrubCounts counts = DL__SCRUB_COUNTS__INIT;
     struct store_stats stats = {0};
 
     core->store->ops->get_stats(core->store, &stats);
@@ -147,6 +150,10 @@ meta_send_heartbeat(struct chunkserver_core *core)
     heartbeat.journal_position = journal_position(core, &stats);
     if (stats.stopped != 0)
         heartbeat.stopped = (char *)(uintptr_t)dl_err_str(stats.stopped);
+    scrub_fill_position(core->scrub, &position);
+    findings_fill_counts(core->findings, &counts);
+    heartbeat.scrub = &position;
+    heartbeat.scrub_counts = &counts;
     (void)meta_send_request(core, OP_SERVER_HEARTBEAT, &heartbeat.base);
 }
 
@@ -235,6 +242,7 @@ meta_on_registered(struct chunkserver_core *core, const struct frame *frame)
     core->admitted = true;
     log_info("chunkserver", "metadata service", "%s: registered as server %u",
              dl_address_format(meta_address(core)).text, reply->server_id);
+    scrub_on_registered(core->scrub, reply->scrub);
     protobuf_c_message_free_unpacked(message, NULL);
     env_timer_start(core->env, &core->meta.timer, core->meta.heartbeat_ns);
     recoveries_on_registered(core);
@@ -248,8 +256,12 @@ meta_on_reply(struct chunkserver_core *core, const struct frame *frame)
     if (meta->awaited_request_id == 0 || frame->request_id != meta->awaited_request_id) {
         if (frame->opcode == OP_RECOVERY_REPORT)
             recoveries_on_report_reply(core, frame->request_id, frame->status);
-        else if (frame->opcode == OP_MAP_GET)
+        else if (frame->opcode == OP_BAD_SECTORS)
+            findings_on_reply(core->findings, frame->request_id, frame->status);
+        else if (frame->opcode == OP_MAP_GET) {
             repair_on_map(core, frame);
+            scrub_on_map(core->scrub, frame);
+        }
         return; /* of a heartbeat: that it came is what counts */
     }
     meta->awaited_request_id = 0;

@@ -126,6 +126,36 @@ peer_get(struct chunkserver_core *core, const struct pull_source *source)
     return peer;
 }
 
+/* --- who has what --- */
+
+const Dl__ServerAddress *
+peer_map_server(const Dl__MapReply *map, uint32_t server_id)
+{
+    for (size_t i = 0; i < map->n_servers; i++)
+        if (map->servers[i]->server_id == server_id)
+            return map->servers[i];
+    return NULL;
+}
+
+bool
+peer_take_source(const struct chunkserver_core *core, const Dl__Slot *slot,
+                 const Dl__ServerAddress *server, struct pull_source *ret_source)
+{
+    struct pull_source source = {.slot = slot->number};
+    struct dl_error err;
+
+    if (server == NULL || slot->state != DL__SLOT_STATE__SLOT_IN_SYNC ||
+        slot->number >= WIRE_SLOTS_MAX || slot->server_id == core->meta.server_id ||
+        server->uuid.len != CHUNKSERVER_UUID_BYTES ||
+        dl_address_parse(server->address, 0, &source.address, &err) != 0)
+        return false;
+    memcpy(source.uuid, server->uuid.data, CHUNKSERVER_UUID_BYTES);
+    *ret_source = source;
+    return true;
+}
+
+/* --- the end --- */
+
 static void
 peer_stop(struct peer *peer)
 {

@@ -29,4 +29,10 @@ struct peer {
 /* The one to this server; it may not be up (client_session_is_up()). */
 struct peer *peer_get(struct chunkserver_core *core, const struct pull_source *source);
 
+/* The server that a map names; NULL: it doesn't. */
+const Dl__ServerAddress *peer_map_server(const Dl__MapReply *map, uint32_t server_id);
+/* An in-sync slot of somebody else, to pull from.  False: it is ours, or makes no sense. */
+bool peer_take_source(const struct chunkserver_core *core, const Dl__Slot *slot,
+                      const Dl__ServerAddress *server, struct pull_source *ret_source);
+
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * repair.c: bad sectors, which clients complain of (REPAIR), or which a PULL came across.  See core_internal.h,
- * docs/recovery.md (bad sectors; rule 23).
+ * repair.c: bad sectors, which clients complain of (REPAIR), which a PULL came across, or which
+ * the scrub has found.  See core_internal.h, docs/recovery.md (bad sectors; rule 23).
  *
  *      IDLE --> CHECKING --bad--> NAMING --> MAPPING --> ASKING --> WRITING
  *       ^          |  ^             |           |          | ^         |
@@ -28,6 +28,7 @@
 
 #include "chunkserver/core_internal.h"
 #include "chunkserver/peer.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "common/crc32c.h"
 #include "common/log.h"
@@ -53,6 +54,7 @@ enum repair_state {
 struct repair_range {
     struct chunk_key key;
     uint32_t first_sector, sector_count;
+    bool by_scrub; /* which waits for it */
 };
 
 struct repair {
@@ -100,19 +102,34 @@ repair_log(const struct repair *repair, const char *what)
 static void
 repair_forget_range(struct repair *repair)
 {
+    dl_assert(repair->range_count > 0);
     repair->range_count--;
     memmove(&repair->ranges[0], &repair->ranges[1],
             repair->range_count * sizeof(repair->ranges[0]));
 }
 
+/* Who counts bad sectors, and who waits for this one, hears how it went. */
+static void
+repair_tell(struct repair *repair, enum repair_outcome outcome)
+{
+    const struct repair_range *range = repair_now(repair);
+    struct chunkserver_core *core = repair->core;
+
+    if (outcome == REPAIR_DONE || outcome == REPAIR_REWRITTEN || outcome == REPAIR_FAILED)
+        findings_bad(core->findings, &range->key, range->first_sector, outcome != REPAIR_FAILED);
+    if (range->by_scrub)
+        scrub_on_repaired(core->scrub, outcome);
+}
+
 /* This sector is as good as it will be. */
 static void
-repair_next_sector(struct repair *repair)
+repair_next_sector(struct repair *repair, enum repair_outcome outcome)
 {
     struct repair_range *range = repair_now(repair);
 
     env_timer_stop(repair->core->env, &repair->timer);
     repair->state = REPAIR_IDLE;
+    repair_tell(repair, outcome);
     range->first_sector++;
     if (--range->sector_count == 0)
         repair_forget_range(repair);
@@ -124,7 +141,7 @@ repair_give_up(struct repair *repair, const char *why)
 {
     repair->core->stats.repairs_failed++;
     repair_log(repair, why);
-    repair_next_sector(repair);
+    repair_next_sector(repair, REPAIR_FAILED);
 }
 
 /* --- the repair --- */
@@ -146,7 +163,7 @@ repair_on_merged(struct store_merge *merge, int err)
     }
     repair->core->stats.sectors_repaired += merge->taken_sectors;
     repair_log(repair, merge->taken_sectors > 0 ? "repaired" : "written anew meanwhile");
-    repair_next_sector(repair);
+    repair_next_sector(repair, merge->taken_sectors > 0 ? REPAIR_DONE : REPAIR_REWRITTEN);
 }
 
 static void
@@ -316,30 +333,12 @@ repair_ask(struct repair *repair)
 
 /* --- who has it --- */
 
-static const Dl__ServerAddress *
-map_server(const Dl__MapReply *map, uint32_t server_id)
-{
-    for (size_t i = 0; i < map->n_servers; i++)
-        if (map->servers[i]->server_id == server_id)
-            return map->servers[i];
-    return NULL;
-}
-
 static void
 repair_add_source(struct repair *repair, const Dl__Slot *slot, const Dl__ServerAddress *server)
 {
-    struct pull_source *source = &repair->sources[repair->source_count];
-    struct dl_error err;
-
-    if (repair->source_count == PULL_SOURCES_MAX || server == NULL ||
-        slot->state != DL__SLOT_STATE__SLOT_IN_SYNC || slot->number >= WIRE_SLOTS_MAX ||
-        slot->server_id == repair->core->meta.server_id ||
-        server->uuid.len != CHUNKSERVER_UUID_BYTES ||
-        dl_address_parse(server->address, 0, &source->address, &err) != 0)
-        return;
-    source->slot = slot->number;
-    memcpy(source->uuid, server->uuid.data, CHUNKSERVER_UUID_BYTES);
-    repair->source_count++;
+    if (repair->source_count < PULL_SOURCES_MAX &&
+        peer_take_source(repair->core, slot, server, &repair->sources[repair->source_count]))
+        repair->source_count++;
 }
 
 static void
@@ -353,7 +352,7 @@ repair_take_map(struct repair *repair, const Dl__MapReply *map)
     if (segment != NULL && segment->index == repair_now(repair)->key.segment)
         for (size_t i = 0; i < segment->n_slots; i++)
             repair_add_source(repair, segment->slots[i],
-                              map_server(map, segment->slots[i]->server_id));
+                              peer_map_server(map, segment->slots[i]->server_id));
     if (repair->source_count == 0)
         repair_give_up(repair, "no other slot is in-sync");
     else
@@ -403,8 +402,10 @@ repair_on_named(struct store_pull *pull, int err)
     if (repair->core->stopping) {
         repair->state = REPAIR_IDLE;
         core_stop_step(repair->core);
-    } else if (err != 0 || pull->sector_count == 0 || pull->data_sectors == 0) {
-        repair_next_sector(repair); /* written anew meanwhile, or not to be known */
+    } else if (err != 0) {
+        repair_give_up(repair, dl_err_str(err));
+    } else if (pull->sector_count == 0 || pull->data_sectors == 0) {
+        repair_next_sector(repair, REPAIR_REWRITTEN);
     } else {
         repair->tries = 0;
         repair_get_map(repair);
@@ -450,10 +451,12 @@ repair_on_checked(struct store_pull *pull, int err)
         repair->core->stats.sectors_bad++;
         repair->lost = false;
         repair_pull(repair, REPAIR_NAMING, repair_on_named);
+    } else if (err == -DL_E_CHUNK_UNKNOWN || err == -DL_E_NOT_IN_SYNC) {
+        repair_next_sector(repair, REPAIR_GONE);
     } else if (err != 0) {
         repair_give_up(repair, dl_err_str(err));
     } else {
-        repair_next_sector(repair);
+        repair_next_sector(repair, REPAIR_FINE);
     }
 }
 
@@ -471,7 +474,8 @@ repair_step(struct repair *repair)
             repair_pull(repair, REPAIR_CHECKING, repair_on_checked);
             return;
         }
-        repair_forget_range(repair); /* it is gone, or recovers anyway */
+        repair_tell(repair, REPAIR_GONE); /* or it recovers anyway */
+        repair_forget_range(repair);
     }
     core_stop_step(repair->core);
 }
@@ -522,7 +526,7 @@ repair_is_noted(const struct repair *repair, const struct repair_range *range)
     for (uint32_t i = 0; i < repair->range_count; i++) {
         const struct repair_range *noted = &repair->ranges[i];
 
-        if (memcmp(&noted->key, &range->key, sizeof(range->key)) == 0 &&
+        if (memcmp(&noted->key, &range->key, sizeof(range->key)) == 0 && !range->by_scrub &&
             noted->first_sector <= range->first_sector &&
             noted->first_sector + noted->sector_count >= range->first_sector + range->sector_count)
             return true;
@@ -544,9 +548,18 @@ repair_note(struct chunkserver_core *core, const struct repair_range *range)
     if (repair->range_count == REPAIRS_MAX)
         return -DL_E_BUSY;
     repair->ranges[repair->range_count++] = *range;
-    if (repair->state == REPAIR_IDLE)
+    if (repair->state == REPAIR_IDLE && repair->range_count == 1)
         repair_step(repair);
     return 0;
+}
+
+int
+repair_by_scrub(struct chunkserver_core *core, const struct chunk_key *key, uint32_t sector)
+{
+    const struct repair_range range = {
+        .key = *key, .first_sector = sector, .sector_count = 1, .by_scrub = true};
+
+    return repair_note(core, &range);
 }
 
 void

@@ -30,6 +30,7 @@
 #define STOP_TIMEOUT_MS  9000u
 #define NOFILE_NEEDED    1024u
 #define REPEATS_EVERY_NS NS_PER_S
+#define DAY_NS           (86400 * NS_PER_S)
 
 struct serve {
     const struct serve_options *options;
@@ -221,6 +222,7 @@ serve_start_core(struct serve *serve, struct dl_error *err)
         .host = options->host,
         .rack = options->rack,
         .clique = options->clique,
+        .scrub_period_ns = options->scrub_days * DAY_NS,
     };
     struct dl_address_text listen = dl_address_format(&options->listen);
     struct engine_identity identity;

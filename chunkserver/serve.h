@@ -23,6 +23,7 @@ struct serve_options {
     const char *host, *rack, *clique;
     uint64_t cache_bytes;
     uint64_t lock_wait_ms; /* for the disk, if another process still has it */
+    uint64_t scrub_days;   /* everything is read once in so many; 0: only on demand */
 };
 
 /* Serves until SIGTERM or SIGINT.  The process's exit status. */

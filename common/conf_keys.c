@@ -40,6 +40,7 @@ const struct conf_key dlblk_conf_keys[] = {
     {"chunkserver", "host", CONF_NAME, .fallback = NULL},
     {"chunkserver", "rack", CONF_NAME, .fallback = NULL},
     {"chunkserver", "clique", CONF_NAME, .fallback = NULL},
+    {"chunkserver", "scrub_days", CONF_NUMBER, .min = 0, .max = 3650, .fallback = "14"},
     {"chunkserver", "log_level", CONF_LEVEL, .fallback = "info"},
 };
 

@@ -47,10 +47,12 @@
     X(32, FENCE)                                                                         \
     X(33, CHUNK_DELETE)                                                                  \
     X(34, SLOT_TELL)                                                                     \
+    X(35, SCRUB_VOLUME)                                                                  \
     /* chunkserver -> metadata service */                                                \
     X(48, SERVER_REGISTER)                                                               \
     X(49, SERVER_HEARTBEAT)                                                              \
     X(50, RECOVERY_REPORT)                                                               \
+    X(51, BAD_SECTORS)                                                                   \
     /* client -> metadata service */                                                     \
     X(64, VOLUME_CREATE)                                                                 \
     X(65, VOLUME_LIST)                                                                   \
@@ -73,6 +75,7 @@
     X(86, VOLUME_STATUS)                                                                 \
     X(87, SEGMENT_LOCATE)                                                                \
     X(88, EVENTS)                                                                        \
+    X(89, SCRUB)                                                                         \
     /* metadata service -> client, on the connection that the client opened */           \
     X(96, OWNER_PROBE)                                                                   \
     X(97, VOLUME_CHANGED)                                                                \

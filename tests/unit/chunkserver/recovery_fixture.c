@@ -59,6 +59,7 @@ meta_on_register(struct fixture *fx, struct link *link, const struct frame *fram
         fx->servers[i].meta = link;
         link->user = &fx->servers[i];
         reply.server_id = i + 1;
+        reply.scrub = &fx->servers[i].scrub;
     }
     protobuf_c_message_free_unpacked(message, NULL);
     reply.heartbeat_ms = 500;
@@ -114,6 +115,7 @@ meta_on_map_get(struct fixture *fx, struct link *link, const struct frame *frame
     fx->maps++;
     if (fx->hold_maps)
         return;
+    fx->config_epoch += fx->maps == fx->map_changes_at;
     for (uint32_t i = 0; i < SERVERS; i++) {
         (void)snprintf(texts[i], sizeof(texts[i]), "%s:1", fx->servers[i].name);
         dl__slot__init(&slots[i]);
@@ -126,17 +128,72 @@ meta_on_map_get(struct fixture *fx, struct link *link, const struct frame *frame
         addresses[i].server_id = i + 1;
         addresses[i].uuid = (ProtobufCBinaryData){16, fx->servers[i].uuid};
         addresses[i].address = texts[i];
+        addresses[i].state = (fx->down >> i & 1) != 0 ? DL__SERVER_STATE__SERVER_DOWN
+                                                      : DL__SERVER_STATE__SERVER_UP;
         address_pointers[i] = &addresses[i];
     }
     segment.index = SEGMENT;
+    segment.config_epoch = fx->config_epoch;
     segment.n_slots = SERVERS;
     segment.slots = slot_pointers;
+    reply.segment_sectors = SECTORS;
     reply.n_segments = 1;
     reply.segments = &segment_pointer;
     reply.n_servers = SERVERS;
     reply.servers = address_pointers;
     meta_send(fx, link,
               frame_out_create_message(OP_MAP_GET, FRAME_REPLY, frame->request_id, 0, &reply.base));
+}
+
+static void
+meta_on_heartbeat(struct fixture *fx, struct link *link, const struct frame *frame)
+{
+    ProtobufCMessage *message = frame_unpack(frame, &dl__server_heartbeat__descriptor);
+    const Dl__ServerHeartbeat *heartbeat = (const void *)message;
+    struct server *server = link->user;
+
+    (void)fx;
+    assert_non_null(message);
+    dl__scrub_position__init(&server->scrub);
+    server->scrub.volume = heartbeat->scrub->volume;
+    server->scrub.segment = heartbeat->scrub->segment;
+    server->scrub.slot = heartbeat->scrub->slot;
+    server->scrub.completed_ms = heartbeat->scrub->completed_ms;
+    server->scrub_counts.sectors = heartbeat->scrub_counts->sectors;
+    server->scrub_counts.bad = heartbeat->scrub_counts->bad;
+    server->scrub_counts.repaired = heartbeat->scrub_counts->repaired;
+    server->scrub_counts.left_bad = heartbeat->scrub_counts->left_bad;
+    server->scrub_counts.mismatches = heartbeat->scrub_counts->mismatches;
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+static void
+meta_on_bad_sectors(struct fixture *fx, struct link *link, const struct frame *frame)
+{
+    ProtobufCMessage *message = frame_unpack(frame, &dl__bad_sectors__descriptor);
+    const Dl__BadSectors *bad = (const void *)message;
+
+    assert_non_null(message);
+    assert_true(bad->n_findings > 0);
+    assert_true(bad->n_findings <= 16);
+    fx->bad_messages++;
+    for (size_t i = 0; i < bad->n_findings && !fx->hold_findings; i++) {
+        const Dl__BadSectorFinding *finding = bad->findings[i];
+
+        assert_true(finding->segments > 0);
+        assert_true(finding->bad == 0 || finding->mismatches == 0);
+        fx->bad_told += finding->bad;
+        fx->repaired_told += finding->repaired;
+        fx->mismatches_told += finding->mismatches;
+        fx->finding_key = (struct chunk_key){finding->volume, finding->segment, finding->slot};
+        fx->finding_sector = finding->first_sector;
+        fx->finding_slot = finding->other_slot;
+    }
+    protobuf_c_message_free_unpacked(message, NULL);
+    if (!fx->hold_findings)
+        meta_send(
+            fx, link,
+            frame_out_create_message(OP_BAD_SECTORS, FRAME_REPLY, frame->request_id, 0, NULL));
 }
 
 static void
@@ -154,6 +211,10 @@ meta_on_frame(void *core, struct link *link, const struct frame *frame)
         meta_on_report(fx, link, frame);
     else if (frame->opcode == OP_MAP_GET)
         meta_on_map_get(fx, link, frame);
+    else if (frame->opcode == OP_SERVER_HEARTBEAT)
+        meta_on_heartbeat(fx, link, frame);
+    else if (frame->opcode == OP_BAD_SECTORS)
+        meta_on_bad_sectors(fx, link, frame);
 }
 
 static void
@@ -271,6 +332,7 @@ server_up(struct server *server)
         .operations_max = 64,
         .write_buffer_bytes = (size_t)4 << 20,
         .read_buffer_bytes = (size_t)4 << 20,
+        .scrub_period_ns = server->scrub_period_ns,
     };
     struct sim_process *before;
     char advertise[32];
@@ -347,6 +409,8 @@ fixture_create_on(uint64_t seed, const struct backing *backing)
         (void)snprintf((char *)server->uuid, sizeof(server->uuid), "disk %u", i);
         sim_process_init(&server->process, &fx->world, server->name);
         server->backing = backing;
+        dl__scrub_position__init(&server->scrub);
+        dl__scrub_counts__init(&server->scrub_counts);
         backing->init(server, seed * 10 + i);
         server_up(server);
     }

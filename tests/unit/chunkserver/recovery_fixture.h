@@ -55,6 +55,9 @@ struct server {
     char name[16];
     struct link *meta; /* the metadata service's end */
     bool stopped;
+    uint64_t scrub_period_ns; /* from its next start on */
+    Dl__ScrubPosition scrub;  /* of the last heartbeat; the registration's answer has it */
+    Dl__ScrubCounts scrub_counts;
 };
 
 /* What is asked of one server, and in which role. */
@@ -91,8 +94,15 @@ struct fixture {
     bool hold_reports;
     bool hold_maps;
     uint32_t in_sync; /* what MAP_GET says: a bit for each slot */
+    uint32_t down;    /* likewise */
     uint32_t maps;
+    uint32_t map_changes_at; /* the config epoch rises before this answer to MAP_GET; 0: not */
     uint32_t config_epoch;
+    uint32_t bad_messages; /* BAD_SECTORS */
+    uint64_t bad_told, repaired_told, mismatches_told;
+    struct chunk_key finding_key; /* of the last one */
+    uint32_t finding_sector, finding_slot;
+    bool hold_findings; /* they are not answered */
 };
 
 void run_for(struct fixture *fx, uint64_t duration_ns);
