@@ -127,6 +127,8 @@ core_on_tick(struct env_timer *timer)
                 meta_server_tick(core, core->servers[id], now_ns);
     if (core->phase == META_SERVING)
         meta_recovery_tick(core, now_ns);
+    if (core->phase == META_SERVING)
+        meta_scrub_tick(core);
     env_timer_start(core->env, &core->tick, TICK_NS);
 }
 
@@ -162,6 +164,7 @@ meta_core_create(struct env *env, struct store *store, const struct meta_options
     }
     core->started_ns = env_now_ns(env);
     list_init(&core->sessions);
+    list_init(&core->scrubs);
     list_init(&core->ops);
     list_init(&core->ready);
     core->ready_task.fn = core_on_ready_task;

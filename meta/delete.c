@@ -205,6 +205,7 @@ meta_deletion_start(struct meta_core *core, struct meta_volume *volume)
 
     dl_assert(volume->deletion == NULL);
     meta_recovery_forget_volume(core, volume);
+    meta_scrub_free(volume);
     deletion->core = core;
     deletion->volume = volume;
     deletion->target_count = volume->server_count;

@@ -276,10 +276,13 @@ meta_run_volume_status(struct meta_op *op)
     Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
     char texts[META_HEALTH_PROBLEMS + 1][META_PROBLEM_BYTES], *pointers[META_HEALTH_PROBLEMS + 1];
     struct volume_health health;
+    struct scrub_message scrub;
     bool waits;
 
     if (volume == NULL)
         return;
+    meta_scrub_fill(op->core, volume, &scrub);
+    reply.scrub = &scrub.message;
     filled.policy = &policy;
     meta_volume_fill(&filled, volume);
     meta_health_volume(op->core, volume, &health);

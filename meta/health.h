@@ -43,6 +43,7 @@ void meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t
 struct server_message {
     Dl__Server message;
     char problem[META_TEXT_BYTES_MAX];
+    Dl__ScrubCounts scrub;
 };
 /* Points into server and into itself. */
 void meta_server_fill(const struct meta_core *core, const struct meta_server *server,

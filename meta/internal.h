@@ -9,7 +9,7 @@
  *   volume.c   create .. resize        delete.c     deletion of chunks
  *   segment.c  map, allocate           placement.c  which servers
  *   lease.c    attach, probe, detach   takeover.c   fences and their answers
- *   status.c   lists and status
+ *   status.c   lists and status        scrub.c      scrubs, bad sectors
  *   recovery.h and what it names: ejection, recovery, servers that go and come
  *
  * Rules:
@@ -243,6 +243,7 @@ struct meta_reader {
 struct meta_probe;
 struct meta_takeover;
 struct meta_deletion;
+struct meta_scrub;
 
 struct meta_volume {
     struct volume_desc desc; /* committed */
@@ -264,6 +265,7 @@ struct meta_volume {
     bool owner_answered;       /* its attach was, with a map */
     struct list held_removals; /* removal.c */
     uint64_t repair_count;     /* segments that are not as they should be: recovery.c */
+    struct meta_scrub *scrub;  /* the last that was asked for; NULL: none: scrub.c */
     UT_hash_handle hh;         /* by desc.id */
 };
 
@@ -302,6 +304,14 @@ void meta_volume_notify(struct meta_volume *volume, struct meta_session *session
 
 enum meta_admin_state { META_ADMIN_IN_USE, META_ADMIN_DRAINING, META_ADMIN_REMOVING };
 
+/* How far the scrub of a server's disk is: the last chunk that was done; volume 0: none. */
+struct scrub_place {
+    uint64_t volume;
+    uint32_t segment;
+    uint32_t slot;
+    uint64_t completed_ms; /* when it had been over everything last; 0: never */
+};
+
 struct server_desc {
     uint32_t id;
     uint8_t uuid[META_ID_BYTES];
@@ -321,6 +331,7 @@ struct server_desc {
     uint64_t reset_start_count;   /* damaged, and its slots reset, at this start */
     bool labels_set;              /* the labels are an operator's */
     uint32_t weight_percent;      /* 0: 100 */
+    struct scrub_place scrub;     /* as it was some time ago */
 };
 
 struct meta_sweep;
@@ -342,6 +353,9 @@ struct meta_server {
     uint64_t journal_position; /* as of the last heartbeat */
     uint64_t persisted_ns;     /* when the journal position was last committed */
     bool persisting;
+    struct scrub_place scrub; /* as of the last heartbeat */
+    Dl__ScrubCounts scrub_counts;
+    uint64_t scrub_persisted_ns;
     uint64_t capacity_bytes;
     uint64_t used_bytes;
     uint64_t available_bytes;
@@ -465,6 +479,7 @@ struct meta_map {
     Dl__ServerAddress **servers;
     size_t server_count;
     bool more;
+    uint32_t segment_sectors;
     uint8_t *server_seen; /* by id */
 };
 void meta_map_init(struct meta_map *map, const struct meta_core *core);
@@ -493,6 +508,26 @@ void meta_deletion_free(struct meta_volume *volume);
 void meta_deletion_server_removed(struct meta_core *core, const struct meta_server *server);
 void meta_deletion_text(const struct meta_core *core, const struct meta_volume *volume, char *text,
                         size_t text_bytes);
+
+/* --- scrubs: scrub.c --- */
+
+/* The volume is being deleted, or all ends. */
+void meta_scrub_free(struct meta_volume *volume);
+void meta_scrub_tick(struct meta_core *core);
+struct scrub_message {
+    Dl__ScrubReply message;
+    Dl__ScrubCounts counts;
+    uint8_t id[META_ID_BYTES];
+    uint32_t absent[META_SCRUB_ABSENT_MAX];
+};
+/* How far it is; points into entry. */
+void meta_scrub_fill(const struct meta_core *core, const struct meta_volume *volume,
+                     struct scrub_message *entry);
+/* A heartbeat's part; the registration's answer. */
+void meta_scrub_take_heartbeat(struct meta_server *server, const Dl__ServerHeartbeat *message);
+void meta_scrub_fill_position(const struct meta_server *server, Dl__ScrubPosition *position);
+/* Has the scrub got so far that it should be remembered? */
+bool meta_scrub_wants_persist(const struct meta_server *server, uint64_t now_ns);
 
 /* --- records: record.c --- */
 
@@ -555,6 +590,7 @@ struct meta_core {
     uint64_t next_volume_id;
     uint32_t next_server_id;
 
+    struct list scrubs; /* under way */
     struct list ops;
     struct list ready; /* of meta_op.node: run by ready_task */
     struct env_task ready_task;
@@ -619,5 +655,7 @@ void meta_run_server_set(struct meta_op *op);
 void meta_run_volume_status(struct meta_op *op);
 void meta_run_segment_locate(struct meta_op *op);
 void meta_run_events(struct meta_op *op);
+void meta_run_bad_sectors(struct meta_op *op);
+void meta_run_scrub(struct meta_op *op);
 
 #endif

@@ -49,4 +49,6 @@
 /* Memory for answers that were not handed on yet; beyond it servers are asked again. */
 #define META_FENCE_BYTES_MAX (64u << 20)
 
+#define META_SCRUB_ABSENT_MAX 16u /* servers that a scrub names as down */
+
 #endif

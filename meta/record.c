@@ -195,6 +195,10 @@ meta_record_put_server(struct store_batch *batch, const struct server_desc *desc
     record.weight_percent = desc->weight_percent;
     record.start_count_highest = desc->start_count_highest;
     record.reset_start_count = desc->reset_start_count;
+    record.scrub_volume = desc->scrub.volume;
+    record.scrub_segment = desc->scrub.segment;
+    record.scrub_slot = desc->scrub.slot;
+    record.scrub_completed_ms = desc->scrub.completed_ms;
     store_batch_put_message(batch, schema_bytes(&key), &record.base);
 }
 
@@ -218,6 +222,12 @@ server_take(struct server_desc *desc, const Dl__Meta__ServerRecord *record, stru
     desc->weight_percent = record->weight_percent;
     desc->start_count_highest = max_u64(record->start_count_highest, record->start_count);
     desc->reset_start_count = record->reset_start_count;
+    desc->scrub = (struct scrub_place){
+        .volume = record->scrub_volume,
+        .segment = record->scrub_segment,
+        .slot = record->scrub_slot,
+        .completed_ms = record->scrub_completed_ms,
+    };
     memcpy(desc->uuid, record->uuid.data, META_ID_BYTES);
     memcpy(desc->instance, record->instance.data, META_ID_BYTES);
     desc->start_count = record->start_count;

@@ -52,6 +52,7 @@ meta_map_add_segment(struct meta_map *map, const struct meta_core *core,
     dl__segment__init(&entry->segment);
     entry->segment.index = segment->index;
     entry->segment.config_epoch = segment->config_epoch;
+    map->segment_sectors = (uint32_t)(meta_volume_chunk_bytes(&volume->desc) / 4096);
     slot_count += segment->slots[slot_count].server_id != 0;
     entry->segment.n_slots = slot_count;
     entry->segment.slots = entry->pointers;
@@ -106,6 +107,7 @@ map_reply(struct meta_op *op, struct meta_map *map)
     reply.n_servers = map->server_count;
     reply.servers = map->servers;
     reply.more = map->more;
+    reply.segment_sectors = map->segment_sectors;
     meta_op_reply(op, &reply.base);
     meta_map_fini(map);
 }

@@ -76,6 +76,8 @@ meta_server_create(struct meta_core *core, const struct server_desc *desc)
     list_init(&server->settle_ops);
     server->duplicate_timer.fn = server_on_duplicate_timer;
     server->journal_position = desc->journal_position;
+    server->scrub = desc->scrub;
+    dl__scrub_counts__init(&server->scrub_counts);
     server->capacity_bytes = desc->capacity_bytes;
     server->used_bytes = desc->used_bytes;
     meta_server_set_labels(core, server);
@@ -344,6 +346,7 @@ register_finish(struct meta_op *op, struct meta_server *server)
 {
     const Dl__ServerRegister *message = (const Dl__ServerRegister *)op->message;
     Dl__ServerRegisterReply reply = DL__SERVER_REGISTER_REPLY__INIT;
+    Dl__ScrubPosition scrub = DL__SCRUB_POSITION__INIT;
     struct meta_core *core = op->core;
 
     if (op->session == NULL) {
@@ -382,6 +385,8 @@ register_finish(struct meta_op *op, struct meta_server *server)
     meta_recovery_kick(core);
     reply.server_id = server->desc.id;
     reply.heartbeat_ms = (uint32_t)(core->options.heartbeat_ns / NS_PER_MS);
+    meta_scrub_fill_position(server, &scrub);
+    reply.scrub = &scrub;
     meta_op_reply(op, &reply.base);
     meta_server_pump(server);
 }
@@ -463,6 +468,7 @@ register_keep(struct server_desc *desc, const struct meta_server *server)
     desc->reset_start_count = known->reset_start_count;
     desc->start_count_highest = max_u64(known->start_count_highest, desc->start_count);
     desc->labels_set = known->labels_set;
+    desc->scrub = server->scrub;
     if (!known->labels_set)
         return;
     memcpy(desc->host, known->host, sizeof(desc->host));
@@ -567,6 +573,7 @@ meta_run_server_heartbeat(struct meta_op *op)
     server->used_bytes = min_u64(message->used_bytes, message->capacity_bytes);
     server->available_bytes = min_u64(message->available_bytes, message->capacity_bytes);
     server->chunk_count = message->chunk_count;
+    meta_scrub_take_heartbeat(server, message);
     meta_text_clean(stopped, message->stopped);
     if (strcmp(stopped, server->stopped) != 0)
         meta_log(op->core, stopped[0] != '\0' ? META_LOG_ERROR : META_LOG_INFO, "server",
@@ -600,6 +607,7 @@ persist_run(struct meta_op *op)
     desc.journal_position = max_u64(desc.journal_position, server->journal_position);
     desc.capacity_bytes = server->capacity_bytes;
     desc.used_bytes = server->used_bytes;
+    desc.scrub = server->scrub;
     op->server = server;
     free(op->scratch);
     op->scratch = meta_copy(&desc, sizeof(desc));
@@ -615,10 +623,12 @@ server_persist(struct meta_core *core, struct meta_server *server)
     struct meta_op *op;
 
     if (server->persisting || server->creating || core->phase != META_SERVING ||
-        server->journal_position <= server->desc.journal_position)
+        (server->journal_position <= server->desc.journal_position &&
+         !meta_scrub_wants_persist(server, env_now_ns(core->env))))
         return;
     server->persisting = true;
     server->persisted_ns = env_now_ns(core->env);
+    server->scrub_persisted_ns = server->persisted_ns;
     op = meta_op_create_internal(core, &persist_handler);
     op->request_id = server->desc.id;
 }

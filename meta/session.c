@@ -37,6 +37,7 @@ static const struct meta_handler handlers[] = {
     {OP_ALLOCATE, &dl__allocate__descriptor, true, false, meta_run_allocate},
     {OP_EJECT, &dl__eject__descriptor, true, false, meta_run_eject},
     {OP_RECOVERY_REPORT, &dl__recovery_report__descriptor, false, true, meta_run_recovery_report},
+    {OP_BAD_SECTORS, &dl__bad_sectors__descriptor, false, true, meta_run_bad_sectors},
     {OP_SERVER_DRAIN, &dl__server_drain__descriptor, true, false, meta_run_server_drain},
     {OP_SERVER_UNDRAIN, &dl__server_undrain__descriptor, true, false, meta_run_server_undrain},
     {OP_SERVER_REMOVE, &dl__server_remove__descriptor, true, false, meta_run_server_remove},
@@ -44,6 +45,7 @@ static const struct meta_handler handlers[] = {
     {OP_VOLUME_STATUS, &dl__volume_status__descriptor, true, false, meta_run_volume_status},
     {OP_SEGMENT_LOCATE, &dl__segment_locate__descriptor, true, false, meta_run_segment_locate},
     {OP_EVENTS, &dl__events__descriptor, true, false, meta_run_events},
+    {OP_SCRUB, &dl__scrub__descriptor, true, false, meta_run_scrub},
     {OP_SERVER_LIST, &dl__server_list__descriptor, true, false, meta_run_server_list},
     {OP_CLUSTER_STATUS, &dl__cluster_status__descriptor, true, false, meta_run_cluster_status},
 };

@@ -55,6 +55,7 @@ meta_volume_destroy(struct meta_core *core, struct meta_volume *volume)
     meta_lease_probe_cancel(core, volume);
     meta_takeover_end(core, volume, NULL);
     meta_deletion_free(volume);
+    meta_scrub_free(volume);
     list_for_each_entry_safe (reader, following, &volume->readers, volume_node)
         meta_reader_remove(reader);
     if (list_is_linked(&volume->owner_node))

@@ -50,6 +50,9 @@ meta_server_fill(const struct meta_core *core, const struct meta_server *server,
     message->removing = desc->admin_state == META_ADMIN_REMOVING;
     meta_server_problem(core, server, entry->problem, sizeof(entry->problem));
     message->problem = entry->problem;
+    entry->scrub = server->scrub_counts;
+    message->scrub = &entry->scrub;
+    message->scrub_completed_ms = server->scrub.completed_ms;
 }
 
 void
@@ -81,6 +84,7 @@ struct status {
     char (*problems)[PROBLEM_BYTES];
     bool blocked;
     bool degraded;
+    uint32_t servers_with_slots;
 };
 
 DL_ERROR_PRINTF(2, 0)
@@ -116,6 +120,34 @@ status_add(struct status *status, bool blocked, const char *format, ...)
     va_end(arguments);
 }
 
+/* What was found bad there, and when everything had been looked at. */
+static void
+status_add_scrub(struct status *status, const struct meta_server *server)
+{
+    const Dl__ScrubCounts *counts = &server->scrub_counts;
+    Dl__ClusterStatusReply *reply = status->reply;
+
+    if (server->slot_count > 0) {
+        uint64_t completed_ms = server->scrub.completed_ms;
+
+        reply->scrub_completed_ms = status->servers_with_slots++ == 0
+                                        ? completed_ms
+                                        : min_u64(reply->scrub_completed_ms, completed_ms);
+    }
+    if (!server->up)
+        return;
+    reply->scrub->sectors += counts->sectors;
+    reply->scrub->bad += counts->bad;
+    reply->scrub->repaired += counts->repaired;
+    reply->scrub->left_bad += counts->left_bad;
+    reply->scrub->mismatches += counts->mismatches;
+    if (counts->left_bad > 0)
+        status_add(status, false,
+                   "server %s: %" PRIu64 " sectors are bad, and no copy was there to repair them "
+                   "from; dlblk events says where, dlblk scrub VOLUME tries again",
+                   meta_server_text(server), counts->left_bad);
+}
+
 static void
 status_add_server(struct status *status, const struct meta_server *server)
 {
@@ -126,6 +158,7 @@ status_add_server(struct status *status, const struct meta_server *server)
     reply->servers_up += server->up;
     reply->capacity_bytes += server->capacity_bytes;
     reply->used_bytes += server->used_bytes;
+    status_add_scrub(status, server);
     meta_server_problem(status->core, server, problem, sizeof(problem));
     if (problem[0] != '\0')
         status_add(status, false, "server %s: %s; volumes have %" PRIu64 " chunks there: %s",
@@ -215,10 +248,12 @@ void
 meta_run_cluster_status(struct meta_op *op)
 {
     Dl__ClusterStatusReply reply = DL__CLUSTER_STATUS_REPLY__INIT;
+    Dl__ScrubCounts scrub = DL__SCRUB_COUNTS__INIT;
     struct status status = {.core = op->core, .reply = &reply};
     char *pointers[PROBLEMS_MAX];
 
     status.problems = meta_alloc(PROBLEMS_MAX * PROBLEM_BYTES);
+    reply.scrub = &scrub;
     status_fill(&status);
     for (size_t i = 0; i < reply.n_problems; i++)
         pointers[i] = status.problems[i];
