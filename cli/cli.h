@@ -126,6 +126,11 @@ int cli_print_json(const struct cli *cli, json_t *json);
 /* An array of strings. */
 json_t *cli_sentences_to_json(char (*sentences)[DLBLK_SENTENCE_BYTES], size_t count);
 
+/* What was found by reading everything. */
+json_t *cli_scrub_counts_to_json(const struct dlblk_scrub_counts *counts);
+json_t *cli_scrub_to_json(const struct dlblk_scrub *scrub);
+void cli_print_scrub(FILE *out, const struct dlblk_scrub *scrub);
+
 /* "2026-01-31 10:15:30", local time; "-" for 0. */
 struct cli_time {
     char text[32];
@@ -162,6 +167,7 @@ CLI_COMMAND(cli_server_remove);
 CLI_COMMAND(cli_server_set);
 CLI_COMMAND(cli_segment_locate);
 CLI_COMMAND(cli_events);
+CLI_COMMAND(cli_scrub);
 CLI_COMMAND(cli_cluster_status);
 CLI_COMMAND(cli_bench);
 CLI_COMMAND(cli_attach);

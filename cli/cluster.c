@@ -51,7 +51,7 @@ status_to_json(const struct dlblk_cluster_status *status)
 {
     return json_pack(
         "{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:o, "
-        "s:o}",
+        "s:o, s:o, s:I}",
         "cluster_id", status->cluster_id, "state", status->state, "servers_total",
         status->servers_total, "servers_up", status->servers_up, "volumes", status->volumes,
         "capacity_bytes", (json_int_t)status->capacity_bytes, "used_bytes",
@@ -60,7 +60,9 @@ status_to_json(const struct dlblk_cluster_status *status)
         "software", status->software, "segments_degraded", (json_int_t)status->segments_degraded,
         "segments_blocked", (json_int_t)status->segments_blocked, "segments_moving",
         (json_int_t)status->segments_moving, "recovery", recovery_to_json(&status->recovery),
-        "problems", cli_sentences_to_json(status->problems, status->problem_count));
+        "problems", cli_sentences_to_json(status->problems, status->problem_count), "scrub",
+        cli_scrub_counts_to_json(&status->scrub), "scrub_completed_ms",
+        (json_int_t)status->scrub_completed_ms);
 }
 
 static void
@@ -82,6 +84,11 @@ print_status(FILE *out, const struct dlblk_cluster_status *status)
                 " blocked, %" PRIu64 " moving\n",
                 status->segments_degraded, status->segments_blocked, status->segments_moving);
     print_recovery(out, &status->recovery);
+    fprintf(out,
+            "scrub:     all read by %s; %" PRIu64 " bad sectors found, %" PRIu64
+            " repaired, %" PRIu64 " left\n",
+            cli_time_of(status->scrub_completed_ms).text, status->scrub.bad, status->scrub.repaired,
+            status->scrub.left_bad);
     for (size_t i = 0; i < status->problem_count; i++)
         fprintf(out, "problem:   %s\n", status->problems[i]);
 }
@@ -110,7 +117,7 @@ CLI_COMMAND(cli_cluster_status)
 static json_t *
 volume_status_to_json(const struct dlblk_volume_status *status)
 {
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:i, s:i, s:o, s:o}",
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:i, s:i, s:o, s:o, s:o}",
                      "name", status->info.name, "state", status->state, "since_ms",
                      (json_int_t)status->since_ms, "segments", (json_int_t)status->segments,
                      "segments_in_sync", (json_int_t)status->segments_in_sync, "segments_degraded",
@@ -120,7 +127,8 @@ volume_status_to_json(const struct dlblk_volume_status *status)
                      (json_int_t)status->segments_moving, "owner", status->info.owner, "replicas",
                      status->info.replicas, "min_write", status->info.min_write, "recovery",
                      recovery_to_json(&status->recovery), "problems",
-                     cli_sentences_to_json(status->problems, status->problem_count));
+                     cli_sentences_to_json(status->problems, status->problem_count), "scrub",
+                     cli_scrub_to_json(&status->scrub));
 }
 
 static void
@@ -150,6 +158,7 @@ print_volume_status(FILE *out, const struct dlblk_volume_status *status)
                 cli_time_of(info->attached_ms).text);
     else
         fprintf(out, "attached:  no\n");
+    cli_print_scrub(out, &status->scrub);
     for (size_t i = 0; i < status->problem_count; i++)
         fprintf(out, "problem:   %s\n", status->problems[i]);
 }

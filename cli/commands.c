@@ -153,6 +153,20 @@ const struct cli_command cli_commands[] = {
         .run = cli_events,
     },
     {
+        .name = "scrub",
+        .arguments = "VOLUME [OPTION...]",
+        .summary = "read all copies of a volume now, compare and repair them",
+        .text =
+            "\nServers do this by themselves, each its whole disk once in scrub_days; here it is\n"
+            "done at once, as fast as clients leave room for.  What does not match its checksum\n"
+            "is repaired from another copy.  Interrupted, it goes on at the servers, and the same\n"
+            "command joins it.  Exit status 0: everything was looked at, and is good; 1: not so.\n",
+        .examples = "  dlblk scrub db1\n"
+                    "  dlblk scrub db1 --no-wait; dlblk volume status db1\n"
+                    "  dlblk scrub db1 --json | jq .counts\n",
+        .run = cli_scrub,
+    },
+    {
         .group = "cluster",
         .name = "status",
         .arguments = "[OPTION...]",

@@ -23,14 +23,16 @@ server_to_json(const struct dlblk_server_info *info)
 {
     return json_pack(
         "{s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:i, "
-        "s:b, s:b}",
+        "s:b, s:b, s:o, s:I}",
         "id", info->id, "uuid", info->uuid, "address", info->address, "host", info->host, "rack",
         info->rack, "clique", info->clique, "state", info->state, "capacity_bytes",
         (json_int_t)info->capacity_bytes, "used_bytes", (json_int_t)info->used_bytes, "chunk_count",
         (json_int_t)info->chunk_count, "last_heard_ms", (json_int_t)info->last_heard_ms, "problem",
         info->problem, "software", info->software, "slot_count", (json_int_t)info->slot_count,
         "chunks_to_delete", (json_int_t)info->chunks_to_delete, "weight_percent",
-        info->weight_percent, "draining", info->draining, "removing", info->removing);
+        info->weight_percent, "draining", info->draining, "removing", info->removing, "scrub",
+        cli_scrub_counts_to_json(&info->scrub), "scrub_completed_ms",
+        (json_int_t)info->scrub_completed_ms);
 }
 
 static void

@@ -276,6 +276,20 @@ admin_copy_sentences(char *const *texts, size_t count, char (**ret_sentences)[DL
     return 0;
 }
 
+static struct dlblk_scrub_counts
+admin_scrub_counts(const Dl__ScrubCounts *counts)
+{
+    if (counts == NULL) /* a service of an earlier version */
+        return (struct dlblk_scrub_counts){0};
+    return (struct dlblk_scrub_counts){
+        .sectors = counts->sectors,
+        .bad = counts->bad,
+        .repaired = counts->repaired,
+        .left_bad = counts->left_bad,
+        .mismatches = counts->mismatches,
+    };
+}
+
 static void
 admin_take_server(const Dl__Server *server, struct dlblk_server_info *ret_info)
 {
@@ -290,6 +304,8 @@ admin_take_server(const Dl__Server *server, struct dlblk_server_info *ret_info)
         .weight_percent = server->weight_percent,
         .draining = server->draining,
         .removing = server->removing,
+        .scrub = admin_scrub_counts(server->scrub),
+        .scrub_completed_ms = server->scrub_completed_ms,
     };
     admin_format_uuid(ret_info->uuid, &server->uuid);
     admin_copy(ret_info->address, sizeof(ret_info->address), server->address);
@@ -507,6 +523,8 @@ admin_take_status(struct lib_meta_call *call, const ProtobufCMessage *message)
                 .bytes_per_s = reply->recovery_bytes_per_s,
                 .left_s = reply->recovery_left_s,
             },
+        .scrub = admin_scrub_counts(reply->scrub),
+        .scrub_completed_ms = reply->scrub_completed_ms,
         .problem_count = reply->n_problems,
     };
     admin_format_uuid(status->cluster_id, &reply->cluster_id);
@@ -532,6 +550,50 @@ dlblk_cluster_status_fini(struct dlblk_cluster_status *status)
     free(status->problems);
     status->problems = NULL;
     status->problem_count = 0;
+}
+
+/* --- scrubs --- */
+
+static int
+admin_take_scrub(const Dl__ScrubReply *reply, struct dlblk_scrub *scrub)
+{
+    *scrub = (struct dlblk_scrub){
+        .total_bytes = reply->total_bytes,
+        .done_bytes = reply->done_bytes,
+        .left_s = reply->left_s,
+        .counts = admin_scrub_counts(reply->counts),
+        .chunks_skipped = reply->chunks_skipped,
+        .uncompared = reply->uncompared,
+        .begun_ms = reply->begun_ms,
+        .ended_ms = reply->ended_ms,
+    };
+    if (reply->scrub_id.len != 0 && reply->scrub_id.len != sizeof(scrub->id))
+        return -DL_E_MESSAGE_MALFORMED;
+    if (reply->scrub_id.len != 0)
+        memcpy(scrub->id, reply->scrub_id.data, sizeof(scrub->id));
+    admin_copy(scrub->state, sizeof(scrub->state), reply->state);
+    for (size_t i = 0; i < reply->n_servers_absent && i < DLBLK_SCRUB_ABSENT_MAX; i++)
+        scrub->absent[scrub->absent_count++] = reply->servers_absent[i];
+    return 0;
+}
+
+static int
+admin_take_scrub_reply(struct lib_meta_call *call, const ProtobufCMessage *message)
+{
+    return admin_take_scrub((const Dl__ScrubReply *)message, call->result);
+}
+
+int
+dlblk_volume_scrub(struct dlblk_client *client, const char *name, const uint8_t id[16],
+                   struct dlblk_scrub *ret_scrub, struct dl_error *err)
+{
+    struct lib_meta_call call = {.take = admin_take_scrub_reply, .result = ret_scrub};
+    Dl__Scrub request = DL__SCRUB__INIT;
+
+    request.name = admin_text(name);
+    request.scrub_id = (ProtobufCBinaryData){.data = (uint8_t *)(uintptr_t)id, .len = 16};
+    return lib_meta_call_wait(client, &call, OP_SCRUB, &request.base, &dl__scrub_reply__descriptor,
+                              err);
 }
 
 /* --- a volume's state --- */
@@ -563,7 +625,10 @@ admin_take_volume_status(struct lib_meta_call *call, const ProtobufCMessage *mes
             },
     };
     admin_copy(status->state, sizeof(status->state), reply->state);
+    admin_copy(status->scrub.state, sizeof(status->scrub.state), "none");
     err = admin_take_volume_info(reply->volume, &status->info);
+    if (err == 0 && reply->scrub != NULL)
+        err = admin_take_scrub(reply->scrub, &status->scrub);
     if (err != 0)
         return err;
     return admin_copy_sentences(reply->problems, reply->n_problems, &status->problems);

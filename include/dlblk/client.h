@@ -228,6 +228,30 @@ struct dlblk_recovery {
     uint64_t left_s; /* 0: not known */
 };
 
+/* What looking at everything has found (dlblk_volume_scrub(), and servers by themselves). */
+struct dlblk_scrub_counts {
+    uint64_t sectors;    /* of 4 KiB: read, and compared with their checksums */
+    uint64_t bad;        /* were damaged */
+    uint64_t repaired;   /* of those; or written anew meanwhile */
+    uint64_t left_bad;   /* are damaged now, as far as is known */
+    uint64_t mismatches; /* copies differ, and each has a checksum that fits */
+};
+
+#define DLBLK_SCRUB_ABSENT_MAX 16u
+
+struct dlblk_scrub {
+    char state[16]; /* none, running, done */
+    uint8_t id[16];
+    uint64_t total_bytes, done_bytes; /* to be gone over, all copies; so far */
+    uint64_t left_s;                  /* 0: not known */
+    struct dlblk_scrub_counts counts;
+    uint64_t chunks_skipped; /* copies of segments that could not be looked at: they recover */
+    uint64_t uncompared;     /* segments whose copies could not all be compared with each other */
+    uint32_t absent_count;   /* servers that are down: what is there was not looked at */
+    uint32_t absent[DLBLK_SCRUB_ABSENT_MAX];
+    uint64_t begun_ms, ended_ms; /* since 1970; 0: not yet */
+};
+
 struct dlblk_server_info {
     uint32_t id;
     char uuid[37];
@@ -242,6 +266,8 @@ struct dlblk_server_info {
     uint64_t chunks_to_delete; /* belong there no more, and are still to be deleted */
     uint32_t weight_percent;   /* share of new segments; 100: by its free space */
     bool draining, removing;
+    struct dlblk_scrub_counts scrub; /* since the server's start */
+    uint64_t scrub_completed_ms;     /* its whole disk had been read by then; 0: never */
 };
 
 /* What a change of a server does, or would do. */
@@ -270,6 +296,8 @@ struct dlblk_cluster_status {
     char (*problems)[DLBLK_SENTENCE_BYTES]; /* each: what, since when, what to do */
     uint64_t segments_degraded, segments_blocked, segments_moving;
     struct dlblk_recovery recovery;
+    struct dlblk_scrub_counts scrub; /* of all servers that are up */
+    uint64_t scrub_completed_ms;     /* all of them had read everything by then; 0: not yet */
 };
 
 struct dlblk_volume_status {
@@ -285,6 +313,7 @@ struct dlblk_volume_status {
     uint64_t segments_unreadable; /* none */
     uint64_t segments_moving;     /* all copies are, and one moves to another server */
     struct dlblk_recovery recovery;
+    struct dlblk_scrub scrub; /* the last that was asked for since the service's start */
 };
 
 /* Where a byte lies. */
@@ -376,6 +405,13 @@ void dlblk_server_change_fini(struct dlblk_server_change *change);
 int dlblk_volume_status(struct dlblk_client *client, const char *name,
                         struct dlblk_volume_status *ret_status, struct dl_error *err);
 void dlblk_volume_status_fini(struct dlblk_volume_status *status);
+/*
+ * Read all copies now, compare them with their checksums and with each other, repair what is bad.
+ * id: 16 random bytes.  The same id again: how far it is.  If another one is under way that is told,
+ * with its id, and nothing begins.
+ */
+int dlblk_volume_scrub(struct dlblk_client *client, const char *name, const uint8_t id[16],
+                       struct dlblk_scrub *ret_scrub, struct dl_error *err);
 int dlblk_segment_locate(struct dlblk_client *client, const char *name, uint64_t offset_bytes,
                          struct dlblk_segment_location *ret_location, struct dl_error *err);
 /*

@@ -21,6 +21,9 @@ static struct {
     uint32_t step_count, ready_count, answer_max;
     uint64_t entry_count;
     bool waiting, lost;
+    struct dlblk_scrub scrubs[STEPS_MAX];
+    uint32_t scrub_count, scrub_asked, scrub_ids;
+    uint8_t scrub_id[16];
 } fake;
 
 void
@@ -219,6 +222,47 @@ dlblk_segment_locate(struct dlblk_client *client, const char *name, uint64_t off
         slot->recovered_bytes = i > 0 ? 16u << 20 : 0;
         slot->incoming = i == 2;
     }
+    return 0;
+}
+
+/* --- scrubs --- */
+
+void
+fake_admin_add_scrub(const struct dlblk_scrub *scrub)
+{
+    dl_assert(fake.scrub_count < STEPS_MAX);
+    fake.scrubs[fake.scrub_count++] = *scrub;
+}
+
+uint32_t
+fake_admin_scrub_count(void)
+{
+    return fake.scrub_asked;
+}
+
+uint32_t
+fake_admin_scrub_ids(void)
+{
+    return fake.scrub_ids;
+}
+
+int
+dlblk_volume_scrub(struct dlblk_client *client, const char *name, const uint8_t id[16],
+                   struct dlblk_scrub *ret_scrub, struct dl_error *err)
+{
+    uint32_t step = fake.scrub_asked < fake.scrub_count ? fake.scrub_asked : fake.scrub_count - 1;
+    struct dlblk_volume_info info;
+    int result = dlblk_volume_info(client, name, &info, err);
+
+    if (result != 0)
+        return result;
+    fake.scrub_ids += memcmp(fake.scrub_id, id, sizeof(fake.scrub_id)) != 0;
+    memcpy(fake.scrub_id, id, sizeof(fake.scrub_id));
+    fake.scrub_asked++;
+    *ret_scrub = (struct dlblk_scrub){.state = "done"};
+    if (fake.scrub_count > 0)
+        *ret_scrub = fake.scrubs[step];
+    memcpy(ret_scrub->id, id, sizeof(ret_scrub->id));
     return 0;
 }
 

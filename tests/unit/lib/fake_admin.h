@@ -29,6 +29,15 @@ const struct fake_admin_change *fake_admin_last_change(void);
 /* What dlblk_volume_status() says of every volume, but its description. */
 void fake_admin_set_volume_status(const struct dlblk_volume_status *status);
 
+/*
+ * What the next dlblk_volume_scrub() says, and all after the last one; before the first: done,
+ * nothing found.  The id is the one that was given; 0 bytes if nobody asked.
+ */
+void fake_admin_add_scrub(const struct dlblk_scrub *scrub);
+uint32_t fake_admin_scrub_count(void);
+/* How many different ids were given. */
+uint32_t fake_admin_scrub_ids(void);
+
 /* The log's next entry. */
 void fake_admin_add_entry(const char *kind, const char *text);
 /*
