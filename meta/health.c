@@ -51,6 +51,33 @@ slot_has_no_room(const struct meta_core *core, const struct meta_volume *volume,
            server->available_bytes < meta_volume_chunk_bytes(&volume->desc);
 }
 
+/* Why one of its slots is not recovering, or moving, yet. */
+static void
+waits_add(struct volume_health *health, const struct segment_slot *slot, enum recovery_wait why)
+{
+    bool of_server = why != WAIT_TURN && why != WAIT_SOURCE && why != WAIT_NO_SOURCE;
+    uint32_t server_id = of_server ? slot->server_id : 0, i = 0;
+
+    while (i < health->wait_count &&
+           (health->waits[i].why != why || health->waits[i].server_id != server_id))
+        i++;
+    if (i == VOLUME_HEALTH_WAITS)
+        return;
+    if (i == health->wait_count)
+        health->waits[health->wait_count++] = (struct health_wait){why, server_id, 0};
+    health->waits[i].count++;
+}
+
+static bool
+slot_waits(const struct meta_core *core, const struct segment_slot *slot)
+{
+    const struct meta_server *server = core->servers[slot->server_id];
+
+    return slot->state == DL__SLOT_STATE__SLOT_EJECTED ||
+           (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC &&
+            (server->out || server->desc.admin_state != META_ADMIN_IN_USE));
+}
+
 static void
 health_add_segment(const struct meta_core *core, const struct meta_volume *volume,
                    const struct segment *segment, struct volume_health *health)
@@ -82,6 +109,9 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
             no_room = true;
             servers_add(health->full, &health->full_count, slot->server_id);
         }
+        if (repair != NULL && !repair->busy && repair->slots[i].wait != WAIT_NOTHING &&
+            slot_waits(core, slot))
+            waits_add(health, slot, repair->slots[i].wait);
         if (slot->state != DL__SLOT_STATE__SLOT_IN_SYNC)
             health->left_bytes += meta_volume_chunk_bytes(&volume->desc) -
                                   (repair == NULL ? 0 : repair->slots[i].cursor_sectors * 4096ull);
@@ -239,6 +269,82 @@ meta_health_problems(const struct meta_core *core, const struct meta_volume *vol
     return count;
 }
 
+static void
+wait_text(const struct meta_core *core, const struct health_wait *wait, char *text,
+          size_t text_bytes)
+{
+    const struct meta_server *server = wait->server_id == 0 ? NULL : core->servers[wait->server_id];
+    const char *name = server == NULL ? "" : meta_server_text(server);
+    uint32_t limit = core->options.recovery_per_server;
+    uint64_t now_ns = env_now_ns(core->env), left_s;
+    char problem[META_TEXT_BYTES_MAX] = "";
+
+    if (server != NULL)
+        meta_server_problem(core, server, problem, sizeof(problem));
+    switch (wait->why) {
+    case WAIT_SERVER:
+        (void)snprintf(text, text_bytes, "server %s: %s", name,
+                       problem[0] != '\0' ? problem : "not ready");
+        return;
+    case WAIT_ELSEWHERE:
+        (void)snprintf(text, text_bytes, "server %s is %s, and no other server can take them now",
+                       name,
+                       server->out                                       ? "out"
+                       : server->desc.admin_state == META_ADMIN_DRAINING ? "drained"
+                                                                         : "being removed");
+        return;
+    case WAIT_ROOM:
+        (void)snprintf(text, text_bytes,
+                       "server %s has no room, and no other server can take them now", name);
+        return;
+    case WAIT_HEARD:
+        (void)snprintf(text, text_bytes, "server %s has not been heard of since it was given up",
+                       name);
+        return;
+    case WAIT_PUT_OFF:
+        left_s = (server->resume_ns - min_u64(now_ns, server->resume_ns)) / NS_PER_S + 1;
+        (void)snprintf(text, text_bytes,
+                       "server %s failed while it was up, and is tried again in %" PRIu64 " s",
+                       name, left_s);
+        return;
+    case WAIT_LIMIT:
+        (void)snprintf(text, text_bytes,
+                       "server %s recovers as many at once as it may (recovery_per_server, %" PRIu32
+                       ")",
+                       name, limit);
+        return;
+    case WAIT_SOURCE:
+        (void)snprintf(text, text_bytes,
+                       "the servers with copies in sync recover as many at once as they may "
+                       "(recovery_per_server, %" PRIu32 ")",
+                       limit);
+        return;
+    case WAIT_NO_SOURCE:
+        (void)snprintf(text, text_bytes, "no server with a copy in sync is there");
+        return;
+    case WAIT_TURN:
+    case WAIT_NOTHING:
+        break;
+    }
+    (void)snprintf(text, text_bytes, "it is the turn of others");
+}
+
+uint32_t
+meta_health_waits(const struct meta_core *core, const struct meta_volume *volume,
+                  const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES])
+{
+    for (uint32_t i = 0; i < health->wait_count; i++) {
+        const struct health_wait *wait = &health->waits[i];
+        char why[META_PROBLEM_BYTES / 2];
+
+        wait_text(core, wait, why, sizeof(why));
+        (void)snprintf(texts[i], META_PROBLEM_BYTES,
+                       "volume %s: %" PRIu64 " %s to be recovered or moved: %s", volume->desc.name,
+                       wait->count, wait->count == 1 ? "copy waits" : "copies wait", why);
+    }
+    return health->wait_count;
+}
+
 void
 meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret_rate,
                       uint64_t *ret_left_s)
@@ -250,6 +356,8 @@ meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret
 }
 
 /* --- VOLUME_STATUS --- */
+
+#define VOLUME_STATUS_PROBLEMS (META_HEALTH_PROBLEMS + VOLUME_HEALTH_WAITS + 1)
 
 static struct meta_volume *
 volume_find(struct meta_op *op, const char *name)
@@ -274,7 +382,7 @@ meta_run_volume_status(struct meta_op *op)
     Dl__VolumeStatusReply reply = DL__VOLUME_STATUS_REPLY__INIT;
     Dl__Volume filled = DL__VOLUME__INIT;
     Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
-    char texts[META_HEALTH_PROBLEMS + 1][META_PROBLEM_BYTES], *pointers[META_HEALTH_PROBLEMS + 1];
+    char texts[VOLUME_STATUS_PROBLEMS][META_PROBLEM_BYTES], *pointers[VOLUME_STATUS_PROBLEMS];
     struct volume_health health;
     struct scrub_message scrub;
     bool waits;
@@ -288,6 +396,7 @@ meta_run_volume_status(struct meta_op *op)
     meta_health_volume(op->core, volume, &health);
     reply.volume = &filled;
     reply.n_problems = meta_health_problems(op->core, volume, &health, texts);
+    reply.n_problems += meta_health_waits(op->core, volume, &health, texts + reply.n_problems);
     waits = volume->desc.owned && !volume->desc.ready;
     if (waits) {
         char servers[META_PROBLEM_BYTES / 2];

@@ -13,7 +13,15 @@
 #define META_PROBLEM_BYTES    512u
 #define META_HEALTH_PROBLEMS  4u /* at most, of one volume */
 #define VOLUME_HEALTH_SERVERS 3u
+#define VOLUME_HEALTH_WAITS   6u
 #define META_HINT_FULL        "add chunkservers, delete volumes, or discard what is not needed"
+
+/* Copies that are not being made yet. */
+struct health_wait {
+    enum recovery_wait why;
+    uint32_t server_id; /* 0: it is not about one */
+    uint64_t count;
+};
 
 struct volume_health {
     uint64_t segments, in_sync, degraded, blocked, unreadable, moving;
@@ -26,6 +34,8 @@ struct volume_health {
     uint32_t waiting_count;
     uint32_t full[VOLUME_HEALTH_SERVERS]; /* that take no new data, nor others in their place */
     uint32_t full_count;
+    struct health_wait waits[VOLUME_HEALTH_WAITS];
+    uint32_t wait_count;
 };
 
 void meta_health_volume(const struct meta_core *core, const struct meta_volume *volume,
@@ -36,6 +46,9 @@ const char *meta_health_state(const struct volume_health *health);
 uint32_t meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                               const struct volume_health *health,
                               char (*texts)[META_PROBLEM_BYTES]);
+/* Why copies wait for their turn: sentences, at most VOLUME_HEALTH_WAITS; how many. */
+uint32_t meta_health_waits(const struct meta_core *core, const struct meta_volume *volume,
+                           const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES]);
 /* How fast recovery is, and how long it takes; 0: not known. */
 void meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret_rate,
                            uint64_t *ret_left_s);

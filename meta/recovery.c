@@ -383,6 +383,7 @@ struct plan {
     uint32_t place;
     uint32_t target_id; /* recovers */
     uint32_t source_id;
+    enum recovery_wait wait; /* PLAN_NONE: of this place */
 };
 
 /*
@@ -420,6 +421,37 @@ target_choose(struct meta_core *core, const struct meta_volume *volume,
     return id;
 }
 
+/* No source could be chosen: why? */
+static enum recovery_wait
+source_wait(const struct meta_core *core, const struct segment_table *table,
+            const struct segment *segment)
+{
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+
+        if (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC &&
+            core->servers[slot->server_id]->session != NULL && core->servers[slot->server_id]->up)
+            return WAIT_SOURCE;
+    }
+    return WAIT_NO_SOURCE;
+}
+
+/* May a slot that was ejected go on on its own server, and recover there beside so many others? */
+static enum recovery_wait
+resume_wait(const struct meta_core *core, const struct meta_volume *volume,
+            const struct meta_server *server, bool full, uint32_t onto)
+{
+    if (!server_is_fit(server))
+        return server_is_emptied(server) ? WAIT_ELSEWHERE : WAIT_SERVER;
+    if (full && !server_has_room(server, &volume->desc, onto))
+        return WAIT_ROOM;
+    if (server->must_be_heard)
+        return WAIT_HEARD;
+    if (env_now_ns(core->env) < server->resume_ns)
+        return WAIT_PUT_OFF;
+    return onto >= core->options.recovery_per_server ? WAIT_LIMIT : WAIT_NOTHING;
+}
+
 /* An ejected slot: back to its own server, or to another one. */
 static enum plan_kind
 plan_ejected(struct meta_core *core, const struct meta_volume *volume,
@@ -436,17 +468,21 @@ plan_ejected(struct meta_core *core, const struct meta_volume *volume,
 
     if (incoming && elsewhere)
         return PLAN_DROP;
+    plan->wait = resume_wait(core, volume, server, full, onto);
     plan->source_id = source_choose(core, &volume->segments, segment, loads);
-    if (plan->source_id == 0)
+    if (plan->source_id == 0) {
+        enum recovery_wait wait = source_wait(core, &volume->segments, segment);
+
+        if (wait == WAIT_NO_SOURCE || plan->wait == WAIT_NOTHING || elsewhere)
+            plan->wait = wait;
         return PLAN_NONE;
+    }
     if (elsewhere) {
         plan->target_id = target_choose(core, volume, segment, place, round);
         if (plan->target_id != 0)
             return PLAN_REPLACE;
     }
-    if (!server_is_fit(server) || (full && !server_has_room(server, &volume->desc, onto)) ||
-        server->must_be_heard || env_now_ns(core->env) < server->resume_ns ||
-        onto >= core->options.recovery_per_server)
+    if (plan->wait != WAIT_NOTHING)
         return PLAN_NONE;
     plan->target_id = server->desc.id;
     return PLAN_RESUME;
@@ -466,13 +502,19 @@ plan_in_sync(struct meta_core *core, const struct meta_volume *volume,
     if (segment->slots[volume->segments.slot_count].server_id != 0)
         return PLAN_NONE;
     plan->source_id = source_choose(core, &volume->segments, segment, loads);
-    plan->target_id = plan->source_id == 0 ? 0 : target_choose(core, volume, segment, place, round);
+    if (plan->source_id == 0) {
+        plan->wait = source_wait(core, &volume->segments, segment);
+        return PLAN_NONE;
+    }
+    plan->wait = WAIT_ELSEWHERE;
+    plan->target_id = target_choose(core, volume, segment, place, round);
     return plan->target_id != 0 ? PLAN_INCOMING : PLAN_NONE;
 }
 
+/* False: there is nothing to do, or it has to wait, as repair->slots says. */
 static bool
 plan_make(struct meta_core *core, const struct meta_volume *volume, const struct segment *segment,
-          struct round *round, struct plan *plan)
+          struct meta_repair *repair, struct round *round, struct plan *plan)
 {
     *plan = (struct plan){
         .volume_id = volume->desc.id,
@@ -480,18 +522,23 @@ plan_make(struct meta_core *core, const struct meta_volume *volume, const struct
         .config_epoch = segment->config_epoch,
     };
     for (uint32_t i = 0; i < volume->segments.place_count; i++) {
+        if (segment->slots[i].state != DL__SLOT_STATE__SLOT_EJECTED)
+            continue;
         plan->place = i;
-        if (segment->slots[i].state == DL__SLOT_STATE__SLOT_EJECTED)
-            plan->kind = plan_ejected(core, volume, segment, i, round, plan);
+        plan->kind = plan_ejected(core, volume, segment, i, round, plan);
         if (plan->kind != PLAN_NONE)
             return true;
+        repair->slots[i].wait = plan->wait;
     }
     for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
+        if (segment->slots[i].state != DL__SLOT_STATE__SLOT_IN_SYNC)
+            continue;
         plan->place = i;
-        if (segment->slots[i].state == DL__SLOT_STATE__SLOT_IN_SYNC)
-            plan->kind = plan_in_sync(core, volume, segment, i, round, plan);
+        plan->wait = WAIT_NOTHING;
+        plan->kind = plan_in_sync(core, volume, segment, i, round, plan);
         if (plan->kind != PLAN_NONE)
             return true;
+        repair->slots[i].wait = plan->wait;
     }
     return false;
 }
@@ -612,7 +659,7 @@ schedule_repair(struct meta_core *core, struct meta_repair *repair, struct round
     struct plan plan;
     struct meta_op *op;
 
-    if (repair->busy || !plan_make(core, volume, segment, round, &plan))
+    if (repair->busy || !plan_make(core, volume, segment, repair, round, &plan))
         return false;
     repair->busy = true;
     repair->target_id = plan.target_id;

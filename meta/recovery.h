@@ -95,6 +95,20 @@ void meta_tell_free_all(struct meta_core *core);
 
 /* --- what wants recovery: recovery.c --- */
 
+/* Why an ejected slot is not recovering yet, or one to be moved not moving. */
+enum recovery_wait {
+    WAIT_TURN,      /* others come first, or it has not been looked at */
+    WAIT_NOTHING,   /* it does not wait */
+    WAIT_SERVER,    /* its server is down, or takes no writes */
+    WAIT_ELSEWHERE, /* its server is out, drained or removed, and no other one can take it now */
+    WAIT_ROOM,      /* its server is full, and no other one can take it now */
+    WAIT_HEARD,     /* its server has given no sign of life since the ejection */
+    WAIT_PUT_OFF,   /* its server failed while it was up: server->resume_ns */
+    WAIT_LIMIT,     /* as many recover onto its server as may */
+    WAIT_SOURCE,    /* as many recover from the servers with slots in-sync as may */
+    WAIT_NO_SOURCE, /* no server with a slot in-sync is there */
+};
+
 struct repair_slot {
     uint32_t server_id;
     uint32_t attempt; /* 0: not recovering */
@@ -102,7 +116,8 @@ struct repair_slot {
     uint32_t cursor_sectors;
     uint64_t pulled_bytes;
     uint64_t begun_ns;
-    bool full; /* ejected, since its server had no room for it */
+    enum recovery_wait wait; /* as the scheduler found it last */
+    bool full;               /* ejected, since its server had no room for it */
 };
 
 /* A segment that is not as it should be. */

@@ -6,6 +6,7 @@
  */
 #include "tests/unit/meta/fixture.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -872,6 +873,107 @@ test_status(void **state)
     fixture_fini(&t.f);
 }
 
+/* One of the volume's problems says so; NULL: none is that a copy waits. */
+static void
+expect_wait(struct servers_test *t, uint32_t count, const char *why)
+{
+    Dl__VolumeStatusReply *status = status_of(t);
+    char wanted[160];
+    bool found = why == NULL;
+
+    (void)snprintf(wanted, sizeof(wanted), "volume v: %" PRIu32 " %s to be recovered or moved: %s",
+                   count, count == 1 ? "copy waits" : "copies wait", why == NULL ? "" : why);
+    for (size_t i = 0; i < status->n_problems; i++) {
+        if (why == NULL && strstr(status->problems[i], "to be recovered or moved") != NULL)
+            fail_msg("'%s'", status->problems[i]);
+        found = found || strncmp(status->problems[i], wanted, strlen(wanted)) == 0;
+    }
+    for (size_t i = 0; i < status->n_problems && !found; i++)
+        print_message("%s\n", status->problems[i]);
+    if (!found)
+        fail_msg("nothing says '%s'", wanted);
+    dl__volume_status_reply__free_unpacked(status, NULL);
+}
+
+/* Each reason for which the scheduler lets a copy wait is told. */
+static void
+test_why_copies_wait(void **state)
+{
+    struct meta_options options = {.recovery_per_server = 1};
+    struct servers_test t;
+    char text[128];
+
+    (void)state;
+    servers_init(&t, 3, 4, &options);
+    expect_wait(&t, 0, NULL);
+    server_goes(&t, 3);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(ask_eject(t.client, t.volume, 1, i, 1, 3, 0, false, NULL), 0);
+    fixture_run(&t.f, 8 * SECOND);
+    (void)snprintf(text, sizeof(text), "server 3 (%s): down: not heard of", t.servers[2]->address);
+    expect_wait(&t, 3, text);
+    server_goes(&t, 1);
+    server_goes(&t, 2);
+    server_returns(&t, 3);
+    fixture_run(&t.f, SECOND);
+    expect_wait(&t, 3, "no server with a copy in sync is there");
+    server_returns(&t, 1);
+    fixture_run(&t.f, SECOND);
+    (void)snprintf(text, sizeof(text), "server 3 (%s) recovers as many at once as it may",
+                   t.servers[2]->address);
+    expect_wait(&t, 2, text);
+    server_returns(&t, 2);
+    recover_all(&t, 3);
+    expect_wait(&t, 0, NULL);
+
+    t.servers[2]->deaf = true;
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), 3, 0, false, NULL), 0);
+    fixture_settle(&t.f);
+    (void)snprintf(text, sizeof(text), "server 3 (%s) has not been heard of since",
+                   t.servers[2]->address);
+    expect_wait(&t, 1, text);
+    t.servers[2]->deaf = false;
+    fixture_run(&t.f, 2600 * MS);
+    recover_all(&t, 3);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), 3, 0, false, NULL), 0);
+    fixture_run(&t.f, 1100 * MS);
+    (void)snprintf(text, sizeof(text),
+                   "server 3 (%s) failed while it was up, and is tried again in 3 s",
+                   t.servers[2]->address);
+    expect_wait(&t, 1, text);
+    fixture_fini(&t.f);
+}
+
+/* A server that is drained, while nobody else is there to take its slots. */
+static void
+test_why_copies_do_not_move(void **state)
+{
+    Dl__ServerDrain drain = DL__SERVER_DRAIN__INIT;
+    struct servers_test t;
+    uint32_t count = 0;
+    char text[128];
+
+    (void)state;
+    servers_init(&t, 4, 8, NULL);
+    /* Those that are on server 4 as well have somewhere to go. */
+    for (uint32_t i = 0; i < 8; i++)
+        for (uint32_t place = 0; place < 3; place++)
+            if (slot_of(&t, i, place).server_id == 3)
+                count += slot_of(&t, i, 0).server_id != 4 && slot_of(&t, i, 1).server_id != 4 &&
+                         slot_of(&t, i, 2).server_id != 4;
+    assert_true(count > 0);
+    server_goes(&t, 4);
+    fixture_run(&t.f, 6 * SECOND);
+    drain.server_id = 3;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_DRAIN, &drain.base, NULL, NULL), 0);
+    fixture_run(&t.f, SECOND);
+    (void)snprintf(text, sizeof(text),
+                   "server 3 (%s) is drained, and no other server can take them now",
+                   t.servers[2]->address);
+    expect_wait(&t, count, text);
+    fixture_fini(&t.f);
+}
+
 static void
 test_locate(void **state)
 {
@@ -928,4 +1030,5 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
           cmocka_unit_test(test_set), cmocka_unit_test(test_new_server_gets_its_share),
           cmocka_unit_test(test_events), cmocka_unit_test(test_events_are_bounded),
-          cmocka_unit_test(test_status), cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_status), cmocka_unit_test(test_why_copies_wait),
+          cmocka_unit_test(test_why_copies_do_not_move), cmocka_unit_test(test_locate))
