@@ -165,14 +165,26 @@ peer_stop(struct peer *peer)
     client_session_stop(&peer->session); /* it may be gone now */
 }
 
+static struct peer *
+peers_find_idle(const struct chunkserver_core *core, uint64_t now_ns)
+{
+    struct peer *peer;
+
+    list_for_each_entry (peer, &core->peers, node)
+        if (!peer->stopping && peer->session.call_count == 0 &&
+            now_ns - peer->used_ns > PEER_IDLE_NS)
+            return peer;
+    return NULL;
+}
+
+/* One by one: with the core stopping, the end of the first may end the others too. */
 void
 peers_tick(struct chunkserver_core *core, uint64_t now_ns)
 {
-    struct peer *peer, *following;
+    struct peer *peer;
 
-    list_for_each_entry_safe (peer, following, &core->peers, node)
-        if (peer->session.call_count == 0 && now_ns - peer->used_ns > PEER_IDLE_NS)
-            peer_stop(peer);
+    while ((peer = peers_find_idle(core, now_ns)) != NULL)
+        peer_stop(peer);
 }
 
 void

@@ -6,6 +6,8 @@
  */
 #include "tests/unit/chunkserver/recovery_fixture.h"
 
+#include "chunkserver/peer.h"
+
 /* --- what is answered in which state --- */
 
 /* Rules 7, 9, 10, and what the others ask of a recovering slot. */
@@ -673,6 +675,40 @@ test_foreground_first(void **state)
     fixture_destroy(fx);
 }
 
+/* A stop when both sources are gone, and have just been idle for long enough to be forgotten. */
+static void
+test_stop_with_idle_sources(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 10; i++) {
+        struct fixture *fx = fixture_create(i + 1);
+        struct server *server = &fx->servers[2];
+        struct sim_process *before;
+
+        fill(fx, 3);
+        tell_in_sync(fx, 0, 5);
+        tell_in_sync(fx, 1, 5);
+        sector_of(fx, 0, 3).data[100] ^= 0x40; /* both are asked */
+        tell_attempt(fx, 2, 5, 5, 3);
+        wait_reported(fx, 2, 5);
+        tell_in_sync(fx, 2, 6);
+        assert_int_equal(list_length(&server->core->peers), 2);
+        server_crash(&fx->servers[0]);
+        server_crash(&fx->servers[1]);
+        run_for(fx, PEER_IDLE_NS - 500 * SIM_MS + i * 100 * SIM_MS);
+        before = sim_enter(&server->process);
+        chunkserver_core_stop(server->core, on_stopped, server);
+        sim_leave(&server->process, before);
+        run_for(fx, 8 * SIM_S);
+        assert_true(server->stopped);
+        sim_process_kill(&server->process, false);
+        chunkserver_core_destroy(server->core);
+        server->backing->close(server);
+        server->core = NULL;
+        fixture_destroy(fx);
+    }
+}
+
 /* A stop at any moment of a recovery ends, on both sides. */
 static void
 test_stop_in_the_middle(void **state)
@@ -808,5 +844,5 @@ UNIT_MAIN(cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_
           cmocka_unit_test(test_restart_of_the_target), cmocka_unit_test(test_restart_when_whole),
           cmocka_unit_test(test_reports_are_repeated),
           cmocka_unit_test(test_new_attempt_in_the_middle), cmocka_unit_test(test_foreground_first),
-          cmocka_unit_test(test_stop_in_the_middle), cmocka_unit_test(test_histories),
-          cmocka_unit_test(test_crash_at_any_moment))
+          cmocka_unit_test(test_stop_in_the_middle), cmocka_unit_test(test_stop_with_idle_sources),
+          cmocka_unit_test(test_histories), cmocka_unit_test(test_crash_at_any_moment))
