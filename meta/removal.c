@@ -74,14 +74,15 @@ removal_key_of(uint64_t volume_id, const struct change_removal *removal)
 }
 
 void
-meta_removal_put(struct store_batch *batch, uint64_t volume_id,
+meta_removal_put(struct store_batch *batch, const struct volume_desc *desc,
                  const struct change_removal *removal, uint64_t now_ms)
 {
     Dl__Meta__RemovalRecord record = DL__META__REMOVAL_RECORD__INIT;
-    struct removal_key fields = removal_key_of(volume_id, removal);
+    struct removal_key fields = removal_key_of(desc->id, removal);
     struct schema_key key = removal_key(&fields);
 
     record.since_ms = now_ms;
+    record.lease_epoch = desc->lease_epoch;
     store_batch_put_message(batch, schema_bytes(&key), &record.base);
 }
 
@@ -261,9 +262,11 @@ removal_release(struct meta_core *core, struct meta_removal *removal,
     removal->held = false;
     if (list_is_linked(&removal->node))
         list_remove(&removal->node);
-    /* An owner of that time may still be there, with its old map. */
-    removal->fence = volume != NULL && volume->desc.lease_epoch > removal->lease_epoch &&
-                     !volume->desc.clean;
+    /*
+     * An owner of that time may still be there, with its old map; that a later one has detached
+     * cleanly says nothing of it.
+     */
+    removal->fence = volume != NULL && volume->desc.lease_epoch > removal->lease_epoch;
     list_push_back(&reaper->removals, &removal->node);
     reaper_go(reaper);
 }
@@ -295,7 +298,8 @@ meta_removal_held(const struct meta_volume *volume, void (*fn)(void *context, ui
 }
 
 static void
-removal_add(struct meta_core *core, const struct removal_key *key, uint64_t map_seq)
+removal_add(struct meta_core *core, const struct removal_key *key, uint32_t lease_epoch,
+            uint64_t map_seq)
 {
     struct meta_recovery *recovery = core->recovery;
     struct meta_server *server = meta_server_by_id(core, key->server_id);
@@ -305,7 +309,7 @@ removal_add(struct meta_core *core, const struct removal_key *key, uint64_t map_
     dl_assert(server != NULL);
     removal->key = *key;
     removal->map_seq = map_seq;
-    removal->lease_epoch = volume != NULL ? volume->desc.lease_epoch : 0;
+    removal->lease_epoch = lease_epoch;
     removal->held = true;
     list_init(&removal->node);
     if (volume != NULL)
@@ -320,8 +324,9 @@ meta_removal_add(struct meta_core *core, uint64_t volume_id, const struct change
                  uint64_t map_seq)
 {
     struct removal_key key = removal_key_of(volume_id, removal);
+    const struct meta_volume *volume = meta_volume_by_id(core, volume_id);
 
-    removal_add(core, &key, map_seq);
+    removal_add(core, &key, volume->desc.lease_epoch, map_seq);
 }
 
 /* --- start and end --- */
@@ -329,10 +334,12 @@ meta_removal_add(struct meta_core *core, uint64_t volume_id, const struct change
 int
 meta_removal_load(struct meta_core *core, struct store_item item, struct dl_error *err)
 {
+    Dl__Meta__RemovalRecord *record;
     struct change_removal fields;
     struct removal_key key;
     struct meta_volume *volume;
     uint64_t volume_id;
+    uint32_t lease_epoch;
     uint8_t slot;
 
     if (!schema_parse_removal(item.key, &fields.server_id, &volume_id, &fields.segment, &slot,
@@ -348,12 +355,17 @@ meta_removal_load(struct meta_core *core, struct store_item item, struct dl_erro
         return dl_error_set(err, -DL_E_STORE_DAMAGED,
                             "a chunk of volume %" PRIu64 " is to be removed, which never was",
                             volume_id);
+    record = dl__meta__removal_record__unpack(NULL, item.value.length_bytes, item.value.bytes);
+    if (record == NULL)
+        return dl_error_set(err, -DL_E_STORE_DAMAGED, "a removal's record is damaged");
+    lease_epoch = record->lease_epoch;
+    dl__meta__removal_record__free_unpacked(record, NULL);
     /* Whether the owner knows of it is forgotten: it is told again. */
     volume = meta_volume_by_id(core, volume_id);
     if (volume != NULL)
         volume->map_seq = 1;
     key = removal_key_of(volume_id, &fields);
-    removal_add(core, &key, 1);
+    removal_add(core, &key, lease_epoch, 1);
     return 0;
 }
 

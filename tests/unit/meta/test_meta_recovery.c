@@ -723,6 +723,49 @@ test_chunk_of_an_older_owner(void **state)
     fixture_fini(&t.f);
 }
 
+/*
+ * The same, when the service dies before it has shut the older owner out: whose chunk it was is
+ * forgotten, and so the server is fenced in any case.  Also if the owner after it has detached
+ * cleanly meanwhile.
+ */
+static void
+test_chunk_of_an_older_owner_after_a_restart(void **state)
+{
+    (void)state;
+    for (unsigned detached = 0; detached < 2; detached++) {
+        struct recovery_test t;
+        Dl__Attach message;
+        uint32_t id;
+
+        recovery_init(&t, 4, 1, NULL);
+        id = slot_of(&t, 0, 1, NULL).server_id;
+        t.client->silent_map = true;
+        move_away(&t, id);
+        server_goes(&t, id);
+        fill_attach(&message, "v", 2);
+        message.steal = true;
+        t.client = fixture_client(&t.f);
+        assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL), 0);
+        t.lease = 2;
+        if (detached == 1)
+            assert_int_equal(ask_detach(t.client, t.volume, 2, true), 0);
+        fixture_crash(&t.f, 0);
+        fixture_start(&t.f);
+        for (uint32_t i = 0; i < 4; i++)
+            if (i + 1 != id)
+                server_returns(&t, i + 1);
+        t.client = fixture_client(&t.f);
+        if (detached == 0)
+            assert_int_equal(ask_attach(t.client, "v", 2, NULL), 0);
+        fixture_run(&t.f, SECOND);
+        server_returns(&t, id);
+        fixture_run(&t.f, SECOND);
+        assert_int_equal(t.servers[id - 1]->chunk_deletes, 1);
+        assert_int_equal(t.servers[id - 1]->fence_of_volume[t.volume], 2);
+        fixture_fini(&t.f);
+    }
+}
+
 /* A deleted volume leaves no removal behind, whatever it was waiting for. */
 static void
 test_deleted_volume(void **state)
@@ -783,5 +826,7 @@ UNIT_MAIN(cmocka_unit_test(test_promotion), cmocka_unit_test(test_attach_begins_
           cmocka_unit_test(test_short_absence_moves_nothing),
           cmocka_unit_test(test_stopped_server_is_out),
           cmocka_unit_test(test_chunk_waits_for_the_owner),
-          cmocka_unit_test(test_chunk_of_an_older_owner), cmocka_unit_test(test_deleted_volume),
+          cmocka_unit_test(test_chunk_of_an_older_owner),
+          cmocka_unit_test(test_chunk_of_an_older_owner_after_a_restart),
+          cmocka_unit_test(test_deleted_volume),
           cmocka_unit_test(test_volume_is_deleted_while_it_recovers))
