@@ -33,6 +33,7 @@
 #define SCHEDULE_MAX      64u /* changes begun in one round, and other servers looked for */
 #define SCHEDULE_MANY     1000u
 #define SCHEDULE_PAUSE_NS (50 * NS_PER_MS)
+#define STUCK_NS          (30 * NS_PER_S)
 #define RATE_NS           (2 * NS_PER_S)
 #define REBALANCE_NS      NS_PER_S
 #define REBALANCE_TRIES   16u
@@ -199,7 +200,7 @@ repair_update_slots(struct meta_core *core, struct meta_repair *repair,
                 .server_id = slot->server_id,
                 .attempt = slot->attempt,
                 .source_id = source_id,
-                .begun_ns = env_now_ns(core->env),
+                .moved_ns = env_now_ns(core->env),
             };
         if (!slot_is_in_sync_on(table, segment, progress->source_id))
             progress->source_id = 0;
@@ -343,6 +344,17 @@ source_choose(const struct meta_core *core, const struct segment_table *table,
     return best;
 }
 
+/*
+ * What takes none of the places: who is down pulls nothing, and who has not got on for a while
+ * (bad sectors of its sources, say) would keep all others waiting.
+ */
+static bool
+slot_is_idle(const struct meta_core *core, const struct repair_slot *slot)
+{
+    return slot->attempt == 0 || !core->servers[slot->server_id]->up ||
+           env_now_ns(core->env) - slot->moved_ns > STUCK_NS;
+}
+
 static void
 loads_count(struct meta_core *core, struct load *loads)
 {
@@ -360,8 +372,7 @@ loads_count(struct meta_core *core, struct load *loads)
         for (uint32_t i = 0; i < volume->segments.place_count; i++) {
             struct repair_slot *slot = &repair->slots[i];
 
-            /* Who is down pulls nothing. */
-            if (slot->attempt == 0 || !core->servers[slot->server_id]->up)
+            if (slot_is_idle(core, slot))
                 continue;
             if (slot->source_id == 0)
                 slot->source_id = source_choose(core, &volume->segments, segment, loads);
@@ -895,6 +906,7 @@ report_progress(struct meta_core *core, const struct meta_volume *volume,
                                                     slot->cursor_sectors) *
                                          4096;
         slot->cursor_sectors = message->cursor_sectors;
+        slot->moved_ns = env_now_ns(core->env);
     }
     slot->pulled_bytes = max_u64(slot->pulled_bytes, message->pulled_bytes);
 }

@@ -115,7 +115,7 @@ struct repair_slot {
     uint32_t source_id;
     uint32_t cursor_sectors;
     uint64_t pulled_bytes;
-    uint64_t begun_ns;
+    uint64_t moved_ns;       /* when it was begun, or its cursor rose last */
     enum recovery_wait wait; /* as the scheduler found it last */
     bool full;               /* ejected, since its server had no room for it */
 };

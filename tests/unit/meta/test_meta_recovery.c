@@ -329,6 +329,39 @@ test_limits_and_order(void **state)
 }
 
 /* Sources share the work: the first peer of each is the one to pull from. */
+/*
+ * Attempts that do not get on (a source with bad sectors, say) keep their slots recovering, but
+ * not others from their turn.
+ */
+static void
+test_stuck_attempts_make_way(void **state)
+{
+    struct meta_options options = {.recovery_per_server = 2};
+    struct recovery_test t;
+
+    (void)state;
+    recovery_init(&t, 3, 4, &options);
+    server_goes(&t, 3);
+    for (uint32_t i = 0; i < 4; i++)
+        eject(&t, i, 3);
+    server_returns(&t, 3);
+    fixture_run(&t.f, 20 * SECOND);
+    assert_int_equal(count_recovering(&t, 4, 3), 2);
+    /* As long as the cursor moves it is not stuck. */
+    for (uint32_t i = 1; i <= 4; i++) {
+        for (uint32_t segment = 0; segment < 2; segment++)
+            assert_int_equal(
+                ask_report(t.servers[2], peer_told(t.servers[2], t.volume, segment), false, i), 0);
+        fixture_run(&t.f, 20 * SECOND);
+        assert_int_equal(count_recovering(&t, 4, 3), 2);
+    }
+    fixture_run(&t.f, 20 * SECOND);
+    assert_int_equal(count_recovering(&t, 4, 3), 4);
+    assert_true(recover_all_once(&t, 4));
+    check_whole(&t, 4);
+    fixture_fini(&t.f);
+}
+
 static void
 test_sources_are_spread(void **state)
 {
@@ -819,9 +852,10 @@ test_volume_is_deleted_while_it_recovers(void **state)
 
 UNIT_MAIN(cmocka_unit_test(test_promotion), cmocka_unit_test(test_attach_begins_new_attempts),
           cmocka_unit_test(test_restarted_server_begins_new_attempts),
-          cmocka_unit_test(test_limits_and_order), cmocka_unit_test(test_sources_are_spread),
-          cmocka_unit_test(test_endangered_first), cmocka_unit_test(test_full_server),
-          cmocka_unit_test(test_out), cmocka_unit_test(test_out_with_restarts),
+          cmocka_unit_test(test_limits_and_order), cmocka_unit_test(test_stuck_attempts_make_way),
+          cmocka_unit_test(test_sources_are_spread), cmocka_unit_test(test_endangered_first),
+          cmocka_unit_test(test_full_server), cmocka_unit_test(test_out),
+          cmocka_unit_test(test_out_with_restarts),
           cmocka_unit_test(test_last_slot_is_never_ejected),
           cmocka_unit_test(test_short_absence_moves_nothing),
           cmocka_unit_test(test_stopped_server_is_out),
