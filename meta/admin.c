@@ -166,6 +166,20 @@ admin_commit(struct meta_op *op, struct meta_server *server, const struct server
     meta_op_commit(op, admin_on_committed);
 }
 
+/* done: there is nothing (more) to change, or it is only asked. */
+static void
+admin_set_state(struct meta_op *op, struct meta_server *server, enum meta_admin_state state,
+                bool done, struct effects *effects)
+{
+    struct server_desc desc = server->desc;
+
+    desc.admin_state = state;
+    if (done)
+        admin_reply(op, server, effects);
+    else
+        admin_commit(op, server, &desc, effects);
+}
+
 /* --- drain --- */
 
 /* Is there a place for each volume's copies without this server?  -DL_E_TOO_FEW_DOMAINS. */
@@ -210,7 +224,6 @@ meta_run_server_drain(struct meta_op *op)
     const Dl__ServerDrain *message = (const Dl__ServerDrain *)op->message;
     struct meta_server *server = admin_server(op, message->server_id);
     struct effects effects = {0};
-    struct server_desc desc;
     struct dl_error err;
 
     if (server == NULL)
@@ -225,13 +238,8 @@ meta_run_server_drain(struct meta_op *op)
                 "server %s: drained: %" PRIu64 " chunks, at most %s, move to other servers; each "
                 "stays in use until its replacement is complete",
                 meta_server_text(server), effects.slots, text_of_size(effects.bytes).text);
-    if (message->dry_run || server->desc.admin_state != META_ADMIN_IN_USE) {
-        admin_reply(op, server, &effects);
-        return;
-    }
-    desc = server->desc;
-    desc.admin_state = META_ADMIN_DRAINING;
-    admin_commit(op, server, &desc, &effects);
+    admin_set_state(op, server, META_ADMIN_DRAINING,
+                    message->dry_run || server->desc.admin_state != META_ADMIN_IN_USE, &effects);
 }
 
 void
@@ -240,21 +248,18 @@ meta_run_server_undrain(struct meta_op *op)
     const Dl__ServerUndrain *message = (const Dl__ServerUndrain *)op->message;
     struct meta_server *server = admin_server(op, message->server_id);
     struct effects effects = {0};
-    struct server_desc desc;
+    bool done;
 
     if (server == NULL)
         return;
     effects_say(&effects, "server %s: in use again; what has moved stays where it is",
                 meta_server_text(server));
-    if (message->dry_run || server->desc.admin_state == META_ADMIN_IN_USE) {
-        admin_reply(op, server, &effects);
-        return;
+    done = message->dry_run || server->desc.admin_state == META_ADMIN_IN_USE;
+    if (!done) {
+        meta_sweep_cancel(server->sweep);
+        server->sweep = NULL;
     }
-    desc = server->desc;
-    desc.admin_state = META_ADMIN_IN_USE;
-    meta_sweep_cancel(server->sweep);
-    server->sweep = NULL;
-    admin_commit(op, server, &desc, &effects);
+    admin_set_state(op, server, META_ADMIN_IN_USE, done, &effects);
 }
 
 /* --- remove --- */
@@ -362,8 +367,8 @@ meta_run_server_remove(struct meta_op *op)
     const Dl__ServerRemove *message = (const Dl__ServerRemove *)op->message;
     struct meta_server *server = admin_server(op, message->server_id);
     struct effects effects = {0};
-    struct server_desc desc;
     struct dl_error err;
+    bool done;
 
     if (server == NULL)
         return;
@@ -377,18 +382,13 @@ meta_run_server_remove(struct meta_op *op)
                 "server %s: removed: %" PRIu64 " chunks, at most %s, are recovered elsewhere%s",
                 meta_server_text(server), effects.slots, text_of_size(effects.bytes).text,
                 effects.below_min_write > 0 ? "; writes to some segments wait until then" : "");
-    if (message->dry_run || server->desc.admin_state == META_ADMIN_REMOVING) {
-        admin_reply(op, server, &effects);
-        return;
-    }
-    if (server->slot_count == 0) {
+    done = message->dry_run || server->desc.admin_state == META_ADMIN_REMOVING;
+    if (!done && server->slot_count == 0) {
         op->scratch = meta_copy(&effects, sizeof(effects));
         forget_commit(op, server);
-        return;
+    } else {
+        admin_set_state(op, server, META_ADMIN_REMOVING, done, &effects);
     }
-    desc = server->desc;
-    desc.admin_state = META_ADMIN_REMOVING;
-    admin_commit(op, server, &desc, &effects);
 }
 
 /* --- set --- */
