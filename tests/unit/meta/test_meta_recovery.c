@@ -6,202 +6,53 @@
  *
  * Servers answer SLOT_TELL by themselves; the test reports for them.
  */
-#include "tests/unit/meta/fixture.h"
+#include "tests/unit/meta/cluster.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define MIB         (1ull << 20)
-#define SERVERS_MAX 6u
-
-#define I DL__SLOT_STATE__SLOT_IN_SYNC
-#define R DL__SLOT_STATE__SLOT_RECOVERING
-
-struct recovery_test {
-    struct fixture f;
-    struct peer *servers[SERVERS_MAX]; /* by id - 1 */
-    uint32_t server_count;
-    struct peer *client;
-    uint64_t volume;
-    uint32_t lease;
-};
-
-static void
-recovery_init(struct recovery_test *t, uint32_t server_count, uint32_t segments,
-              const struct meta_options *options)
-{
-    Dl__Volume volume;
-
-    memset(t, 0, sizeof(*t));
-    fixture_init(&t->f, options);
-    t->server_count = server_count;
-    for (uint32_t i = 0; i < server_count; i++)
-        t->servers[i] = fixture_server(&t->f, i + 1, "h");
-    t->client = fixture_client(&t->f);
-    assert_int_equal(ask_create(t->client, "v", 512 * MIB, &volume), 0);
-    assert_int_equal(ask_attach(t->client, "v", 1, NULL), 0);
-    t->lease = 1;
-    t->volume = volume.id;
-    if (segments > 0)
-        assert_int_equal(ask_allocate(t->client, volume.id, 1, 0, segments, NULL), 0);
-}
-
-static void
-server_returns(struct recovery_test *t, uint32_t id)
-{
-    peer_restart_server(t->servers[id - 1]);
-    assert_int_equal(peer_register(t->servers[id - 1]), 0);
-    assert_int_equal(t->servers[id - 1]->server_id, id);
-}
-
-/* kill -9 of the service; everybody comes back, the servers as they were. */
-static void
-service_restarts(struct recovery_test *t)
-{
-    fixture_crash(&t->f, 0);
-    fixture_start(&t->f);
-    assert_true(t->f.ready);
-    for (uint32_t i = 0; i < t->server_count; i++) {
-        struct peer *server = t->servers[i];
-        bool was_there = server->server_id != 0;
-
-        if (!was_there)
-            continue;
-        server->start_count--; /* the same process: only its connection broke */
-        server->instance[2]--;
-        server_returns(t, i + 1);
-    }
-    t->client = fixture_client(&t->f);
-    assert_int_equal(ask_attach(t->client, "v", (uint8_t)t->lease, NULL), 0);
-    fixture_settle(&t->f);
-}
-
-static void
-server_goes(struct recovery_test *t, uint32_t id)
-{
-    peer_disconnect(t->servers[id - 1]);
-    t->servers[id - 1]->server_id = 0;
-}
-
-/* One place of a segment; server_id 0: it is empty. */
-static Dl__Slot
-slot_of(struct recovery_test *t, uint32_t segment, uint32_t place, uint32_t *ret_epoch)
-{
-    Dl__MapReply *map = map_of(t->client, t->volume, segment);
-    Dl__Slot slot = DL__SLOT__INIT;
-
-    if (place < map->segments[0]->n_slots)
-        slot = *map->segments[0]->slots[place];
-    if (ret_epoch != NULL)
-        *ret_epoch = map->segments[0]->config_epoch;
-    dl__map_reply__free_unpacked(map, NULL);
-    return slot;
-}
-
-static uint32_t
-epoch_of(struct recovery_test *t, uint32_t segment)
-{
-    uint32_t epoch;
-
-    (void)slot_of(t, segment, 0, &epoch);
-    return epoch;
-}
-
-static void
-eject(struct recovery_test *t, uint32_t segment, uint32_t id)
-{
-    assert_int_equal(ask_eject(t->client, t->volume, t->lease, segment, epoch_of(t, segment), id, 0,
-                               false, NULL),
-                     0);
-}
-
-/* What all servers have to do is done: reports for every recovering slot; true: there was one. */
-static bool
-recover_all_once(struct recovery_test *t, uint32_t segments)
-{
-    struct {
-        struct peer *server;
-        struct told told;
-    } found[64];
-    uint32_t count = 0;
-
-    /* First all, then the reports: those make others begin. */
-    for (uint32_t i = 0; i < segments; i++) {
-        for (uint32_t place = 0; place < 4; place++) {
-            Dl__Slot slot = slot_of(t, i, place, NULL);
-            const struct told *told;
-            struct peer *server;
-
-            if (slot.server_id == 0 || slot.state != R)
-                continue;
-            server = t->servers[slot.server_id - 1];
-            told = peer_told(server, t->volume, i);
-            if (server->server_id == 0 || told == NULL || told->attempt != slot.attempt)
-                continue;
-            assert_int_equal(told->slot, slot.number);
-            assert_true(count < 64);
-            found[count].server = server;
-            found[count++].told = *told;
-        }
-    }
-    for (uint32_t i = 0; i < count; i++)
-        assert_int_equal(ask_report(found[i].server, &found[i].told, true, 256), 0);
-    fixture_run(&t->f, 600 * MS);
-    return count > 0;
-}
-
-static void
-check_whole(struct recovery_test *t, uint32_t segments)
-{
-    for (uint32_t i = 0; i < segments; i++) {
-        for (uint32_t place = 0; place < 3; place++)
-            assert_int_equal(slot_of(t, i, place, NULL).state, I);
-        assert_int_equal(slot_of(t, i, 3, NULL).server_id, 0);
-    }
-}
 
 /* --- promotion: rule 17 --- */
 
 static void
 test_promotion(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t id;
     struct told told;
 
     (void)state;
-    recovery_init(&t, 3, 1, NULL);
-    id = slot_of(&t, 0, 2, NULL).server_id;
-    server_goes(&t, id);
-    eject(&t, 0, id);
-    server_returns(&t, id);
+    cluster_init(&t, 3, 1, NULL);
+    id = cluster_slot(&t, 0, 2).server_id;
+    cluster_server_goes(&t, id);
+    cluster_eject(&t, 0, id);
+    cluster_server_returns(&t, id);
     fixture_settle(&t.f);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, R);
     told = *peer_told(t.servers[id - 1], t.volume, 0);
 
     /* Not done; of an older attempt; of an older lease; of another slot; not this server's. */
     assert_int_equal(ask_report(t.servers[id - 1], &told, false, 100), 0);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, R);
     told.attempt--;
     assert_int_equal(ask_report(t.servers[id - 1], &told, true, 256), 0);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, R);
     told.attempt++;
     told.lease_epoch--;
     assert_int_equal(ask_report(t.servers[id - 1], &told, true, 256), 0);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, R);
     told.lease_epoch++;
     told.slot--;
     assert_int_equal(ask_report(t.servers[id - 1], &told, true, 256), 0);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, R);
     told.slot++;
     assert_int_equal(ask_report(t.servers[id % 3], &told, true, 256), 0);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, R);
 
     assert_int_equal(ask_report(t.servers[id - 1], &told, true, 256), 0);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).state, I);
-    assert_int_equal(slot_of(&t, 0, 2, NULL).attempt, 0);
-    assert_int_equal(epoch_of(&t, 0), told.config_epoch + 1);
+    assert_int_equal(cluster_slot(&t, 0, 2).state, I);
+    assert_int_equal(cluster_slot(&t, 0, 2).attempt, 0);
+    assert_int_equal(cluster_epoch(&t, 0), told.config_epoch + 1);
     fixture_settle(&t.f);
     for (uint32_t i = 0; i < 3; i++) {
         assert_int_equal(peer_told(t.servers[i], t.volume, 0)->state, I);
@@ -210,7 +61,7 @@ test_promotion(void **state)
     assert_int_equal(t.client->map_change->segments[0]->slots[2]->state, I);
     /* Again, as after a lost answer. */
     assert_int_equal(ask_report(t.servers[id - 1], &told, true, 256), 0);
-    assert_int_equal(epoch_of(&t, 0), told.config_epoch + 1);
+    assert_int_equal(cluster_epoch(&t, 0), told.config_epoch + 1);
     fixture_fini(&t.f);
 }
 
@@ -219,7 +70,7 @@ test_promotion(void **state)
 static void
 test_attach_begins_new_attempts(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t id, attempt;
 
     (void)state;
@@ -227,16 +78,16 @@ test_attach_begins_new_attempts(void **state)
         Dl__AttachReply *reply;
         uint64_t revision;
 
-        recovery_init(&t, 3, 2, NULL);
-        id = slot_of(&t, 1, 0, NULL).server_id;
-        server_goes(&t, id);
-        eject(&t, 1, id);
-        server_returns(&t, id);
+        cluster_init(&t, 3, 2, NULL);
+        id = cluster_slot(&t, 1, 0).server_id;
+        cluster_server_goes(&t, id);
+        cluster_eject(&t, 1, id);
+        cluster_server_returns(&t, id);
         fixture_run(&t.f, 2 * SECOND);
-        attempt = slot_of(&t, 1, 0, NULL).attempt;
+        attempt = cluster_slot(&t, 1, 0).attempt;
         assert_int_equal(attempt, 3);
         assert_int_equal(ask_detach(t.client, t.volume, 1, clean == 1), 0);
-        assert_int_equal(slot_of(&t, 1, 0, NULL).attempt, 3);
+        assert_int_equal(cluster_slot(&t, 1, 0).attempt, 3);
         revision = store_memory_db_revision(t.f.db);
         assert_int_equal(ask_attach(t.client, "v", 2, &reply), 0);
         /* One commit for the lease and the attempts; with a takeover one more, when it is ready. */
@@ -257,27 +108,27 @@ test_attach_begins_new_attempts(void **state)
 static void
 test_restarted_server_begins_new_attempts(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t id;
 
     (void)state;
-    recovery_init(&t, 3, 40, NULL);
-    id = slot_of(&t, 0, 0, NULL).server_id;
-    server_goes(&t, id);
+    cluster_init(&t, 3, 40, NULL);
+    id = cluster_slot(&t, 0, 0).server_id;
+    cluster_server_goes(&t, id);
     for (uint32_t i = 0; i < 40; i++)
-        eject(&t, i, id);
-    server_returns(&t, id);
+        cluster_eject(&t, i, id);
+    cluster_server_returns(&t, id);
     fixture_settle(&t.f);
-    assert_int_equal(slot_of(&t, 0, 0, NULL).state, R);
-    assert_int_equal(slot_of(&t, 0, 0, NULL).attempt, 3);
+    assert_int_equal(cluster_slot(&t, 0, 0).state, R);
+    assert_int_equal(cluster_slot(&t, 0, 0).attempt, 3);
     /* Only its connection broke: nothing changes. */
     t.servers[id - 1]->start_count--;
     t.servers[id - 1]->instance[2]--;
-    server_returns(&t, id);
+    cluster_server_returns(&t, id);
     fixture_settle(&t.f);
-    assert_int_equal(slot_of(&t, 0, 0, NULL).attempt, 3);
-    server_returns(&t, id);
-    assert_int_equal(slot_of(&t, 0, 0, NULL).attempt, 4);
+    assert_int_equal(cluster_slot(&t, 0, 0).attempt, 3);
+    cluster_server_returns(&t, id);
+    assert_int_equal(cluster_slot(&t, 0, 0).attempt, 4);
     fixture_settle(&t.f);
     assert_int_equal(peer_told(t.servers[id - 1], t.volume, 0)->attempt, 4);
     fixture_fini(&t.f);
@@ -286,13 +137,13 @@ test_restarted_server_begins_new_attempts(void **state)
 /* --- whose turn --- */
 
 static uint32_t
-count_recovering(struct recovery_test *t, uint32_t segments, uint32_t id)
+count_recovering(struct cluster_test *t, uint32_t segments, uint32_t id)
 {
     uint32_t count = 0;
 
     for (uint32_t i = 0; i < segments; i++)
         for (uint32_t place = 0; place < 4; place++) {
-            Dl__Slot slot = slot_of(t, i, place, NULL);
+            Dl__Slot slot = cluster_slot(t, i, place);
 
             count += slot.state == R && (id == 0 || slot.server_id == id);
         }
@@ -303,28 +154,28 @@ static void
 test_limits_and_order(void **state)
 {
     struct meta_options options = {.recovery_per_server = 2};
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t seen = 0;
 
     (void)state;
-    recovery_init(&t, 3, 12, &options);
-    server_goes(&t, 3);
+    cluster_init(&t, 3, 12, &options);
+    cluster_server_goes(&t, 3);
     for (uint32_t i = 0; i < 12; i++)
-        eject(&t, i, 3);
+        cluster_eject(&t, i, 3);
     fixture_run(&t.f, 10 * SECOND);
     assert_int_equal(count_recovering(&t, 12, 0), 0); /* it is not there */
-    server_returns(&t, 3);
+    cluster_server_returns(&t, 3);
     for (unsigned round = 0; round < 6; round++) {
         fixture_run(&t.f, SECOND);
         assert_int_equal(count_recovering(&t, 12, 3), 2);
         /* Who was ejected first is first. */
         assert_int_equal(count_recovering(&t, 2 * round + 2, 3), 2);
-        assert_true(recover_all_once(&t, 12));
+        assert_true(cluster_recover(&t, 12));
         seen += 2;
     }
     assert_int_equal(seen, 12);
-    check_whole(&t, 12);
-    assert_false(recover_all_once(&t, 12));
+    cluster_check_whole(&t, 12);
+    assert_false(cluster_recover(&t, 12));
     fixture_fini(&t.f);
 }
 
@@ -365,15 +216,15 @@ test_stuck_attempts_make_way(void **state)
 static void
 test_sources_are_spread(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t from[4] = {0};
 
     (void)state;
-    recovery_init(&t, 3, 8, NULL);
-    server_goes(&t, 3);
+    cluster_init(&t, 3, 8, NULL);
+    cluster_server_goes(&t, 3);
     for (uint32_t i = 0; i < 8; i++)
-        eject(&t, i, 3);
-    server_returns(&t, 3);
+        cluster_eject(&t, i, 3);
+    cluster_server_returns(&t, 3);
     fixture_run(&t.f, SECOND);
     assert_int_equal(count_recovering(&t, 8, 3), 4);
     for (uint32_t i = 0; i < t.servers[2]->tell_count; i++) {
@@ -393,13 +244,13 @@ static void
 test_endangered_first(void **state)
 {
     struct meta_options options = {.recovery_per_server = 1};
-    struct recovery_test t;
+    struct cluster_test t;
     Dl__VolumeCreate create = DL__VOLUME_CREATE__INIT;
     Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
     ProtobufCMessage *reply;
 
     (void)state;
-    recovery_init(&t, 3, 1, &options);
+    cluster_init(&t, 3, 1, &options);
     policy.failure_domain = DL__FAILURE_DOMAIN__DOMAIN_SERVER;
     policy.min_write = 1;
     create.policy = &policy;
@@ -413,12 +264,12 @@ test_endangered_first(void **state)
     protobuf_c_message_free_unpacked(reply, NULL);
     assert_int_equal(ask_attach(t.client, "w", 2, NULL), 0);
     assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 2, NULL), 0);
-    server_goes(&t, 2);
-    server_goes(&t, 3);
-    eject(&t, 0, 3); /* two in-sync */
-    eject(&t, 1, 3);
-    eject(&t, 1, 2); /* one */
-    server_returns(&t, 3);
+    cluster_server_goes(&t, 2);
+    cluster_server_goes(&t, 3);
+    cluster_eject(&t, 0, 3); /* two in-sync */
+    cluster_eject(&t, 1, 3);
+    cluster_eject(&t, 1, 2); /* one */
+    cluster_server_returns(&t, 3);
     fixture_run(&t.f, SECOND);
     assert_int_equal(count_recovering(&t, 1, 0), 0);
     assert_int_equal(count_recovering(&t, 2, 3), 1);
@@ -426,7 +277,7 @@ test_endangered_first(void **state)
 }
 
 static void
-eject_full(struct recovery_test *t, uint32_t segment, uint32_t id)
+eject_full(struct cluster_test *t, uint32_t segment, uint32_t id)
 {
     Dl__Eject message = DL__EJECT__INIT;
     Dl__Ejection ejection = DL__EJECTION__INIT;
@@ -435,7 +286,7 @@ eject_full(struct recovery_test *t, uint32_t segment, uint32_t id)
     ejection.server_ids = &id;
     ejection.n_server_ids = 1;
     ejection.segment = segment;
-    ejection.config_epoch = epoch_of(t, segment);
+    ejection.config_epoch = cluster_epoch(t, segment);
     ejection.reason = DL__EJECT_REASON__EJECT_FULL;
     message.volume = t->volume;
     message.lease_epoch = t->lease;
@@ -465,11 +316,11 @@ report_no_space(struct peer *server, const struct told *told)
 static void
 test_full_server(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     struct told told;
 
     (void)state;
-    recovery_init(&t, 3, 1, NULL);
+    cluster_init(&t, 3, 1, NULL);
     t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
     eject_full(&t, 0, 3);
     fixture_run(&t.f, 30 * SECOND);
@@ -492,7 +343,7 @@ test_full_server(void **state)
     fixture_fini(&t.f);
 
     /* Those that recover there already need their room. */
-    recovery_init(&t, 3, 4, NULL);
+    cluster_init(&t, 3, 4, NULL);
     t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - 5 * MIB / 2;
     for (uint32_t i = 0; i < 4; i++)
         eject_full(&t, i, 3);
@@ -500,28 +351,28 @@ test_full_server(void **state)
     assert_int_equal(count_recovering(&t, 4, 3), 2);
     fixture_fini(&t.f);
 
-    recovery_init(&t, 3, 1, NULL);
-    server_goes(&t, 3);
-    eject(&t, 0, 3);
+    cluster_init(&t, 3, 1, NULL);
+    cluster_server_goes(&t, 3);
+    cluster_eject(&t, 0, 3);
     t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
-    server_returns(&t, 3);
+    cluster_server_returns(&t, 3);
     fixture_run(&t.f, 3 * SECOND);
     assert_int_equal(count_recovering(&t, 1, 3), 1);
     fixture_fini(&t.f);
 
-    recovery_init(&t, 4, 8, NULL);
+    cluster_init(&t, 4, 8, NULL);
     for (uint32_t i = 0; i < 8; i++)
-        if (slot_of(&t, i, 0, NULL).server_id == 3 || slot_of(&t, i, 1, NULL).server_id == 3 ||
-            slot_of(&t, i, 2, NULL).server_id == 3)
+        if (cluster_slot(&t, i, 0).server_id == 3 || cluster_slot(&t, i, 1).server_id == 3 ||
+            cluster_slot(&t, i, 2).server_id == 3)
             eject_full(&t, i, 3);
     t.servers[2]->used_bytes = t.servers[2]->capacity_bytes - MIB / 2;
     fixture_run(&t.f, 3 * SECOND);
-    while (recover_all_once(&t, 8))
+    while (cluster_recover(&t, 8))
         continue;
-    check_whole(&t, 8);
+    cluster_check_whole(&t, 8);
     for (uint32_t i = 0; i < 8; i++)
         for (uint32_t place = 0; place < 3; place++)
-            assert_int_not_equal(slot_of(&t, i, place, NULL).server_id, 3);
+            assert_int_not_equal(cluster_slot(&t, i, place).server_id, 3);
     fixture_fini(&t.f);
 }
 
@@ -531,35 +382,35 @@ static void
 test_out(void **state)
 {
     struct meta_options options = {.out_after_ns = 60 * SECOND};
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t had = 0;
 
     (void)state;
-    recovery_init(&t, 4, 20, &options);
+    cluster_init(&t, 4, 20, &options);
     for (uint32_t i = 0; i < 20; i++)
         for (uint32_t place = 0; place < 3; place++)
-            had += slot_of(&t, i, place, NULL).server_id == 4;
+            had += cluster_slot(&t, i, place).server_id == 4;
     assert_true(had > 0);
-    server_goes(&t, 4);
+    cluster_server_goes(&t, 4);
     fixture_run(&t.f, 59 * SECOND);
     assert_int_equal(count_recovering(&t, 20, 0), 0);
     for (uint32_t i = 0; i < 20; i++)
-        assert_int_equal(epoch_of(&t, i), 1);
+        assert_int_equal(cluster_epoch(&t, i), 1);
     fixture_run(&t.f, 3 * SECOND);
     assert_true(count_recovering(&t, 20, 0) > 0);
-    while (recover_all_once(&t, 20))
+    while (cluster_recover(&t, 20))
         continue;
-    check_whole(&t, 20);
+    cluster_check_whole(&t, 20);
     for (uint32_t i = 0; i < 20; i++)
         for (uint32_t place = 0; place < 3; place++) {
-            Dl__Slot slot = slot_of(&t, i, place, NULL);
+            Dl__Slot slot = cluster_slot(&t, i, place);
 
             assert_int_not_equal(slot.server_id, 4);
             for (uint32_t other = 0; other < place; other++)
-                assert_int_not_equal(slot.server_id, slot_of(&t, i, other, NULL).server_id);
+                assert_int_not_equal(slot.server_id, cluster_slot(&t, i, other).server_id);
         }
     /* When it comes back the chunks that it had go. */
-    server_returns(&t, 4);
+    cluster_server_returns(&t, 4);
     fixture_run(&t.f, SECOND);
     assert_int_equal(t.servers[3]->chunks_deleted, had);
     assert_int_equal(t.servers[3]->deleted.incarnation, 1);
@@ -571,29 +422,29 @@ static void
 test_out_with_restarts(void **state)
 {
     struct meta_options options = {.out_after_ns = 20 * SECOND};
-    struct recovery_test t;
+    struct cluster_test t;
     unsigned rounds = 0;
 
     (void)state;
-    recovery_init(&t, 4, 10, &options);
-    server_goes(&t, 4);
+    cluster_init(&t, 4, 10, &options);
+    cluster_server_goes(&t, 4);
     fixture_run(&t.f, 15 * SECOND);
-    service_restarts(&t);
+    cluster_service_restarts(&t, false);
     fixture_run(&t.f, 15 * SECOND); /* 10 min begin anew */
     for (uint32_t i = 0; i < 10; i++)
-        assert_int_equal(epoch_of(&t, i), 1);
+        assert_int_equal(cluster_epoch(&t, i), 1);
     fixture_run(&t.f, 7 * SECOND);
     do {
-        service_restarts(&t);
+        cluster_service_restarts(&t, false);
         fixture_run(&t.f, 22 * SECOND);
         assert_true(rounds++ < 30);
-    } while (recover_all_once(&t, 10));
-    check_whole(&t, 10);
-    service_restarts(&t);
-    server_returns(&t, 4);
+    } while (cluster_recover(&t, 10));
+    cluster_check_whole(&t, 10);
+    cluster_service_restarts(&t, false);
+    cluster_server_returns(&t, 4);
     fixture_run(&t.f, SECOND);
     assert_true(t.servers[3]->chunks_deleted > 0);
-    service_restarts(&t);
+    cluster_service_restarts(&t, false);
     t.servers[3]->chunks_deleted = 0;
     fixture_run(&t.f, SECOND);
     assert_int_equal(t.servers[3]->chunks_deleted, 0); /* once answered it is over */
@@ -605,27 +456,27 @@ static void
 test_last_slot_is_never_ejected(void **state)
 {
     struct meta_options options = {.out_after_ns = 20 * SECOND};
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t in_sync;
 
     (void)state;
-    recovery_init(&t, 3, 4, &options);
+    cluster_init(&t, 3, 4, &options);
     for (uint32_t id = 1; id <= 3; id++)
-        server_goes(&t, id);
+        cluster_server_goes(&t, id);
     fixture_run(&t.f, 60 * SECOND);
     for (uint32_t i = 0; i < 4; i++) {
         in_sync = 0;
         for (uint32_t place = 0; place < 3; place++)
-            in_sync += slot_of(&t, i, place, NULL).state == I;
+            in_sync += cluster_slot(&t, i, place).state == I;
         assert_int_equal(in_sync, 1);
     }
     /* The others recover from it when it is back. */
     for (uint32_t id = 1; id <= 3; id++)
-        server_returns(&t, id);
+        cluster_server_returns(&t, id);
     fixture_run(&t.f, SECOND);
-    while (recover_all_once(&t, 4))
+    while (cluster_recover(&t, 4))
         continue;
-    check_whole(&t, 4);
+    cluster_check_whole(&t, 4);
     fixture_fini(&t.f);
 }
 
@@ -633,16 +484,16 @@ test_last_slot_is_never_ejected(void **state)
 static void
 test_short_absence_moves_nothing(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
 
     (void)state;
-    recovery_init(&t, 4, 10, NULL);
-    server_goes(&t, 4);
+    cluster_init(&t, 4, 10, NULL);
+    cluster_server_goes(&t, 4);
     fixture_run(&t.f, 599 * SECOND);
-    server_returns(&t, 4);
+    cluster_server_returns(&t, 4);
     fixture_run(&t.f, 700 * SECOND);
     for (uint32_t i = 0; i < 10; i++)
-        assert_int_equal(epoch_of(&t, i), 1);
+        assert_int_equal(cluster_epoch(&t, i), 1);
     fixture_fini(&t.f);
 }
 
@@ -651,20 +502,20 @@ static void
 test_stopped_server_is_out(void **state)
 {
     struct meta_options options = {.out_after_ns = 20 * SECOND};
-    struct recovery_test t;
+    struct cluster_test t;
 
     (void)state;
-    recovery_init(&t, 4, 10, &options);
+    cluster_init(&t, 4, 10, &options);
     (void)snprintf(t.servers[3]->stopped, sizeof(t.servers[3]->stopped), "the drive failed");
     fixture_run(&t.f, 19 * SECOND);
     assert_int_equal(count_recovering(&t, 10, 0), 0);
     fixture_run(&t.f, 5 * SECOND);
-    while (recover_all_once(&t, 10))
+    while (cluster_recover(&t, 10))
         continue;
-    check_whole(&t, 10);
+    cluster_check_whole(&t, 10);
     for (uint32_t i = 0; i < 10; i++)
         for (uint32_t place = 0; place < 3; place++)
-            assert_int_not_equal(slot_of(&t, i, place, NULL).server_id, 4);
+            assert_int_not_equal(cluster_slot(&t, i, place).server_id, 4);
     fixture_fini(&t.f);
 }
 
@@ -672,28 +523,28 @@ test_stopped_server_is_out(void **state)
 
 /* Segment 0's slot on server `id` goes to another one. */
 static void
-move_away(struct recovery_test *t, uint32_t id)
+move_away(struct cluster_test *t, uint32_t id)
 {
     Dl__ServerDrain message = DL__SERVER_DRAIN__INIT;
 
     message.server_id = id;
     assert_int_equal(peer_ask(t->client, OP_SERVER_DRAIN, &message.base, NULL, NULL), 0);
     fixture_run(&t->f, SECOND);
-    assert_int_equal(slot_of(t, 0, 3, NULL).state, R);
-    while (recover_all_once(t, 1))
+    assert_int_equal(cluster_slot(t, 0, 3).state, R);
+    while (cluster_recover(t, 1))
         continue;
-    check_whole(t, 1);
+    cluster_check_whole(t, 1);
 }
 
 static void
 test_chunk_waits_for_the_owner(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t id;
 
     (void)state;
-    recovery_init(&t, 4, 1, NULL);
-    id = slot_of(&t, 0, 1, NULL).server_id;
+    cluster_init(&t, 4, 1, NULL);
+    id = cluster_slot(&t, 0, 1).server_id;
     t.client->silent_map = true;
     move_away(&t, id);
     fixture_run(&t.f, 20 * SECOND);
@@ -702,7 +553,7 @@ test_chunk_waits_for_the_owner(void **state)
     fixture_crash(&t.f, 0);
     fixture_start(&t.f);
     for (uint32_t i = 0; i < 4; i++)
-        server_returns(&t, i + 1);
+        cluster_server_returns(&t, i + 1);
     fixture_run(&t.f, SECOND);
     assert_int_equal(t.servers[id - 1]->chunk_deletes, 0);
     t.client = fixture_client(&t.f);
@@ -737,13 +588,13 @@ test_chunk_waits_for_the_owner(void **state)
 static void
 test_chunk_of_an_older_owner(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t id;
     Dl__Attach message;
 
     (void)state;
-    recovery_init(&t, 4, 1, NULL);
-    id = slot_of(&t, 0, 1, NULL).server_id;
+    cluster_init(&t, 4, 1, NULL);
+    id = cluster_slot(&t, 0, 1).server_id;
     t.client->silent_map = true;
     move_away(&t, id);
     assert_int_equal(t.servers[id - 1]->chunk_deletes, 0);
@@ -803,15 +654,15 @@ test_chunk_of_an_older_owner_after_a_restart(void **state)
 static void
 test_deleted_volume(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
     uint32_t id;
 
     (void)state;
-    recovery_init(&t, 4, 1, NULL);
-    id = slot_of(&t, 0, 1, NULL).server_id;
+    cluster_init(&t, 4, 1, NULL);
+    id = cluster_slot(&t, 0, 1).server_id;
     t.client->silent_map = true;
     move_away(&t, id);
-    server_goes(&t, id);
+    cluster_server_goes(&t, id);
     assert_int_equal(ask_detach(t.client, t.volume, 1, true), 0);
     assert_int_equal(ask_delete(t.client, "v"), 0);
     fixture_run(&t.f, SECOND);
@@ -819,7 +670,7 @@ test_deleted_volume(void **state)
     fixture_crash(&t.f, 0); /* the removal's record outlives the volume's */
     fixture_start(&t.f);
     assert_true(t.f.ready);
-    server_returns(&t, id);
+    cluster_server_returns(&t, id);
     fixture_run(&t.f, SECOND);
     assert_int_equal(t.servers[id - 1]->chunk_deletes, 1);
     fixture_fini(&t.f);
@@ -829,14 +680,14 @@ test_deleted_volume(void **state)
 static void
 test_volume_is_deleted_while_it_recovers(void **state)
 {
-    struct recovery_test t;
+    struct cluster_test t;
 
     (void)state;
-    recovery_init(&t, 3, 8, NULL);
-    server_goes(&t, 3);
+    cluster_init(&t, 3, 8, NULL);
+    cluster_server_goes(&t, 3);
     for (uint32_t i = 0; i < 8; i++)
-        eject(&t, i, 3);
-    server_returns(&t, 3);
+        cluster_eject(&t, i, 3);
+    cluster_server_returns(&t, 3);
     t.servers[0]->silent_tell = true;
     fixture_run(&t.f, SECOND);
     assert_int_equal(ask_detach(t.client, t.volume, 1, true), 0);

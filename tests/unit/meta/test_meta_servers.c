@@ -4,146 +4,34 @@
  * nothing, after everybody knows, and never if it is the last copy); drain, undrain, remove, set,
  * with what is refused and dry runs; slots that move to a new server; the log, and status in words.
  */
-#include "tests/unit/meta/fixture.h"
+#include "tests/unit/meta/cluster.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MIB (1ull << 20)
-
-#define I DL__SLOT_STATE__SLOT_IN_SYNC
-#define R DL__SLOT_STATE__SLOT_RECOVERING
-#define E DL__SLOT_STATE__SLOT_EJECTED
-
-struct servers_test {
-    struct fixture f;
-    struct peer *servers[8]; /* by id - 1 */
-    uint32_t server_count;
-    struct peer *client;
-    uint64_t volume;
-};
-
-static void
-servers_init(struct servers_test *t, uint32_t server_count, uint32_t segments,
-             const struct meta_options *options)
-{
-    Dl__Volume volume;
-
-    memset(t, 0, sizeof(*t));
-    fixture_init(&t->f, options);
-    t->server_count = server_count;
-    for (uint32_t i = 0; i < server_count; i++)
-        t->servers[i] = fixture_server(&t->f, i + 1, "h");
-    t->client = fixture_client(&t->f);
-    assert_int_equal(ask_create(t->client, "v", 512 * MIB, &volume), 0);
-    assert_int_equal(ask_attach(t->client, "v", 1, NULL), 0);
-    t->volume = volume.id;
-    if (segments > 0)
-        assert_int_equal(ask_allocate(t->client, volume.id, 1, 0, segments, NULL), 0);
-}
-
-static void
-server_goes(struct servers_test *t, uint32_t id)
-{
-    peer_disconnect(t->servers[id - 1]);
-    t->servers[id - 1]->server_id = 0;
-}
-
-static void
-server_returns(struct servers_test *t, uint32_t id)
-{
-    peer_restart_server(t->servers[id - 1]);
-    assert_int_equal(peer_register(t->servers[id - 1]), 0);
-    assert_int_equal(t->servers[id - 1]->server_id, id);
-}
-
-/* kill -9 of the service; everybody comes back, the servers that were there with a new start. */
-static void
-service_restarts(struct servers_test *t)
-{
-    fixture_crash(&t->f, 0);
-    fixture_start(&t->f);
-    assert_true(t->f.ready);
-    for (uint32_t i = 0; i < t->server_count; i++)
-        if (t->servers[i]->server_id != 0)
-            server_returns(t, i + 1);
-    t->client = fixture_client(&t->f);
-    assert_int_equal(ask_attach(t->client, "v", 1, NULL), 0);
-    fixture_settle(&t->f);
-}
-
-static Dl__Slot
-slot_of(struct servers_test *t, uint32_t segment, uint32_t place)
-{
-    Dl__MapReply *map = map_of(t->client, t->volume, segment);
-    Dl__Slot slot = DL__SLOT__INIT;
-
-    if (place < map->segments[0]->n_slots)
-        slot = *map->segments[0]->slots[place];
-    dl__map_reply__free_unpacked(map, NULL);
-    return slot;
-}
-
-static uint32_t
-epoch_of(struct servers_test *t, uint32_t segment)
-{
-    Dl__MapReply *map = map_of(t->client, t->volume, segment);
-    uint32_t epoch = map->segments[0]->config_epoch;
-
-    dl__map_reply__free_unpacked(map, NULL);
-    return epoch;
-}
-
 /* How many slots of these segments are on the server, in any state (0: all). */
 static uint32_t
-count_on(struct servers_test *t, uint32_t segments, uint32_t id, uint32_t state)
+count_on(struct cluster_test *t, uint32_t segments, uint32_t id, uint32_t state)
 {
     uint32_t count = 0;
 
     for (uint32_t i = 0; i < segments; i++)
         for (uint32_t place = 0; place < 4; place++) {
-            Dl__Slot slot = slot_of(t, i, place);
+            Dl__Slot slot = cluster_slot(t, i, place);
 
             count += slot.server_id == id && (state == 0 || (uint32_t)slot.state == state);
         }
     return count;
 }
 
-static bool
-recover_once(struct servers_test *t, uint32_t segments)
-{
-    bool any = false;
-
-    for (uint32_t i = 0; i < segments; i++)
-        for (uint32_t place = 0; place < 4; place++) {
-            Dl__Slot slot = slot_of(t, i, place);
-            const struct told *told;
-
-            if (slot.server_id == 0 || slot.state != R ||
-                t->servers[slot.server_id - 1]->server_id == 0)
-                continue;
-            told = peer_told(t->servers[slot.server_id - 1], t->volume, i);
-            if (told == NULL || told->attempt != slot.attempt)
-                continue;
-            assert_int_equal(ask_report(t->servers[slot.server_id - 1], told, true, 256), 0);
-            any = true;
-        }
-    fixture_run(&t->f, 600 * MS);
-    return any;
-}
-
 static void
-recover_all(struct servers_test *t, uint32_t segments)
+recover_all(struct cluster_test *t, uint32_t segments)
 {
-    while (recover_once(t, segments))
+    while (cluster_recover(t, segments))
         continue;
-    for (uint32_t i = 0; i < segments; i++) {
-        for (uint32_t place = 0; place < 3; place++)
-            assert_int_equal(slot_of(t, i, place).state, I);
-        assert_int_equal(slot_of(t, i, 3).server_id, 0);
-    }
+    cluster_check_whole(t, segments);
 }
 
 /* --- a disk that went back --- */
@@ -151,16 +39,16 @@ recover_all(struct servers_test *t, uint32_t segments)
 static void
 test_older_copy_is_recovered_from_nothing(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     const struct told *told;
 
     (void)state;
     for (unsigned damaged = 0; damaged < 2; damaged++) {
-        servers_init(&t, 3, 4, NULL);
+        cluster_init(&t, 3, 4, NULL);
         t.servers[1]->start_count = 5;
-        server_returns(&t, 2);
+        cluster_server_returns(&t, 2);
         /* Ejected already, in one segment. */
-        server_goes(&t, 2);
+        cluster_server_goes(&t, 2);
         assert_int_equal(ask_eject(t.client, t.volume, 1, 3, 1, 2, 0, false, NULL), 0);
         peer_restart_server(t.servers[1]);
         if (damaged == 1)
@@ -193,15 +81,15 @@ test_older_copy_is_recovered_from_nothing(void **state)
 static void
 test_reset_waits_for_the_owner(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     struct fake_frame *frame;
     uint64_t id;
 
     (void)state;
-    servers_init(&t, 3, 2, NULL);
+    cluster_init(&t, 3, 2, NULL);
     t.servers[1]->start_count = 5;
-    server_returns(&t, 2);
-    server_goes(&t, 2);
+    cluster_server_returns(&t, 2);
+    cluster_server_goes(&t, 2);
     t.client->silent_map = true;
     peer_restart_server(t.servers[1]);
     t.servers[1]->start_count = 3;
@@ -213,8 +101,8 @@ test_reset_waits_for_the_owner(void **state)
     /* The service dies in between: all of it again. */
     fixture_crash(&t.f, 0);
     fixture_start(&t.f);
-    server_returns(&t, 1);
-    server_returns(&t, 3);
+    cluster_server_returns(&t, 1);
+    cluster_server_returns(&t, 3);
     t.client = fixture_client(&t.f);
     t.client->silent_map = true;
     assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
@@ -239,23 +127,23 @@ test_reset_waits_for_the_owner(void **state)
 static void
 test_last_copy_that_went_back_is_refused(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
 
     (void)state;
-    servers_init(&t, 3, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
+    cluster_init(&t, 3, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
     for (uint32_t id = 1; id <= 3; id++) {
         t.servers[id - 1]->start_count = 5;
-        server_returns(&t, id);
+        cluster_server_returns(&t, id);
     }
     for (uint32_t id = 1; id <= 3; id++)
-        server_goes(&t, id);
+        cluster_server_goes(&t, id);
     fixture_run(&t.f, 30 * SECOND);
     for (uint32_t id = 1; id <= 3; id++) {
         bool last = false;
 
         for (uint32_t place = 0; place < 3; place++)
-            last = last ||
-                   (slot_of(&t, 0, place).server_id == id && slot_of(&t, 0, place).state == I);
+            last = last || (cluster_slot(&t, 0, place).server_id == id &&
+                            cluster_slot(&t, 0, place).state == I);
         peer_restart_server(t.servers[id - 1]);
         t.servers[id - 1]->start_count = 3;
         assert_int_equal(peer_register(t.servers[id - 1]), last ? -DL_E_SERVER_WENT_BACK : 0);
@@ -273,7 +161,7 @@ test_last_copy_that_went_back_is_refused(void **state)
 /* --- drain --- */
 
 static int
-ask_drain(struct servers_test *t, uint32_t id, bool dry_run, Dl__ServerChangeReply **ret_reply)
+ask_drain(struct cluster_test *t, uint32_t id, bool dry_run, Dl__ServerChangeReply **ret_reply)
 {
     Dl__ServerDrain message = DL__SERVER_DRAIN__INIT;
 
@@ -286,13 +174,13 @@ ask_drain(struct servers_test *t, uint32_t id, bool dry_run, Dl__ServerChangeRep
 static void
 test_drain(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__ServerChangeReply *reply;
     uint32_t had;
     uint64_t revision;
 
     (void)state;
-    servers_init(&t, 4, 12, NULL);
+    cluster_init(&t, 4, 12, NULL);
     had = count_on(&t, 12, 1, 0);
     assert_true(had > 0);
     revision = store_memory_db_revision(t.f.db);
@@ -314,11 +202,11 @@ test_drain(void **state)
         assert_true(round < 100);
         fixture_run(&t.f, SECOND);
         if (round % 3 == 1)
-            service_restarts(&t);
+            cluster_service_restarts(&t, true);
         for (uint32_t i = 0; i < 12; i++)
             for (uint32_t place = 0; place < 3; place++)
-                assert_int_equal(slot_of(&t, i, place).state, I);
-        (void)recover_once(&t, 12);
+                assert_int_equal(cluster_slot(&t, i, place).state, I);
+        (void)cluster_recover(&t, 12);
     }
     recover_all(&t, 12);
     fixture_run(&t.f, 3 * SECOND);
@@ -327,7 +215,7 @@ test_drain(void **state)
     assert_int_equal(ask_allocate(t.client, t.volume, 1, 100, 30, NULL), 0);
     for (uint32_t i = 100; i < 130; i++)
         for (uint32_t place = 0; place < 3; place++)
-            assert_int_not_equal(slot_of(&t, i, place).server_id, 1);
+            assert_int_not_equal(cluster_slot(&t, i, place).server_id, 1);
     {
         Dl__ServerUndrain message = DL__SERVER_UNDRAIN__INIT;
 
@@ -338,7 +226,7 @@ test_drain(void **state)
     had = 0;
     for (uint32_t i = 200; i < 230; i++)
         for (uint32_t place = 0; place < 3; place++)
-            had += slot_of(&t, i, place).server_id == 1;
+            had += cluster_slot(&t, i, place).server_id == 1;
     assert_true(had > 0);
     fixture_fini(&t.f);
 }
@@ -346,18 +234,18 @@ test_drain(void **state)
 static void
 test_drain_is_refused_without_a_place(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
 
     (void)state;
-    servers_init(&t, 3, 2, NULL);
+    cluster_init(&t, 3, 2, NULL);
     assert_int_equal(ask_drain(&t, 1, false, NULL), -DL_E_TOO_FEW_DOMAINS);
     assert_non_null(strstr(fixture_error_text(), "volume v needs 3"));
     assert_int_equal(ask_drain(&t, 9, false, NULL), -DL_E_SERVER_UNKNOWN);
     assert_int_equal(ask_drain(&t, 0, false, NULL), -DL_E_SERVER_UNKNOWN);
     fixture_fini(&t.f);
     /* Nothing moves to a damaged disk. */
-    servers_init(&t, 4, 2, NULL);
-    server_goes(&t, 4);
+    cluster_init(&t, 4, 2, NULL);
+    cluster_server_goes(&t, 4);
     peer_restart_server(t.servers[3]);
     t.servers[3]->damaged = true;
     assert_int_equal(peer_register(t.servers[3]), 0);
@@ -369,12 +257,12 @@ test_drain_is_refused_without_a_place(void **state)
 static void
 test_undrain(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__ServerUndrain message = DL__SERVER_UNDRAIN__INIT;
     uint32_t had;
 
     (void)state;
-    servers_init(&t, 4, 40, NULL);
+    cluster_init(&t, 4, 40, NULL);
     had = count_on(&t, 40, 1, 0);
     assert_true(had > 6);
     assert_int_equal(ask_drain(&t, 1, false, NULL), 0);
@@ -390,28 +278,29 @@ test_undrain(void **state)
 static void
 test_incoming_slot_fails(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     uint32_t from, to;
 
     (void)state;
-    servers_init(&t, 5, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
-    from = slot_of(&t, 0, 2).server_id;
+    cluster_init(&t, 5, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
+    from = cluster_slot(&t, 0, 2).server_id;
     assert_int_equal(ask_drain(&t, from, false, NULL), 0);
     fixture_run(&t.f, SECOND);
-    to = slot_of(&t, 0, 3).server_id;
+    to = cluster_slot(&t, 0, 3).server_id;
     assert_int_not_equal(to, 0);
-    assert_int_equal(slot_of(&t, 0, 3).number, 2);
+    assert_int_equal(cluster_slot(&t, 0, 3).number, 2);
     assert_int_equal(peer_told(t.servers[to - 1], t.volume, 0)->slot, 2);
     assert_int_equal(peer_told(t.servers[to - 1], t.volume, 0)->incarnation, 2);
-    server_goes(&t, to);
-    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), to, 0, false, NULL), 0);
-    assert_int_equal(slot_of(&t, 0, 3).state, E);
+    cluster_server_goes(&t, to);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, cluster_epoch(&t, 0), to, 0, false, NULL),
+                     0);
+    assert_int_equal(cluster_slot(&t, 0, 3).state, E);
     fixture_run(&t.f, 20 * SECOND);
-    assert_int_equal(slot_of(&t, 0, 3).state, R);
-    assert_int_not_equal(slot_of(&t, 0, 3).server_id, to);
+    assert_int_equal(cluster_slot(&t, 0, 3).state, R);
+    assert_int_not_equal(cluster_slot(&t, 0, 3).server_id, to);
     recover_all(&t, 1);
-    assert_int_not_equal(slot_of(&t, 0, 2).server_id, from);
-    server_returns(&t, to);
+    assert_int_not_equal(cluster_slot(&t, 0, 2).server_id, from);
+    cluster_server_returns(&t, to);
     fixture_run(&t.f, SECOND);
     assert_int_equal(t.servers[to - 1]->chunks_deleted, 1);
     assert_int_equal(t.servers[to - 1]->deleted.incarnation, 2);
@@ -422,35 +311,36 @@ test_incoming_slot_fails(void **state)
 static void
 test_replaced_slot_is_as_ejected(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     struct told told;
     uint32_t from, to, other, attempt;
 
     (void)state;
-    servers_init(&t, 4, 1, NULL);
-    from = slot_of(&t, 0, 0).server_id;
-    other = slot_of(&t, 0, 1).server_id;
+    cluster_init(&t, 4, 1, NULL);
+    from = cluster_slot(&t, 0, 0).server_id;
+    other = cluster_slot(&t, 0, 1).server_id;
     assert_int_equal(ask_drain(&t, from, false, NULL), 0);
     fixture_run(&t.f, SECOND);
-    to = slot_of(&t, 0, 3).server_id;
-    server_goes(&t, other);
-    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), other, 0, true, NULL), 0);
-    server_returns(&t, other);
+    to = cluster_slot(&t, 0, 3).server_id;
+    cluster_server_goes(&t, other);
+    assert_int_equal(
+        ask_eject(t.client, t.volume, 1, 0, cluster_epoch(&t, 0), other, 0, true, NULL), 0);
+    cluster_server_returns(&t, other);
     fixture_run(&t.f, SECOND);
-    assert_int_equal(slot_of(&t, 0, 1).state, R);
-    attempt = slot_of(&t, 0, 1).attempt;
+    assert_int_equal(cluster_slot(&t, 0, 1).state, R);
+    attempt = cluster_slot(&t, 0, 1).attempt;
     told = *peer_told(t.servers[to - 1], t.volume, 0);
     assert_int_equal(ask_report(t.servers[to - 1], &told, true, 256), 0);
-    assert_int_equal(slot_of(&t, 0, 0).server_id, to);
-    assert_int_equal(slot_of(&t, 0, 1).attempt, epoch_of(&t, 0));
-    assert_true(slot_of(&t, 0, 1).attempt > attempt);
+    assert_int_equal(cluster_slot(&t, 0, 0).server_id, to);
+    assert_int_equal(cluster_slot(&t, 0, 1).attempt, cluster_epoch(&t, 0));
+    assert_true(cluster_slot(&t, 0, 1).attempt > attempt);
     fixture_fini(&t.f);
 }
 
 /* --- remove --- */
 
 static int
-ask_remove(struct servers_test *t, uint32_t id, bool dry_run, bool force)
+ask_remove(struct cluster_test *t, uint32_t id, bool dry_run, bool force)
 {
     Dl__ServerRemove message = DL__SERVER_REMOVE__INIT;
 
@@ -461,7 +351,7 @@ ask_remove(struct servers_test *t, uint32_t id, bool dry_run, bool force)
 }
 
 static bool
-server_is_listed(struct servers_test *t, uint32_t id)
+server_is_listed(struct cluster_test *t, uint32_t id)
 {
     Dl__ServerList message = DL__SERVER_LIST__INIT;
     Dl__ServerListReply *list;
@@ -481,13 +371,13 @@ server_is_listed(struct servers_test *t, uint32_t id)
 static void
 test_remove(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
 
     (void)state;
-    servers_init(&t, 4, 10, NULL);
+    cluster_init(&t, 4, 10, NULL);
     assert_int_equal(ask_remove(&t, 4, false, false), -DL_E_BUSY);
     assert_non_null(strstr(fixture_error_text(), "is up"));
-    server_goes(&t, 4);
+    cluster_server_goes(&t, 4);
     assert_int_equal(ask_remove(&t, 4, true, false), 0);
     fixture_run(&t.f, SECOND);
     assert_true(count_on(&t, 10, 4, I) > 0);
@@ -498,12 +388,12 @@ test_remove(void **state)
     peer_restart_server(t.servers[3]);
     assert_int_equal(peer_register(t.servers[3]), -DL_E_SERVER_UNKNOWN);
     peer_disconnect(t.servers[3]);
-    service_restarts(&t);
+    cluster_service_restarts(&t, true);
     fixture_run(&t.f, SECOND);
     recover_all(&t, 10);
     fixture_run(&t.f, SECOND);
     assert_false(server_is_listed(&t, 4));
-    service_restarts(&t);
+    cluster_service_restarts(&t, true);
     assert_false(server_is_listed(&t, 4));
     /* Its disk, formatted or not, is that of a new server. */
     peer_restart_server(t.servers[3]);
@@ -515,25 +405,25 @@ test_remove(void **state)
 static void
 test_remove_is_refused(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
 
     (void)state;
-    servers_init(&t, 5, 1, NULL);
+    cluster_init(&t, 5, 1, NULL);
     {
-        uint32_t a = slot_of(&t, 0, 0).server_id, b = slot_of(&t, 0, 1).server_id,
-                 c = slot_of(&t, 0, 2).server_id;
+        uint32_t a = cluster_slot(&t, 0, 0).server_id, b = cluster_slot(&t, 0, 1).server_id,
+                 c = cluster_slot(&t, 0, 2).server_id;
 
         for (uint32_t id = 1; id <= 5; id++)
             if (id != c)
-                server_goes(&t, id);
+                cluster_server_goes(&t, id);
         assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, a, 0, false, NULL), 0);
         /* One is left besides it: fewer than min_write. */
         assert_int_equal(ask_remove(&t, b, false, false), -DL_E_BUSY);
         assert_non_null(strstr(fixture_error_text(), "min_write"));
         assert_int_equal(ask_remove(&t, b, false, true), 0);
         fixture_run(&t.f, SECOND);
-        assert_int_equal(slot_of(&t, 0, 1).state, E);
-        server_goes(&t, c);
+        assert_int_equal(cluster_slot(&t, 0, 1).state, E);
+        cluster_server_goes(&t, c);
         assert_int_equal(ask_remove(&t, c, false, true), -DL_E_BUSY);
         assert_non_null(strstr(fixture_error_text(), "the last copy"));
     }
@@ -544,25 +434,25 @@ test_remove_is_refused(void **state)
 static void
 test_attach_without_a_server(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__Attach message;
     Dl__AttachReply *reply;
     ProtobufCMessage *unpacked;
     uint32_t ids[2] = {3, 2};
 
     (void)state;
-    servers_init(&t, 3, 300, NULL);
+    cluster_init(&t, 3, 300, NULL);
     peer_disconnect(t.client);
     t.client = fixture_client(&t.f);
     fixture_run(&t.f, 3 * SECOND);
-    server_goes(&t, 3);
+    cluster_server_goes(&t, 3);
     fill_attach(&message, "v", 2);
     message.gone_servers = ids;
     message.n_gone_servers = 2;
     assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL), -DL_E_BUSY);
     assert_non_null(strstr(fixture_error_text(), "server 2 (127.0.0.1:10002) is not gone"));
-    assert_int_equal(epoch_of(&t, 0), 1);
-    server_goes(&t, 2);
+    assert_int_equal(cluster_epoch(&t, 0), 1);
+    cluster_server_goes(&t, 2);
     ids[0] = 77;
     assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL),
                      -DL_E_SERVER_UNKNOWN);
@@ -586,12 +476,12 @@ test_attach_without_a_server(void **state)
 static void
 test_set(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__ServerSet message = DL__SERVER_SET__INIT;
     ProtobufCMessage *reply;
 
     (void)state;
-    servers_init(&t, 3, 0, NULL);
+    cluster_init(&t, 3, 0, NULL);
     message.server_id = 2;
     message.set_labels = true;
     message.host = (char *)(uintptr_t) "other host";
@@ -609,7 +499,7 @@ test_set(void **state)
     assert_string_equal(((Dl__ServerChangeReply *)reply)->server->host, "other");
     protobuf_c_message_free_unpacked(reply, NULL);
     /* What the server says of itself does not count any more; also after a restart. */
-    service_restarts(&t);
+    cluster_service_restarts(&t, true);
     message.dry_run = true;
     message.set_labels = false;
     message.weight_percent = 0;
@@ -629,28 +519,28 @@ static void
 test_new_server_gets_its_share(void **state)
 {
     struct meta_options options = {.rebalance = true};
-    struct servers_test t;
+    struct cluster_test t;
     uint32_t on_new, moves = 0;
 
     (void)state;
-    servers_init(&t, 3, 0, &options);
+    cluster_init(&t, 3, 0, &options);
     for (uint32_t i = 0; i < 3; i++)
         t.servers[i]->capacity_bytes = 100 * MIB;
     fixture_run(&t.f, 2 * SECOND);
     assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 60, NULL), 0);
     fixture_run(&t.f, 10 * SECOND);
     for (uint32_t i = 0; i < 60; i++)
-        assert_int_equal(epoch_of(&t, i), 1); /* even, and there is no other place */
+        assert_int_equal(cluster_epoch(&t, i), 1); /* even, and there is no other place */
     t.servers[3] = fixture_server_hello(&t.f, 4, "h");
     t.server_count = 4;
     t.servers[3]->capacity_bytes = 100 * MIB;
     assert_int_equal(peer_register(t.servers[3]), 0);
     for (uint32_t round = 0; round < 120; round++) {
         fixture_run(&t.f, SECOND);
-        moves += recover_once(&t, 60);
+        moves += cluster_recover(&t, 60);
         for (uint32_t i = 0; i < 60; i += 7)
             for (uint32_t place = 0; place < 3; place++)
-                assert_int_equal(slot_of(&t, i, place).state, I);
+                assert_int_equal(cluster_slot(&t, i, place).state, I);
     }
     on_new = count_on(&t, 60, 4, I);
     assert_in_range(on_new, 36, 50); /* 45 would be a quarter; 10 % off are even enough */
@@ -663,7 +553,7 @@ test_new_server_gets_its_share(void **state)
 /* --- the log --- */
 
 static Dl__EventsReply *
-events_after(struct servers_test *t, uint64_t after, uint32_t max)
+events_after(struct cluster_test *t, uint64_t after, uint32_t max)
 {
     Dl__Events message = DL__EVENTS__INIT;
     ProtobufCMessage *reply;
@@ -687,18 +577,18 @@ events_have(const Dl__EventsReply *reply, Dl__EventKind kind, const char *text)
 static void
 test_events(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__EventsReply *reply;
     Dl__Events message = DL__EVENTS__INIT;
     uint64_t cursor, id;
     struct fake_frame *frame;
 
     (void)state;
-    servers_init(&t, 3, 2, NULL);
-    server_goes(&t, 3);
+    cluster_init(&t, 3, 2, NULL);
+    cluster_server_goes(&t, 3);
     assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, 3, 0, false, NULL), 0);
     fixture_run(&t.f, 6 * SECOND);
-    server_returns(&t, 3);
+    cluster_server_returns(&t, 3);
     fixture_run(&t.f, SECOND);
     recover_all(&t, 1);
     fixture_run(&t.f, 11 * SECOND);
@@ -726,7 +616,7 @@ test_events(void **state)
     dl__events_reply__free_unpacked(reply, NULL);
 
     /* It survives, and goes on where it was. */
-    service_restarts(&t);
+    cluster_service_restarts(&t, true);
     reply = events_after(&t, 0, 0);
     assert_true(reply->n_events >= cursor);
     cursor = reply->next;
@@ -738,7 +628,7 @@ test_events(void **state)
     id = peer_send(t.client, OP_EVENTS, &message.base);
     fixture_run(&t.f, SECOND);
     assert_null(peer_take_reply(t.client, id));
-    server_goes(&t, 2);
+    cluster_server_goes(&t, 2);
     assert_int_equal(ask_eject(t.client, t.volume, 1, 1, 1, 2, 0, false, NULL), 0);
     frame = peer_take_reply(t.client, id);
     assert_non_null(frame);
@@ -759,12 +649,12 @@ test_events(void **state)
 static void
 test_events_are_bounded(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__EventsReply *reply;
     uint32_t items;
 
     (void)state;
-    servers_init(&t, 4, 0, NULL);
+    cluster_init(&t, 4, 0, NULL);
     items = store_memory_db_count(t.f.db);
     for (unsigned i = 0; i < 4200; i++) {
         Dl__ServerSet message = DL__SERVER_SET__INIT;
@@ -778,7 +668,7 @@ test_events_are_bounded(void **state)
     assert_true(reply->lost);
     assert_int_equal(reply->events[0]->sequence, 4200 - 4096 + 1);
     dl__events_reply__free_unpacked(reply, NULL);
-    service_restarts(&t);
+    cluster_service_restarts(&t, true);
     reply = events_after(&t, 4199, 0);
     assert_false(reply->lost);
     assert_int_equal(reply->events[0]->sequence, 4200);
@@ -789,7 +679,7 @@ test_events_are_bounded(void **state)
 /* --- status --- */
 
 static Dl__VolumeStatusReply *
-status_of(struct servers_test *t)
+status_of(struct cluster_test *t)
 {
     Dl__VolumeStatus message = DL__VOLUME_STATUS__INIT;
     ProtobufCMessage *reply;
@@ -802,7 +692,7 @@ status_of(struct servers_test *t)
 }
 
 static void
-expect_status(struct servers_test *t, const char *state, const char *cluster, const char *problem)
+expect_status(struct cluster_test *t, const char *state, const char *cluster, const char *problem)
 {
     Dl__VolumeStatusReply *status = status_of(t);
     Dl__ClusterStatus message = DL__CLUSTER_STATUS__INIT;
@@ -825,14 +715,14 @@ expect_status(struct servers_test *t, const char *state, const char *cluster, co
 static void
 test_status(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__VolumeStatusReply *status;
 
     (void)state;
-    servers_init(&t, 3, 4, NULL);
+    cluster_init(&t, 3, 4, NULL);
     fixture_run(&t.f, SECOND);
     expect_status(&t, "healthy", "healthy", NULL);
-    server_goes(&t, 3);
+    cluster_server_goes(&t, 3);
     assert_int_equal(ask_eject(t.client, t.volume, 1, 0, 1, 3, 0, false, NULL), 0);
     fixture_run(&t.f, 10 * SECOND);
     expect_status(&t, "degraded", "degraded",
@@ -844,12 +734,12 @@ test_status(void **state)
     assert_true(status->left_bytes == MIB);
     assert_true(status->since_ms > 0);
     dl__volume_status_reply__free_unpacked(status, NULL);
-    server_goes(&t, 2);
+    cluster_server_goes(&t, 2);
     expect_status(&t, "blocked", "blocked", "writes to 4 segments wait");
-    server_goes(&t, 1);
+    cluster_server_goes(&t, 1);
     expect_status(&t, "blocked", "blocked", "4 segments can be neither read nor written");
     for (uint32_t id = 1; id <= 3; id++)
-        server_returns(&t, id);
+        cluster_server_returns(&t, id);
     fixture_run(&t.f, SECOND);
     expect_status(&t, "recovering", "recovering", "they are being recovered");
     /* How far it is. */
@@ -875,7 +765,7 @@ test_status(void **state)
 
 /* One of the volume's problems says so; NULL: none is that a copy waits. */
 static void
-expect_wait(struct servers_test *t, uint32_t count, const char *why)
+expect_wait(struct cluster_test *t, uint32_t count, const char *why)
 {
     Dl__VolumeStatusReply *status = status_of(t);
     char wanted[160];
@@ -900,34 +790,35 @@ static void
 test_why_copies_wait(void **state)
 {
     struct meta_options options = {.recovery_per_server = 1};
-    struct servers_test t;
+    struct cluster_test t;
     char text[128];
 
     (void)state;
-    servers_init(&t, 3, 4, &options);
+    cluster_init(&t, 3, 4, &options);
     expect_wait(&t, 0, NULL);
-    server_goes(&t, 3);
+    cluster_server_goes(&t, 3);
     for (uint32_t i = 0; i < 3; i++)
         assert_int_equal(ask_eject(t.client, t.volume, 1, i, 1, 3, 0, false, NULL), 0);
     fixture_run(&t.f, 8 * SECOND);
     (void)snprintf(text, sizeof(text), "server 3 (%s): down: not heard of", t.servers[2]->address);
     expect_wait(&t, 3, text);
-    server_goes(&t, 1);
-    server_goes(&t, 2);
-    server_returns(&t, 3);
+    cluster_server_goes(&t, 1);
+    cluster_server_goes(&t, 2);
+    cluster_server_returns(&t, 3);
     fixture_run(&t.f, SECOND);
     expect_wait(&t, 3, "no server with a copy in sync is there");
-    server_returns(&t, 1);
+    cluster_server_returns(&t, 1);
     fixture_run(&t.f, SECOND);
     (void)snprintf(text, sizeof(text), "server 3 (%s) recovers as many at once as it may",
                    t.servers[2]->address);
     expect_wait(&t, 2, text);
-    server_returns(&t, 2);
+    cluster_server_returns(&t, 2);
     recover_all(&t, 3);
     expect_wait(&t, 0, NULL);
 
     t.servers[2]->deaf = true;
-    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), 3, 0, false, NULL), 0);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, cluster_epoch(&t, 0), 3, 0, false, NULL),
+                     0);
     fixture_settle(&t.f);
     (void)snprintf(text, sizeof(text), "server 3 (%s) has not been heard of since",
                    t.servers[2]->address);
@@ -935,7 +826,8 @@ test_why_copies_wait(void **state)
     t.servers[2]->deaf = false;
     fixture_run(&t.f, 2600 * MS);
     recover_all(&t, 3);
-    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, epoch_of(&t, 0), 3, 0, false, NULL), 0);
+    assert_int_equal(ask_eject(t.client, t.volume, 1, 0, cluster_epoch(&t, 0), 3, 0, false, NULL),
+                     0);
     fixture_run(&t.f, 1100 * MS);
     (void)snprintf(text, sizeof(text),
                    "server 3 (%s) failed while it was up, and is tried again in 3 s",
@@ -949,20 +841,21 @@ static void
 test_why_copies_do_not_move(void **state)
 {
     Dl__ServerDrain drain = DL__SERVER_DRAIN__INIT;
-    struct servers_test t;
+    struct cluster_test t;
     uint32_t count = 0;
     char text[128];
 
     (void)state;
-    servers_init(&t, 4, 8, NULL);
+    cluster_init(&t, 4, 8, NULL);
     /* Those that are on server 4 as well have somewhere to go. */
     for (uint32_t i = 0; i < 8; i++)
         for (uint32_t place = 0; place < 3; place++)
-            if (slot_of(&t, i, place).server_id == 3)
-                count += slot_of(&t, i, 0).server_id != 4 && slot_of(&t, i, 1).server_id != 4 &&
-                         slot_of(&t, i, 2).server_id != 4;
+            if (cluster_slot(&t, i, place).server_id == 3)
+                count += cluster_slot(&t, i, 0).server_id != 4 &&
+                         cluster_slot(&t, i, 1).server_id != 4 &&
+                         cluster_slot(&t, i, 2).server_id != 4;
     assert_true(count > 0);
-    server_goes(&t, 4);
+    cluster_server_goes(&t, 4);
     fixture_run(&t.f, 6 * SECOND);
     drain.server_id = 3;
     assert_int_equal(peer_ask(t.client, OP_SERVER_DRAIN, &drain.base, NULL, NULL), 0);
@@ -977,7 +870,7 @@ test_why_copies_do_not_move(void **state)
 static void
 test_locate(void **state)
 {
-    struct servers_test t;
+    struct cluster_test t;
     Dl__VolumeCreate create = DL__VOLUME_CREATE__INIT;
     Dl__VolumePolicy policy = DL__VOLUME_POLICY__INIT;
     Dl__SegmentLocate message = DL__SEGMENT_LOCATE__INIT;
@@ -985,7 +878,7 @@ test_locate(void **state)
     ProtobufCMessage *unpacked;
 
     (void)state;
-    servers_init(&t, 3, 4, NULL);
+    cluster_init(&t, 3, 4, NULL);
     message.name = (char *)(uintptr_t) "v";
     message.offset_bytes = 2 * MIB + 5;
     assert_int_equal(peer_ask(t.client, OP_SEGMENT_LOCATE, &message.base,
