@@ -406,6 +406,18 @@ admin_destroy(struct cluster *cluster)
     cluster->admin = NULL;
 }
 
+struct client_core *
+admin_core(const struct cluster *cluster)
+{
+    return cluster->admin->core;
+}
+
+struct sim_process *
+admin_process(const struct cluster *cluster)
+{
+    return &cluster->admin->process;
+}
+
 bool
 admin_is_ready(const struct cluster *cluster)
 {

@@ -14,6 +14,8 @@
 #define SILENCE_NS  (15 * SIM_S)
 #define VERDICT_NS  (90 * SIM_S)
 #define RECOVERY_NS (300 * SIM_S)
+#define HEAL_ROUNDS 8u
+#define HEAL_NS     (5 * SIM_S)
 #define EVENTS_MAX  30000000u /* more than any good run takes */
 
 static uint64_t
@@ -24,11 +26,29 @@ pick(struct fake_rng *rng, uint64_t low, uint64_t high)
 
 /* --- what a seed makes of it --- */
 
+/* What an operator does, and what becomes of disks. */
+static void
+choose_changes(struct cluster_profile *profile, struct fake_rng *rng)
+{
+    uint64_t dice = pick(rng, 1, 100);
+
+    profile->servers_come_and_go = fake_rng_percent(rng, 50);
+    profile->rebalance = fake_rng_percent(rng, 50);
+    profile->capacity_bytes = fake_rng_percent(rng, 50) ? 1ull << 36 : 64ull << 20;
+    profile->operator_ns = pick(rng, 50, fake_rng_percent(rng, 50) ? 500 : 5000) * SIM_MS;
+    if (dice <= 25 && profile->replicas > 1) {
+        profile->damage = DAMAGE_ROT;
+        profile->out_after_ns = 600 * SIM_S;
+    } else if (dice <= 60 && profile->replicas == 3) {
+        profile->damage = dice <= 37 ? DAMAGE_BACK : dice <= 49 ? DAMAGE_GONE : DAMAGE_LOSSES;
+    }
+}
+
 static void
 choose_profile(struct cluster_profile *profile, struct fake_rng *rng)
 {
     *profile = (struct cluster_profile){
-        .server_count = (uint32_t)pick(rng, 3, CLUSTER_SERVERS_MAX),
+        .server_count = (uint32_t)pick(rng, 3, CLUSTER_SERVERS_FIRST_MAX),
         .client_count = (uint32_t)pick(rng, 1, CLUSTER_CLIENTS_MAX),
         .volume_count = (uint32_t)pick(rng, 1, 2),
         .replicas = fake_rng_percent(rng, 75) ? 3 : (uint32_t)pick(rng, 1, 2),
@@ -56,6 +76,8 @@ choose_profile(struct cluster_profile *profile, struct fake_rng *rng)
         .scratch_volumes = fake_rng_percent(rng, 40),
     };
     profile->min_write = profile->replicas == 1 ? 1 : 2;
+    profile->hedge_min_ms = (uint32_t)pick(rng, 1, 12);
+    choose_changes(profile, rng);
     if (!profile->ejection)
         return;
     profile->eject_lost_ms = (uint32_t)pick(rng, 50, 1000);
@@ -125,6 +147,7 @@ cluster_fini(struct cluster *cluster)
 {
     for (uint32_t i = 0; i < cluster->profile.client_count; i++)
         client_fini(&cluster->clients[i]);
+    operator_destroy(cluster);
     admin_destroy(cluster);
     processes_fini(cluster);
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++) {
@@ -167,7 +190,7 @@ disk_sum(const struct cluster *cluster, size_t member_offset)
     uint64_t sum = 0;
     uint64_t value;
 
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
         memcpy(&value, (const char *)&cluster->servers[i].disk.counters + member_offset,
                sizeof(value));
         sum += value;
@@ -214,8 +237,9 @@ everybody_is_up(const struct cluster *cluster)
 {
     bool up = cluster->meta.process.up;
 
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++)
-        up = up && cluster->servers[i].process.up && !cluster->servers[i].stopping;
+    for (uint32_t i = 0; i < cluster->server_count; i++)
+        up = up && (cluster->servers[i].gone ||
+                    (cluster->servers[i].process.up && !cluster->servers[i].stopping));
     for (uint32_t i = 0; i < cluster->profile.client_count; i++)
         up = up && cluster->clients[i].process.up;
     return up;
@@ -224,7 +248,7 @@ everybody_is_up(const struct cluster *cluster)
 static bool
 everybody_is_idle(const struct cluster *cluster)
 {
-    bool idle = admin_is_idle(cluster);
+    bool idle = admin_is_idle(cluster) && operator_is_idle(cluster);
 
     for (uint32_t i = 0; i < cluster->profile.client_count; i++)
         idle = idle && client_is_idle(&cluster->clients[i]);
@@ -259,7 +283,9 @@ print_unfinished(const struct cluster *cluster)
     }
     if (!admin_is_idle(cluster))
         (void)fprintf(stderr, "  admin is busy\n");
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++)
+    if (!operator_is_idle(cluster))
+        (void)fprintf(stderr, "  operator is busy\n");
+    for (uint32_t i = 0; i < cluster->server_count; i++)
         if (!cluster->servers[i].process.up || cluster->servers[i].stopping)
             (void)fprintf(stderr, "  %s: up %d, stopping %d\n", cluster->servers[i].process.name,
                           cluster->servers[i].process.up, cluster->servers[i].stopping);
@@ -276,6 +302,7 @@ cluster_wait(struct cluster *cluster, bool (*done)(const struct cluster *cluster
         if (cluster->world.now_ns < end_ns)
             continue;
         print_unfinished(cluster);
+        map_print_unfinished(cluster);
         sim_fail(&cluster->world, "%s: not within %.0f s", what, (double)limit_ns / 1e9);
     }
 }
@@ -329,6 +356,28 @@ cluster_sweep(struct cluster *cluster, uint32_t volume_idx, uint32_t flags)
                  flags == 0 ? "reading a volume in the end" : "reading a copy in the end");
 }
 
+/*
+ * Who reads a copy finds its bad sectors, and they are repaired.  (A scrub would find them as
+ * well.)
+ */
+static void
+cluster_heal(struct cluster *cluster)
+{
+    for (uint32_t round = 0; !map_is_good(cluster); round++) {
+        uint64_t end_ns = cluster->world.now_ns + HEAL_NS;
+
+        sim_require(&cluster->world, round < HEAL_ROUNDS,
+                    "bad sectors are not repaired by %u readings", round);
+        cluster->healing = true;
+        for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
+            for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++)
+                cluster_sweep(cluster, i, DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(slot));
+        cluster->healing = false;
+        while (cluster->world.now_ns < end_ns)
+            cluster_step(cluster, end_ns);
+    }
+}
+
 static void
 cluster_verdict(struct cluster *cluster)
 {
@@ -336,6 +385,7 @@ cluster_verdict(struct cluster *cluster)
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
         cluster_sweep(cluster, i, 0);
     cluster_wait(cluster, map_is_whole, RECOVERY_NS, "all slots in-sync");
+    cluster_heal(cluster);
     verdict_compare_copies(cluster);
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
         for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++)
@@ -351,6 +401,7 @@ cluster_run(struct cluster *cluster, uint64_t seed, bool trace, struct cluster_r
     for (uint32_t i = 0; i < cluster->profile.server_count; i++)
         server_start(&cluster->servers[i]);
     admin_create(cluster);
+    operator_create(cluster);
     cluster_wait(cluster, admin_is_ready, SETUP_NS, "creating volumes");
     cluster_chaos(cluster);
     cluster_calm(cluster);

@@ -28,12 +28,22 @@
 #include "tests/sim/oracle.h"
 #include "tests/sim/sim.h"
 
-#define CLUSTER_SERVERS_MAX 6u
-#define CLUSTER_CLIENTS_MAX 4u
-#define CLUSTER_VOLUMES_MAX 3u
-#define CLIENT_OPS_MAX      24u
+#define CLUSTER_SERVERS_FIRST_MAX 6u /* at the beginning */
+#define CLUSTER_SERVERS_MAX       9u
+#define CLUSTER_CLIENTS_MAX       4u
+#define CLUSTER_VOLUMES_MAX       3u
+#define CLIENT_OPS_MAX            24u
 
 struct cluster;
+
+/* What becomes of one disk of the run, beyond what a crash may take. */
+enum cluster_damage {
+    DAMAGE_NONE,
+    DAMAGE_BACK,   /* once: an older copy of it is put in its place */
+    DAMAGE_LOSSES, /* once: it comes up without what its journal had, and says so */
+    DAMAGE_GONE,   /* once: it never comes back */
+    DAMAGE_ROT,    /* bits flip at rest, of one copy of a sector at most */
+};
 
 /* --- what a seed makes of it --- */
 
@@ -58,6 +68,12 @@ struct cluster_profile {
     uint64_t group_ns_max;         /* of the disks */
     bool disks_fail;
     bool scratch_volumes;
+    uint32_t hedge_min_ms;
+    bool servers_come_and_go;
+    bool rebalance;
+    uint64_t capacity_bytes; /* of a disk, as it is told */
+    enum cluster_damage damage;
+    uint64_t operator_ns; /* between two things that the operator does, on average */
 };
 
 /* --- processes --- */
@@ -81,6 +97,14 @@ struct sim_server {
     struct sim_event restart_event;
     struct sim_event kill_event;
     bool kill_armed; /* it will be killed while the next group is on its way to the disk */
+    char host[16];   /* its label: of a disk that was replaced as before */
+    bool gone;       /* it never starts again */
+    bool retiring;   /* gone as soon as it is down */
+    bool drained;    /* an operator's word, which was acknowledged */
+    bool spared;     /* by faults: each start of a damaged disk costs all that it has */
+    struct model_image *image;
+    enum cluster_damage damage_due; /* at its next death */
+    bool leaf_due;                  /* one is damaged before its next start */
     struct cluster *cluster;
 };
 
@@ -181,6 +205,10 @@ struct cluster_counters {
     uint64_t server_stops, scratch_created, scratch_deleted, resizes, extents_told, holes_told;
     uint64_t chunks_compared, sectors_compared;
     uint64_t ejections, ejections_refused, hedged_reads, repairs; /* of volumes that were closed */
+    uint64_t slow_disks, slow_links;
+    uint64_t servers_added, servers_drained, servers_undrained, servers_emptied, servers_removed,
+        servers_refused, disks_back, disks_damaged, disks_gone, disks_replaced, maps_checked;
+    uint64_t sectors_bad, sectors_repaired; /* as chunkservers count them */
 };
 
 struct cluster {
@@ -191,11 +219,20 @@ struct cluster {
     uint8_t cluster_id[16];
     struct sim_meta meta;
     struct sim_server servers[CLUSTER_SERVERS_MAX];
+    uint32_t server_count;
     struct sim_client clients[CLUSTER_CLIENTS_MAX];
     struct sim_volume volumes[CLUSTER_VOLUMES_MAX];
     struct sim_admin *admin;
+    struct sim_operator *operator;
     struct sim_event fault_event;
-    bool calm; /* no more faults */
+    bool damage_done;
+    /*
+     * A disk has lost what was acknowledged, and the metadata service does not know it yet: until
+     * then nothing else happens to servers, or other copies might go as well.
+     */
+    struct sim_server *fragile;
+    bool calm;    /* no more faults */
+    bool healing; /* sweeps look for bad sectors: reads may fail because of them */
     struct cluster_counters counters;
 };
 
@@ -260,7 +297,24 @@ struct cluster {
     X(sectors_merged, 1000, DISK(sectors_merged))                   \
     X(ejections, 50, c->ejections)                                  \
     X(ejections_refused, 5, c->ejections_refused)                   \
-    X(hedged_reads, 0, c->hedged_reads)                             \
+    X(hedged_reads, 20, c->hedged_reads)                            \
+    X(slow_disks, 20, c->slow_disks)                                \
+    X(slow_links, 20, c->slow_links)                                \
+    X(servers_added, 5, c->servers_added)                           \
+    X(servers_drained, 5, c->servers_drained)                       \
+    X(servers_undrained, 1, c->servers_undrained)                   \
+    X(servers_emptied, 2, c->servers_emptied)                       \
+    X(servers_removed, 1, c->servers_removed)                       \
+    X(servers_refused, 0, c->servers_refused)                       \
+    X(disks_back, 1, c->disks_back)                                 \
+    X(disks_damaged, 1, c->disks_damaged)                           \
+    X(disks_gone, 1, c->disks_gone)                                 \
+    X(disks_replaced, 1, c->disks_replaced)                         \
+    X(maps_checked, 100, c->maps_checked)                           \
+    X(sectors_rotten, 10, DISK(sectors_rotten))                     \
+    X(leaves_damaged, 1, DISK(leaves_damaged))                      \
+    X(sectors_bad, 10, c->sectors_bad)                              \
+    X(sectors_repaired, 10, c->sectors_repaired)                    \
     X(media_errors, 10, DISK(write_errors) + DISK(read_errors))     \
     X(read_flips, 10, DISK(read_flips))                             \
     X(chunks_compared, 500, c->chunks_compared)                     \
@@ -299,6 +353,14 @@ void server_kill(struct sim_server *server, bool silent);
 void server_kill_busy(struct sim_server *server);
 /* Orderly: it goes down when it has finished. */
 void server_stop(struct sim_server *server);
+/* One more than there are, with an empty disk; it is started.  NULL: there is no room. */
+struct sim_server *server_add(struct cluster *cluster);
+/* Its disk is as fast and as good as any. */
+void server_heal_disk(struct sim_server *server);
+/* It will not start again; its disk is thrown away. */
+void server_lose(struct sim_server *server);
+/* One that is gone comes back with an empty disk: another server, on the same machine. */
+void server_replace(struct sim_server *server);
 void processes_fini(struct cluster *cluster);
 /* After a random while, or right away when calm begins. */
 void restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn,
@@ -325,6 +387,19 @@ void admin_scratch(struct cluster *cluster);
 /* A volume of the run grows. */
 void admin_resize(struct cluster *cluster);
 bool admin_is_idle(const struct cluster *cluster);
+/* Others may ask through it; inside of sim_enter(). */
+struct client_core *admin_core(const struct cluster *cluster);
+struct sim_process *admin_process(const struct cluster *cluster);
+
+/* operator.c: servers that come and go, disks that are lost, or rot */
+void operator_create(struct cluster *cluster);
+void operator_destroy(struct cluster *cluster);
+void operator_start(struct cluster *cluster);
+/* What is under way is finished; whoever is gone is removed. */
+void operator_wind_down(struct cluster *cluster);
+bool operator_is_idle(const struct cluster *cluster);
+/* Before the server starts. */
+void operator_server_starts(struct sim_server *server);
 
 /* faults.c */
 void faults_start(struct cluster *cluster);
@@ -332,14 +407,33 @@ void faults_start(struct cluster *cluster);
 void faults_stop(struct cluster *cluster);
 
 /* map.c */
+
+/* The server's record; false: there is none. */
+struct server_desc;
+bool map_find_server(struct cluster *cluster, const uint8_t uuid[16], struct server_desc *ret_desc);
+/* Segments of which it has a place. */
+uint32_t map_count_places(struct cluster *cluster, const struct sim_server *server);
+/*
+ * In-sync slots of the segments that have one of them on the server: the lowest number; UINT32_MAX:
+ * it has none.
+ */
+uint32_t map_in_sync_least(struct cluster *cluster, const struct sim_server *server);
+/* What must be so at any time. */
+void map_check(struct cluster *cluster);
 void map_for_each(struct cluster *cluster,
                   void (*fn)(struct cluster *cluster, const struct sim_segment *segment,
                              void *context),
                   void *context);
 /* All slots of all segments are in-sync, nothing moves, and no chunk is left behind. */
 bool map_is_whole(const struct cluster *cluster);
+/* Why not, to stderr. */
+void map_print_unfinished(struct cluster *cluster);
+/* Every sector of the run's volumes reads as what was written, from every slot of the map. */
+bool map_is_good(const struct cluster *cluster);
 
 /* verdict.c */
+/* The run's volume with this id; NULL: a scratch volume. */
+const struct sim_volume *cluster_volume(const struct cluster *cluster, uint64_t id);
 /* After clean closes: all copies of all segments are the same, nothing is pending. */
 void verdict_compare_copies(struct cluster *cluster);
 /* No chunk is left of a volume that was deleted. */

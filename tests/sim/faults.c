@@ -4,6 +4,10 @@
 
 #define PAUSE_NS_MAX     (8 * SIM_S)
 #define PARTITION_NS_MAX (8 * SIM_S)
+#define SLOW_NS_MAX      (10 * SIM_S)
+#define SLOW_LINK_NS_MAX (100 * SIM_MS)
+#define SLOW_READ_NS_MIN (10 * SIM_MS)
+#define SLOW_READ_NS_MAX (200 * SIM_MS)
 
 static uint64_t
 fault_random(struct cluster *cluster, uint64_t bound)
@@ -29,7 +33,7 @@ fault_duration(struct cluster *cluster, uint64_t max_ns)
 static struct sim_process *
 fault_process(struct cluster *cluster)
 {
-    uint64_t servers = cluster->profile.server_count;
+    uint64_t servers = cluster->server_count;
     uint64_t pick = fault_random(cluster, servers + cluster->profile.client_count + 1);
 
     if (pick < servers)
@@ -42,7 +46,7 @@ fault_process(struct cluster *cluster)
 static struct sim_server *
 fault_server(struct cluster *cluster)
 {
-    return &cluster->servers[fault_random(cluster, cluster->profile.server_count)];
+    return &cluster->servers[fault_random(cluster, cluster->server_count)];
 }
 
 static void
@@ -50,7 +54,7 @@ fault_kill_server(struct cluster *cluster)
 {
     struct sim_server *server = fault_server(cluster);
 
-    if (!server->process.up)
+    if (!server->process.up || server->spared)
         return;
     if (fault_percent(cluster, 70))
         server_kill_busy(server);
@@ -84,8 +88,8 @@ fault_power_cut(struct cluster *cluster)
     bool clients_too = fault_percent(cluster, 50);
 
     cluster->counters.power_cuts++;
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++)
-        if (cluster->servers[i].process.up)
+    for (uint32_t i = 0; i < cluster->server_count; i++)
+        if (cluster->servers[i].process.up && !cluster->servers[i].spared)
             server_kill(&cluster->servers[i], true);
     if (cluster->meta.process.up)
         meta_kill(&cluster->meta, true);
@@ -142,7 +146,8 @@ fault_stop_server(struct cluster *cluster)
 {
     struct sim_server *server = fault_server(cluster);
 
-    if (server->process.up && server->process.paused_until_ns <= cluster->world.now_ns)
+    if (server->process.up && server->process.paused_until_ns <= cluster->world.now_ns &&
+        !server->spared)
         server_stop(server);
 }
 
@@ -150,7 +155,8 @@ fault_stop_server(struct cluster *cluster)
 static void
 fault_disk(struct cluster *cluster)
 {
-    struct model_profile *profile = &fault_server(cluster)->disk.profile;
+    struct sim_server *server = fault_server(cluster);
+    struct model_profile *profile = &server->disk.profile;
 
     if (!cluster->profile.disks_fail)
         return;
@@ -169,12 +175,40 @@ fault_disk(struct cluster *cluster)
         profile->read_flips_per_million = 20000;
         break;
     default:
-        profile->full = false;
-        profile->read_errors_per_million = 0;
-        profile->write_errors_per_million = 0;
-        profile->read_flips_per_million = 0;
+        server_heal_disk(server);
         break;
     }
+}
+
+/* A disk takes long for everything, until it is well again. */
+static void
+fault_slow_disk(struct cluster *cluster)
+{
+    struct sim_server *server = fault_server(cluster);
+    struct model_profile *profile = &server->disk.profile;
+
+    if (profile->read_ns_max >= SLOW_READ_NS_MIN) {
+        server_heal_disk(server);
+        return;
+    }
+    sim_trace(&cluster->world, &server->process, "its disk is slow");
+    cluster->counters.slow_disks++;
+    profile->read_ns_max = SLOW_READ_NS_MIN + fault_random(cluster, SLOW_READ_NS_MAX);
+    profile->group_ns_max *= 1 + fault_random(cluster, 20);
+}
+
+/* All that goes from one to another takes longer. */
+static void
+fault_slow_link(struct cluster *cluster)
+{
+    struct sim_process *one = fault_process(cluster);
+    struct sim_process *other = fault_process(cluster);
+
+    if (one == other)
+        return;
+    cluster->counters.slow_links++;
+    sim_net_slow(&cluster->world, one, other, 1 + fault_random(cluster, SLOW_LINK_NS_MAX),
+                 fault_duration(cluster, SLOW_NS_MAX));
 }
 
 static void faults_next(struct cluster *cluster);
@@ -186,11 +220,15 @@ fault_happens(struct sim_event *event)
     static const struct {
         uint32_t weight;
         void (*fn)(struct cluster *cluster);
+        bool harmless; /* to servers, and to what is known of them */
     } kinds[] = {
-        {22, fault_kill_server}, {10, fault_kill_meta},  {14, fault_kill_client},
-        {2, fault_power_cut},    {12, fault_pause},      {12, fault_partition},
-        {20, fault_cut_link},    {4, fault_stop_server}, {8, fault_disk},
-        {6, admin_scratch},      {4, admin_resize},
+        {22, fault_kill_server, false}, {10, fault_kill_meta, false},
+        {14, fault_kill_client, true},  {2, fault_power_cut, false},
+        {12, fault_pause, false},       {12, fault_partition, false},
+        {20, fault_cut_link, true},     {4, fault_stop_server, false},
+        {8, fault_disk, false},         {4, fault_slow_disk, false},
+        {4, fault_slow_link, false},    {6, admin_scratch, true},
+        {4, admin_resize, true},
     };
     uint64_t total = 0;
     uint64_t pick;
@@ -201,7 +239,8 @@ fault_happens(struct sim_event *event)
     pick = fault_random(cluster, total);
     while (pick >= kinds[i].weight)
         pick -= kinds[i++].weight;
-    if (kinds[i].fn != admin_scratch || cluster->profile.scratch_volumes)
+    if ((kinds[i].fn != admin_scratch || cluster->profile.scratch_volumes) &&
+        (cluster->fragile == NULL || kinds[i].harmless))
         kinds[i].fn(cluster);
     faults_next(cluster);
 }
@@ -218,6 +257,7 @@ faults_start(struct cluster *cluster)
 {
     if (cluster->profile.fault_ns > 0)
         faults_next(cluster);
+    operator_start(cluster);
 }
 
 void
@@ -227,20 +267,14 @@ faults_stop(struct cluster *cluster)
 
     cluster->calm = true;
     sim_cancel(world, &cluster->fault_event);
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+    operator_wind_down(cluster);
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
         sim_cancel(world, &cluster->servers[i].kill_event);
         cluster->servers[i].kill_armed = false;
+        server_heal_disk(&cluster->servers[i]);
     }
     sim_net_unblock_all(world);
     world->net.flips_per_million = 0;
     for (uint32_t i = 0; i < world->process_count; i++)
         world->processes[i]->paused_until_ns = 0;
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
-        struct model_profile *profile = &cluster->servers[i].disk.profile;
-
-        profile->full = false;
-        profile->read_errors_per_million = 0;
-        profile->write_errors_per_million = 0;
-        profile->read_flips_per_million = 0;
-    }
 }

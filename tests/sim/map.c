@@ -8,31 +8,63 @@
 #include "meta/schema.h"
 #include "tests/sim/cluster.h"
 
-/* The server with this id; NULL: it never came up. */
-static struct sim_server *
-map_server(struct cluster *cluster, uint32_t id)
+#define MAP_IDS_MAX  64u
+#define NEVER_OUT_NS (100 * SIM_S) /* nobody is away for so long */
+
+/* The next server's record from item *idx on; false: there is none any more. */
+static bool
+map_next_server(struct cluster *cluster, uint32_t *idx, struct server_desc *ret_desc)
 {
     struct store_memory_db *db = cluster->meta.db;
-    struct schema_key key = schema_key_server(id);
-    struct server_desc desc;
     struct dl_error err;
+    uint32_t id;
 
-    for (uint32_t i = 0; i < store_memory_db_count(db); i++) {
-        struct store_item item = store_memory_db_item(db, i);
+    while (*idx < store_memory_db_count(db)) {
+        struct store_item item = store_memory_db_item(db, (*idx)++);
 
-        if (store_bytes_compare(item.key, schema_bytes(&key)) != 0)
+        if (!schema_parse_server(item.key, &id))
             continue;
-        sim_require(&cluster->world, meta_record_get_server(item, &desc, &err) == 0,
+        sim_require(&cluster->world, meta_record_get_server(item, ret_desc, &err) == 0,
                     "the record of server %u can't be read: %s", id, err.text);
-        for (uint32_t k = 0; k < cluster->profile.server_count; k++)
-            if (memcmp(cluster->servers[k].uuid, desc.uuid, sizeof(desc.uuid)) == 0)
-                return &cluster->servers[k];
+        return true;
     }
-    return NULL;
+    return false;
+}
+
+bool
+map_find_server(struct cluster *cluster, const uint8_t uuid[16], struct server_desc *ret_desc)
+{
+    uint32_t idx = 0;
+
+    while (map_next_server(cluster, &idx, ret_desc))
+        if (memcmp(ret_desc->uuid, uuid, sizeof(ret_desc->uuid)) == 0)
+            return true;
+    return false;
+}
+
+/* Who has which id, for one look at the map. */
+struct map_servers {
+    struct sim_server *servers[MAP_IDS_MAX];
+};
+
+static void
+map_read_servers(struct cluster *cluster, struct map_servers *ret_servers)
+{
+    struct server_desc desc;
+    uint32_t idx = 0;
+
+    *ret_servers = (struct map_servers){0};
+    while (map_next_server(cluster, &idx, &desc)) {
+        sim_require(&cluster->world, desc.id < MAP_IDS_MAX, "server id %u", desc.id);
+        for (uint32_t k = 0; k < cluster->server_count; k++)
+            if (memcmp(cluster->servers[k].uuid, desc.uuid, sizeof(desc.uuid)) == 0)
+                ret_servers->servers[desc.id] = &cluster->servers[k];
+    }
 }
 
 static void
-map_read_segment(struct cluster *cluster, struct store_item item, struct sim_segment *ret_segment)
+map_read_segment(struct cluster *cluster, struct store_item item, const struct map_servers *servers,
+                 struct sim_segment *ret_segment)
 {
     struct segment *found = calloc(1, sizeof(*found) + SIM_PLACES_MAX * sizeof(found->slots[0]));
     uint32_t replicas = cluster->profile.replicas;
@@ -51,7 +83,7 @@ map_read_segment(struct cluster *cluster, struct store_item item, struct sim_seg
         if (slot->server_id == 0)
             continue;
         ret_segment->places[ret_segment->place_count++] = (struct sim_place){
-            .server = map_server(cluster, slot->server_id),
+            .server = servers->servers[slot->server_id],
             .state = slot->state,
             .number = slot->number,
         };
@@ -65,18 +97,122 @@ map_for_each(struct cluster *cluster,
              void *context)
 {
     struct store_memory_db *db = cluster->meta.db;
+    struct map_servers servers;
     struct sim_segment segment;
     uint64_t volume;
     uint32_t index;
 
+    map_read_servers(cluster, &servers);
     for (uint32_t i = 0; i < store_memory_db_count(db); i++) {
         struct store_item item = store_memory_db_item(db, i);
 
         if (!schema_parse_segment(item.key, &volume, &index))
             continue;
-        map_read_segment(cluster, item, &segment);
+        map_read_segment(cluster, item, &servers, &segment);
         fn(cluster, &segment, context);
     }
+}
+
+static bool
+place_is_in_sync(const struct sim_place *place)
+{
+    return place->state == DL__SLOT_STATE__SLOT_IN_SYNC;
+}
+
+static uint32_t
+segment_in_sync(const struct sim_segment *segment)
+{
+    uint32_t in_sync = 0;
+
+    for (uint32_t i = 0; i < segment->place_count; i++)
+        in_sync += place_is_in_sync(&segment->places[i]);
+    return in_sync;
+}
+
+/* --- of one server --- */
+
+struct places_of {
+    const struct sim_server *server;
+    uint32_t count;
+    uint32_t least;
+};
+
+static void
+count_places(struct cluster *cluster, const struct sim_segment *segment, void *context)
+{
+    struct places_of *of = context;
+    uint32_t in_sync = segment_in_sync(segment);
+
+    (void)cluster;
+    for (uint32_t i = 0; i < segment->place_count; i++) {
+        if (segment->places[i].server != of->server)
+            continue;
+        of->count++;
+        if (place_is_in_sync(&segment->places[i]) && in_sync < of->least)
+            of->least = in_sync;
+    }
+}
+
+uint32_t
+map_count_places(struct cluster *cluster, const struct sim_server *server)
+{
+    struct places_of of = {.server = server};
+
+    map_for_each(cluster, count_places, &of);
+    return of.count;
+}
+
+uint32_t
+map_in_sync_least(struct cluster *cluster, const struct sim_server *server)
+{
+    struct places_of of = {.server = server, .least = UINT32_MAX};
+
+    map_for_each(cluster, count_places, &of);
+    return of.least;
+}
+
+/* --- what must be so at any time --- */
+
+/* May the metadata service by itself go below min_write?  Then one copy is the least. */
+static uint32_t
+in_sync_least(const struct cluster *cluster)
+{
+    bool below = cluster->profile.out_after_ns < NEVER_OUT_NS || cluster->damage_done;
+
+    return below ? 1 : cluster->profile.min_write;
+}
+
+static void
+check_segment(struct cluster *cluster, const struct sim_segment *segment, void *context)
+{
+    uint32_t numbers = 0;
+
+    (void)context;
+    cluster->counters.maps_checked++;
+    sim_require(&cluster->world, segment_in_sync(segment) >= in_sync_least(cluster),
+                "volume %" PRIu64 " segment %u: %u slots are in-sync under config epoch %u",
+                segment->volume, segment->index, segment_in_sync(segment), segment->config_epoch);
+    sim_require(&cluster->world, segment->place_count <= cluster->profile.replicas + 1,
+                "volume %" PRIu64 " segment %u has %u places", segment->volume, segment->index,
+                segment->place_count);
+    for (uint32_t i = 0; i < segment->place_count; i++) {
+        const struct sim_server *server = segment->places[i].server;
+
+        numbers |= 1u << segment->places[i].number;
+        for (uint32_t k = 0; k < i && server != NULL; k++)
+            sim_require(&cluster->world, segment->places[k].server != server,
+                        "volume %" PRIu64 " segment %u has two places on %s", segment->volume,
+                        segment->index, server->process.name);
+    }
+    sim_require(&cluster->world, numbers == (1u << cluster->profile.replicas) - 1,
+                "volume %" PRIu64 " segment %u has slots %#x", segment->volume, segment->index,
+                numbers);
+}
+
+void
+map_check(struct cluster *cluster)
+{
+    map_for_each(cluster, check_segment, NULL);
 }
 
 /* --- is everything as it should be? --- */
@@ -85,12 +221,32 @@ static void
 count_not_whole(struct cluster *cluster, const struct sim_segment *segment, void *context)
 {
     uint32_t *count = context;
-    uint32_t in_sync = 0;
 
-    for (uint32_t i = 0; i < segment->place_count; i++)
-        in_sync += segment->places[i].state == DL__SLOT_STATE__SLOT_IN_SYNC;
-    *count += in_sync != cluster->profile.replicas ||
+    *count += segment_in_sync(segment) != cluster->profile.replicas ||
               segment->place_count != cluster->profile.replicas;
+    for (uint32_t i = 0; i < segment->place_count; i++) {
+        const struct sim_server *server = segment->places[i].server;
+
+        *count += server == NULL || server->gone || server->drained;
+    }
+}
+
+/* Servers that the metadata service still knows, though their disks are gone. */
+static uint32_t
+count_leftovers(struct cluster *cluster)
+{
+    struct server_desc desc;
+    uint32_t idx = 0, count = 0;
+
+    while (map_next_server(cluster, &idx, &desc)) {
+        const struct sim_server *server = NULL;
+
+        for (uint32_t k = 0; k < cluster->server_count; k++)
+            if (memcmp(cluster->servers[k].uuid, desc.uuid, sizeof(desc.uuid)) == 0)
+                server = &cluster->servers[k];
+        count += server == NULL || server->gone;
+    }
+    return count;
 }
 
 bool
@@ -98,7 +254,7 @@ map_is_whole(const struct cluster *constant)
 {
     struct cluster *cluster = (struct cluster *)(uintptr_t)constant;
     struct store_memory_db *db = cluster->meta.db;
-    uint32_t count = 0;
+    uint32_t count = count_leftovers(cluster);
 
     map_for_each(cluster, count_not_whole, &count);
     for (uint32_t i = 0; i < store_memory_db_count(db) && count == 0; i++) {
@@ -109,5 +265,74 @@ map_is_whole(const struct cluster *constant)
         count += schema_parse_removal(store_memory_db_item(db, i).key, &server_id, &volume,
                                       &segment, &slot, &incarnation);
     }
+    return count == 0;
+}
+
+static void
+print_segment(struct cluster *cluster, const struct sim_segment *segment, void *context)
+{
+    uint32_t count = 0;
+
+    count_not_whole(cluster, segment, &count);
+    if (count == 0)
+        return;
+    (void)context;
+    (void)fprintf(stderr, "  volume %" PRIu64 " segment %u config epoch %u:", segment->volume,
+                  segment->index, segment->config_epoch);
+    for (uint32_t i = 0; i < segment->place_count; i++) {
+        const struct sim_server *server = segment->places[i].server;
+
+        (void)fprintf(stderr, " slot %u %s on %s%s", segment->places[i].number,
+                      place_is_in_sync(&segment->places[i])                         ? "in-sync"
+                      : segment->places[i].state == DL__SLOT_STATE__SLOT_RECOVERING ? "recovering"
+                                                                                    : "ejected",
+                      server == NULL ? "?" : server->process.name,
+                      server != NULL && server->drained ? " (drained)" : "");
+    }
+    (void)fputc('\n', stderr);
+}
+
+void
+map_print_unfinished(struct cluster *cluster)
+{
+    struct server_desc desc;
+    uint32_t idx = 0;
+
+    map_for_each(cluster, print_segment, NULL);
+    while (map_next_server(cluster, &idx, &desc))
+        (void)fprintf(stderr,
+                      "  server %u at %s: start %" PRIu64 " (%" PRIu64 "), position %" PRIu64
+                      ", admin state %d\n",
+                      desc.id, desc.address, desc.start_count, desc.start_count_highest,
+                      desc.journal_position, (int)desc.admin_state);
+    if (count_leftovers(cluster) > 0)
+        (void)fprintf(stderr, "  %u servers are gone, and known still\n", count_leftovers(cluster));
+}
+
+static void
+count_bad(struct cluster *cluster, const struct sim_segment *segment, void *context)
+{
+    uint32_t *count = context;
+
+    for (uint32_t i = 0;
+         cluster_volume(cluster, segment->volume) != NULL && i < segment->place_count; i++) {
+        struct chunk_key key = {segment->volume, segment->index, segment->places[i].number};
+        const struct sim_server *server = segment->places[i].server;
+        const struct chunk *chunk = server == NULL ? NULL
+                                                   : chunk_table_find(server->disk.chunks, &key);
+        const struct model_chunk *content = chunk == NULL ? NULL : chunk->store_private;
+
+        for (uint32_t k = 0; content != NULL && k < content->sector_count; k++)
+            *count += !model_sector_is_good(chunk, k);
+    }
+}
+
+bool
+map_is_good(const struct cluster *constant)
+{
+    struct cluster *cluster = (struct cluster *)(uintptr_t)constant;
+    uint32_t count = 0;
+
+    map_for_each(cluster, count_bad, &count);
     return count == 0;
 }

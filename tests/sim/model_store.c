@@ -100,6 +100,7 @@ model_disk_init(struct model_disk *disk, uint64_t seed)
     memset(disk, 0, sizeof(*disk));
     disk->chunks = chunk_table_create();
     disk->next_local_id = 1;
+    disk->capacity_bytes = CAPACITY_BYTES;
     disk->profile = (struct model_profile){
         .read_ns_min = 20000,
         .read_ns_max = 200000,
@@ -133,8 +134,9 @@ model_chunk_free(struct model_disk *disk, struct chunk *chunk)
     chunk->store_private = NULL;
 }
 
-void
-model_disk_fini(struct model_disk *disk)
+/* All that it holds. */
+static void
+disk_clear(struct model_disk *disk)
 {
     struct chunk *chunk, *next;
 
@@ -142,6 +144,12 @@ model_disk_fini(struct model_disk *disk)
         model_chunk_free(disk, chunk);
     chunk_table_destroy(disk->chunks);
     disk->chunks = NULL;
+}
+
+void
+model_disk_fini(struct model_disk *disk)
+{
+    disk_clear(disk);
 }
 
 static struct model_sector *
@@ -172,6 +180,7 @@ model_disk_damage_leaf(struct model_disk *disk, struct chunk *chunk, uint32_t le
     for (uint32_t i = 0; i < content->sector_count; i++)
         if (content->sectors[i].version > version_max)
             version_max = content->sectors[i].version;
+    disk->counters.leaves_damaged++;
     for (uint32_t i = 0; i < 64; i++) {
         struct model_sector *sector = chunk_sector(chunk, leaf * 64 + i);
 
@@ -204,6 +213,150 @@ volume_set_durable_fence(struct chunk_volume *volume, uint32_t lease_epoch)
 {
     if (lease_epoch > volume_durable_fence(volume))
         volume->store_private = (void *)(uintptr_t)lease_epoch;
+}
+
+/* --- an older copy of the disk --- */
+
+struct model_image {
+    struct chunk_table *chunks;
+    uint64_t start_count, journal_position, next_local_id, used_sectors;
+};
+
+static struct model_chunk *
+content_copy(const struct model_chunk *from)
+{
+    struct model_chunk *to = model_alloc(sizeof(*to));
+
+    to->sector_count = from->sector_count;
+    to->sectors = model_alloc((from->sector_count + 1) * sizeof(to->sectors[0]));
+    for (uint32_t i = 0; i < from->sector_count; i++) {
+        to->sectors[i] = from->sectors[i];
+        if (from->sectors[i].data == NULL)
+            continue;
+        to->sectors[i].data = malloc(SECTOR_BYTES);
+        dl_assert(to->sectors[i].data != NULL);
+        memcpy(to->sectors[i].data, from->sectors[i].data, SECTOR_BYTES);
+    }
+    return to;
+}
+
+static void
+chunk_copy(struct chunk_table *table, const struct chunk *from)
+{
+    struct chunk *to = chunk_table_add(table, &from->key, from->local_id, from->incarnation);
+
+    to->config_epoch = from->config_epoch;
+    to->stable_version = from->stable_version;
+    to->attempt = from->attempt;
+    to->cursor_sectors = from->cursor_sectors;
+    to->heard_version = from->heard_version;
+    to->reported_version = from->reported_version;
+    memcpy(to->steps, from->steps, sizeof(to->steps));
+    to->step_count = from->step_count;
+    to->store_private = content_copy(from->store_private);
+    if (from->pending_count == 0)
+        return;
+    to->pending_memory = model_alloc(from->pending_count * sizeof(to->pending[0]));
+    memcpy(to->pending_memory, from->pending, from->pending_count * sizeof(to->pending[0]));
+    to->pending = to->pending_memory;
+    to->pending_count = to->pending_capacity = from->pending_count;
+}
+
+static struct chunk_table *
+chunks_copy(const struct chunk_table *from)
+{
+    struct chunk_table *to = chunk_table_create();
+    struct chunk_volume *volume, *next_volume;
+    struct chunk *chunk, *next;
+
+    HASH_ITER (by_volume, from->volumes, volume, next_volume) {
+        uint32_t fence = volume_durable_fence(volume);
+
+        chunk_table_fence_raise(to, volume->volume, fence);
+        volume_set_durable_fence(chunk_table_volume_get(to, volume->volume), fence);
+    }
+    HASH_ITER (by_local_id, from->by_local_id, chunk, next)
+        chunk_copy(to, chunk);
+    return to;
+}
+
+struct model_image *
+model_image_take(const struct model_disk *disk)
+{
+    struct model_image *image = model_alloc(sizeof(*image));
+
+    *image = (struct model_image){
+        .chunks = chunks_copy(disk->chunks),
+        .start_count = disk->start_count,
+        .journal_position = disk->journal_position,
+        .next_local_id = disk->next_local_id,
+        .used_sectors = disk->used_sectors,
+    };
+    return image;
+}
+
+void
+model_image_put(struct model_disk *disk, const struct model_image *image, bool keep_counts)
+{
+    disk_clear(disk);
+    disk->chunks = chunks_copy(image->chunks);
+    disk->next_local_id = image->next_local_id;
+    disk->used_sectors = image->used_sectors;
+    if (keep_counts)
+        return;
+    disk->start_count = image->start_count;
+    disk->journal_position = image->journal_position;
+}
+
+void
+model_image_free(struct model_image *image)
+{
+    struct model_disk disk;
+
+    if (image == NULL)
+        return;
+    disk = (struct model_disk){.chunks = image->chunks, .used_sectors = image->used_sectors};
+    disk_clear(&disk);
+    free(image);
+}
+
+/* With its next start, which is one higher: that it was started as often would be a duplicate. */
+bool
+model_image_is_older(const struct model_image *image, uint64_t start_count,
+                     uint64_t journal_position)
+{
+    if (image->start_count + 1 < start_count)
+        return true;
+    return image->start_count + 1 > start_count && image->journal_position + 1 < journal_position;
+}
+
+/* --- bits that flip at rest --- */
+
+bool
+model_sector_is_good(const struct chunk *chunk, uint32_t idx)
+{
+    const struct model_chunk *content = chunk->store_private;
+    const struct model_sector *sector;
+
+    if (idx >= content->sector_count)
+        return true;
+    sector = &content->sectors[idx];
+    if (sector->is_void)
+        return false;
+    return sector->kind != SECTOR_DATA || crc32c(0, sector->data, SECTOR_BYTES) == sector->crc;
+}
+
+bool
+model_disk_rot(struct model_disk *disk, struct chunk *chunk, uint32_t idx)
+{
+    struct model_sector *sector = chunk_sector(chunk, idx);
+    uint64_t bit = fake_rng_below(&disk->rng, (uint64_t)SECTOR_BYTES * 8);
+
+    if (sector->kind != SECTOR_DATA || !model_sector_is_good(chunk, idx))
+        return false;
+    sector->data[bit / 8] ^= (uint8_t)(1u << (bit % 8));
+    disk->counters.sectors_rotten++;
+    return true;
 }
 
 /* --- a record takes effect --- */
@@ -1139,11 +1292,13 @@ model_get_stats(struct chunk_store *store, struct store_stats *ret_stats)
     uint64_t used_bytes = disk->used_sectors * SECTOR_BYTES;
 
     *ret_stats = (struct store_stats){
-        .capacity_bytes = CAPACITY_BYTES,
+        .capacity_bytes = disk->capacity_bytes,
         .used_bytes = used_bytes,
-        .available_bytes = CAPACITY_BYTES - used_bytes,
+        .available_bytes = disk->capacity_bytes > used_bytes ? disk->capacity_bytes - used_bytes
+                                                             : 0,
         .chunk_count = disk->chunks->chunk_count,
         .journal_position = disk->journal_position,
+        .damaged = disk->damaged,
     };
 }
 

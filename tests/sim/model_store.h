@@ -43,6 +43,7 @@ struct model_counters {
     uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
     uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes, stops;
     uint64_t attempts, promotions, sectors_voided, pulls, sectors_pulled, merges, sectors_merged;
+    uint64_t sectors_rotten, leaves_damaged;
 };
 
 struct model_sector {
@@ -68,6 +69,8 @@ struct model_disk {
     uint64_t journal_position;
     uint64_t next_local_id;
     uint64_t used_sectors;
+    uint64_t capacity_bytes; /* as it is told; nothing is held to it */
+    bool damaged;            /* it says so, from its next start on */
     struct model_profile profile;
     struct model_counters counters;
     struct fake_rng rng;
@@ -85,6 +88,25 @@ void model_disk_fini(struct model_disk *disk);
  * The 64 sectors of a leaf can't be read any more: what they had is not known.  Between two lives.
  */
 void model_disk_damage_leaf(struct model_disk *disk, struct chunk *chunk, uint32_t leaf);
+
+/* A bit of the sector's data is another one from now on.  False: it has no data, or is bad already.
+ */
+bool model_disk_rot(struct model_disk *disk, struct chunk *chunk, uint32_t sector);
+/* Does the sector read as what was written? */
+bool model_sector_is_good(const struct chunk *chunk, uint32_t sector);
+
+/*
+ * What a disk has at a moment, as a crash without luck would leave it; later it may come back in
+ * the disk's place, when no store is open.  `keep_counts`: apart from its start count and journal
+ * position (a disk that has lost what its journal had, and says so).
+ */
+struct model_image;
+struct model_image *model_image_take(const struct model_disk *disk);
+void model_image_put(struct model_disk *disk, const struct model_image *image, bool keep_counts);
+void model_image_free(struct model_image *image);
+/* Would the metadata service, which knows these numbers, notice that the image is an older one? */
+bool model_image_is_older(const struct model_image *image, uint64_t start_count,
+                          uint64_t journal_position);
 
 /* Raises start_count.  One store at a time. */
 struct chunk_store *model_store_open(struct model_disk *disk, struct env *env);

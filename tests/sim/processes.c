@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/assert.h"
 #include "dlblk/error.h"
 #include "tests/sim/cluster.h"
 
@@ -13,6 +14,7 @@
 #define READ_BUFFER_BYTES     ((size_t)3 << 20)
 #define OPERATIONS_MAX        24u
 #define BUSY_NS_MAX           (200 * SIM_MS) /* how long a kill waits for a good moment */
+#define FIRST_UUID            0x10u
 
 void
 restart_later(struct cluster *cluster, struct sim_event *event, sim_event_fn fn, uint64_t max_ns)
@@ -69,6 +71,7 @@ meta_start(struct sim_meta *meta)
     };
     struct meta_options options = {
         .out_after_ns = meta->cluster->profile.out_after_ns,
+        .rebalance = meta->cluster->profile.rebalance,
         .on_fatal = meta_on_fatal,
         .on_log = meta_on_log,
         .context = meta,
@@ -115,21 +118,58 @@ meta_kill(struct sim_meta *meta, bool silent)
 
 static void server_on_group(void *context);
 
+static void
+server_init_disk(struct sim_server *server, uint64_t stream)
+{
+    const struct cluster *cluster = server->cluster;
+
+    memset(server->uuid, (int)stream, sizeof(server->uuid));
+    model_disk_init(&server->disk, sim_seed_of(cluster->world.seed, 200 + stream));
+    server->disk.on_group = server_on_group;
+    server->disk.group_context = server;
+    server->disk.capacity_bytes = cluster->profile.capacity_bytes;
+    server_heal_disk(server);
+}
+
+void
+server_heal_disk(struct sim_server *server)
+{
+    const struct cluster_profile *profile = &server->cluster->profile;
+
+    server->disk.profile = (struct model_profile){
+        .read_ns_min = 20 * SIM_US,
+        .read_ns_max = 200 * SIM_US,
+        .group_ns_min = 30 * SIM_US,
+        .group_ns_max = profile->group_ns_max,
+        .large_ns_max = 3 * profile->group_ns_max,
+    };
+}
+
 void
 server_init(struct cluster *cluster, uint32_t idx)
 {
     struct sim_server *server = &cluster->servers[idx];
     char name[16];
 
+    dl_assert(idx == cluster->server_count);
+    cluster->server_count++;
     (void)snprintf(name, sizeof(name), "server%u", idx + 1);
     sim_process_init(&server->process, &cluster->world, name);
     server->cluster = cluster;
-    memset(server->uuid, (int)(0x10 + idx), sizeof(server->uuid));
-    model_disk_init(&server->disk, sim_seed_of(cluster->world.seed, 200 + idx));
-    server->disk.on_group = server_on_group;
-    server->disk.group_context = server;
-    server->disk.profile.group_ns_max = cluster->profile.group_ns_max;
-    server->disk.profile.large_ns_max = 3 * cluster->profile.group_ns_max;
+    (void)snprintf(server->host, sizeof(server->host), "%s", name);
+    server_init_disk(server, FIRST_UUID + idx);
+}
+
+struct sim_server *
+server_add(struct cluster *cluster)
+{
+    struct sim_server *server = &cluster->servers[cluster->server_count];
+
+    if (cluster->server_count == CLUSTER_SERVERS_MAX)
+        return NULL;
+    server_init(cluster, cluster->server_count);
+    server_start(server);
+    return server;
 }
 
 void
@@ -147,6 +187,7 @@ server_start(struct sim_server *server)
     struct sim_process *before;
     int err;
 
+    operator_server_starts(server);
     sim_process_start(&server->process);
     server->stopping = false;
     before = sim_enter(&server->process);
@@ -158,7 +199,7 @@ server_start(struct sim_server *server)
     options.start_count = server->disk.start_count;
     options.journal_position = server->disk.journal_position;
     options.advertise = address;
-    options.host = server->process.name;
+    options.host = server->host;
     err = chunkserver_core_create(&server->core, &server->process.env, server->store, &options);
     sim_require(&cluster->world, err == 0, "chunkserver_core_create: %s", dl_err_str(err));
     sim_process_listen(&server->process, chunkserver_core_events(), server->core);
@@ -169,9 +210,12 @@ server_start(struct sim_server *server)
 static void
 server_check_peace(const struct sim_server *server)
 {
+    struct cluster_counters *counters = &server->cluster->counters;
     struct chunkserver_core_stats stats;
 
     chunkserver_core_get_stats(server->core, &stats);
+    counters->sectors_bad += stats.sectors_bad;
+    counters->sectors_repaired += stats.sectors_repaired;
     sim_require(&server->cluster->world, stats.violations == 0,
                 "%s closed %lu links because of what they sent", server->process.name,
                 stats.violations);
@@ -183,9 +227,29 @@ server_on_restart(struct sim_event *event)
     server_start(list_entry(event, struct sim_server, restart_event));
 }
 
+/* What is done to its disk between two lives. */
+static void
+server_take_damage(struct sim_server *server)
+{
+    enum cluster_damage damage = server->damage_due;
+
+    server->damage_due = DAMAGE_NONE;
+    if (damage == DAMAGE_NONE)
+        return;
+    sim_trace(&server->cluster->world, &server->process, "its disk: %s",
+              damage == DAMAGE_BACK ? "an older copy" : "what its journal had is lost");
+    model_image_put(&server->disk, server->image, damage == DAMAGE_LOSSES);
+    server->disk.damaged = damage == DAMAGE_LOSSES;
+}
+
 static void
 server_restart_later(struct sim_server *server)
 {
+    if (server->retiring || server->gone) {
+        server->gone = true;
+        return;
+    }
+    server_take_damage(server);
     bool away = fake_rng_percent(&server->cluster->fault_rng,
                                  server->cluster->profile.long_absence_percent);
 
@@ -207,6 +271,32 @@ server_kill(struct sim_server *server, bool silent)
     server->core = NULL;
     server->cluster->counters.server_kills++;
     server_restart_later(server);
+}
+
+void
+server_lose(struct sim_server *server)
+{
+    struct model_counters counters;
+
+    server->retiring = true;
+    server->drained = false;
+    if (server->process.up)
+        server_kill(server, fake_rng_percent(&server->cluster->fault_rng, 30));
+    sim_cancel(&server->cluster->world, &server->restart_event);
+    server->gone = true;
+    counters = server->disk.counters;
+    model_disk_fini(&server->disk);
+    server_init_disk(server, FIRST_UUID + CLUSTER_SERVERS_MAX + (server->uuid[0] - FIRST_UUID));
+    server->disk.counters = counters;
+}
+
+void
+server_replace(struct sim_server *server)
+{
+    dl_assert(server->gone);
+    server->gone = false;
+    server->retiring = false;
+    server_start(server);
 }
 
 static void
@@ -285,9 +375,10 @@ server_stop(struct sim_server *server)
 void
 processes_fini(struct cluster *cluster)
 {
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct sim_server *server = &cluster->servers[i];
 
+        model_image_free(server->image);
         if (server->process.up) {
             sim_process_kill(&server->process, true);
             server_check_peace(server);

@@ -96,6 +96,7 @@ struct sim_world {
     uint32_t process_count;
     struct sim_process *running; /* whose code runs now; NULL: the harness */
     uint64_t blocked_until_ns[SIM_PROCESSES_MAX][SIM_PROCESSES_MAX]; /* [from][to] */
+    uint64_t slow_until_ns[SIM_PROCESSES_MAX][SIM_PROCESSES_MAX], slow_ns;
     struct sim_net_profile net;
     struct sim_net_stats net_stats;
     bool trace;
@@ -156,6 +157,10 @@ void sim_leave(struct sim_process *process, struct sim_process *before);
 /* Nothing gets from one to the other until then; what is on its way waits. */
 void sim_net_block(struct sim_world *world, const struct sim_process *from,
                    const struct sim_process *to, uint64_t duration_ns);
+/* What goes from one to the other until then takes up to delay_ns longer. */
+void sim_net_slow(struct sim_world *world, const struct sim_process *from,
+                  const struct sim_process *to, uint64_t delay_ns, uint64_t duration_ns);
+/* Not slow either. */
 void sim_net_unblock_all(struct sim_world *world);
 /* Break one link of the process, picked by `pick`.  False: it has none. */
 bool sim_net_cut_one(struct sim_process *process, uint64_t pick);

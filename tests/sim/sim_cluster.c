@@ -3,6 +3,9 @@
  * sim_cluster: runs whole clusters in simulation, one seed after the other.
  *
  *     sim_cluster --seeds 200            seeds 1 to 200, each in a process of its own
+ *     sim_cluster --seeds 200 --seed 17  those from 17 on
+ *     sim_cluster --fresh --count 2000   seeds that were never run before: where they begin is
+ *                                        told
  *     sim_cluster --from 5000 --count 50
  *     sim_cluster --seed 17 --trace      one seed, in this process, with all that happens
  *
@@ -33,6 +36,7 @@
 struct options {
     uint64_t first, count;
     bool single;
+    bool fresh;
     bool trace;
     bool replay;
     bool quiet;
@@ -56,10 +60,10 @@ struct runner {
 };
 
 static const char usage_text[] =
-    "Usage: sim_cluster --seeds N | --from A --count N | --seed S  [OPTION...]\n"
-    "  --seeds N        run seeds 1 to N\n"
-    "  --from A         run from seed A on\n"
-    "  --count N        so many\n"
+    "Usage: sim_cluster --seeds N [--seed S] | --fresh --count N | --seed S  [OPTION...]\n"
+    "  --seeds N        run so many seeds, from 1, or S, on; also --count N\n"
+    "  --from S         run from seed S on\n"
+    "  --fresh          run from a seed on that the time says\n"
     "  --seed S         run this one in this process\n"
     "  --trace          with --seed: print all that happens\n"
     "  --replay         run each seed twice: both histories must be the same\n"
@@ -251,6 +255,8 @@ run_many(const struct options *options)
 
     if (runner == NULL)
         abort();
+    if (options->fresh)
+        (void)printf("seeds from %" PRIu64 " on\n", options->first);
     runner->options = options;
     runner->next_seed = options->first;
     runner_loop(runner);
@@ -298,16 +304,33 @@ parse_number(const char *what, const char *text)
     return number;
 }
 
+/* Others in each minute, with room for those of one run. */
+static uint64_t
+fresh_seed(void)
+{
+    struct timespec now;
+
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec / 60 * 100000 + 1;
+}
+
 static void
 parse_options(struct options *options, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"seeds", required_argument, NULL, 'n'},   {"from", required_argument, NULL, 'f'},
-        {"count", required_argument, NULL, 'c'},   {"seed", required_argument, NULL, 's'},
-        {"trace", no_argument, NULL, 't'},         {"replay", no_argument, NULL, 'r'},
-        {"jobs", required_argument, NULL, 'j'},    {"quiet", no_argument, NULL, 'q'},
-        {"first-failure", no_argument, NULL, 'x'}, {"no-minimums", no_argument, NULL, 'm'},
-        {"help", no_argument, NULL, 'h'},          {0},
+        {"seeds", required_argument, NULL, 'n'},
+        {"from", required_argument, NULL, 'f'},
+        {"count", required_argument, NULL, 'c'},
+        {"seed", required_argument, NULL, 's'},
+        {"trace", no_argument, NULL, 't'},
+        {"replay", no_argument, NULL, 'r'},
+        {"jobs", required_argument, NULL, 'j'},
+        {"quiet", no_argument, NULL, 'q'},
+        {"first-failure", no_argument, NULL, 'x'},
+        {"no-minimums", no_argument, NULL, 'm'},
+        {"fresh", no_argument, NULL, 'e'},
+        {"help", no_argument, NULL, 'h'},
+        {0},
     };
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     int c;
@@ -342,6 +365,10 @@ parse_options(struct options *options, int argc, char **argv)
         case 'm':
             options->no_minimums = true;
             break;
+        case 'e':
+            options->fresh = true;
+            options->first = fresh_seed();
+            break;
         case 'j':
             options->jobs = (uint32_t)parse_number("jobs", optarg);
             break;
@@ -353,6 +380,7 @@ parse_options(struct options *options, int argc, char **argv)
             exit(2);
         }
     }
+    options->single = options->single && options->count == 0;
     if (optind != argc || (!options->single && options->count == 0) || options->jobs == 0 ||
         options->jobs > JOBS_MAX || (options->trace && !options->single)) {
         (void)fputs(usage_text, stderr);

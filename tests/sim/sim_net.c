@@ -116,6 +116,8 @@ end_rx_append(struct sim_end *end, struct sim_message *message)
     struct sim_world *world = end->process->world;
 
     message->deliver_ns = world->now_ns + net_delay_ns(world);
+    if (world->slow_until_ns[message->from_idx][end->process->idx] > world->now_ns)
+        message->deliver_ns += net_random(world, world->slow_ns);
     if (message->deliver_ns < end->rx_last_ns)
         message->deliver_ns = end->rx_last_ns;
     end->rx_last_ns = message->deliver_ns;
@@ -672,9 +674,20 @@ sim_net_block(struct sim_world *world, const struct sim_process *from, const str
 }
 
 void
+sim_net_slow(struct sim_world *world, const struct sim_process *from, const struct sim_process *to,
+             uint64_t delay_ns, uint64_t duration_ns)
+{
+    sim_trace(world, NULL, "from %s to %s all takes up to %.3f s for %.3f s", from->name, to->name,
+              (double)delay_ns / 1e9, (double)duration_ns / 1e9);
+    world->slow_ns = delay_ns;
+    world->slow_until_ns[from->idx][to->idx] = world->now_ns + duration_ns;
+}
+
+void
 sim_net_unblock_all(struct sim_world *world)
 {
     memset(world->blocked_until_ns, 0, sizeof(world->blocked_until_ns));
+    memset(world->slow_until_ns, 0, sizeof(world->slow_until_ns));
 }
 
 /* One side of a broken link. */

@@ -11,10 +11,10 @@ find_copy(struct cluster *cluster, const struct chunk_key *key, const struct sim
 {
     struct chunk *found = NULL;
 
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct chunk *chunk = chunk_table_find(cluster->servers[i].disk.chunks, key);
 
-        if (chunk == NULL)
+        if (chunk == NULL || cluster->servers[i].gone)
             continue;
         sim_require(&cluster->world, &cluster->servers[i] == server,
                     "volume %" PRIu64 " segment %u slot %u is on %s, which the map does not name",
@@ -48,8 +48,8 @@ compare_sector(struct cluster *cluster, const struct chunk_key *key, uint32_t id
     cluster->counters.sectors_compared++;
 }
 
-static const struct sim_volume *
-volume_of(const struct cluster *cluster, uint64_t id)
+const struct sim_volume *
+cluster_volume(const struct cluster *cluster, uint64_t id)
 {
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
         if (cluster->volumes[i].id == id)
@@ -60,7 +60,7 @@ volume_of(const struct cluster *cluster, uint64_t id)
 static void
 compare_segment(struct cluster *cluster, const struct sim_segment *segment, void *context)
 {
-    const struct sim_volume *volume = volume_of(cluster, segment->volume);
+    const struct sim_volume *volume = cluster_volume(cluster, segment->volume);
     const struct chunk *first = NULL;
 
     (void)context;
@@ -69,8 +69,11 @@ compare_segment(struct cluster *cluster, const struct sim_segment *segment, void
         const struct chunk *copy = find_copy(cluster, &key, segment->places[slot].server);
 
         sim_require(&cluster->world, copy == NULL || copy->pending_count == 0,
-                    "volume %" PRIu64 " segment %u slot %u: %u writes pending after a clean close",
-                    key.volume, key.segment, slot, copy->pending_count);
+                    "volume %" PRIu64
+                    " segment %u slot %u: %u writes pending after a clean close, the "
+                    "first %#" PRIx64 ", above S %#" PRIx64,
+                    key.volume, key.segment, slot, copy->pending_count, copy->pending[0].version,
+                    copy->stable_version);
         cluster->counters.chunks_compared += copy != NULL;
         for (uint32_t i = 0; i < volume->segment_bytes / SECTOR_BYTES && slot > 0; i++)
             compare_sector(cluster, &key, i, copy_sector(first, i), copy_sector(copy, i));
@@ -88,11 +91,11 @@ verdict_compare_copies(struct cluster *cluster)
 bool
 verdict_deleted_are_gone(const struct cluster *cluster)
 {
-    for (uint32_t i = 0; i < cluster->profile.server_count; i++) {
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct chunk *chunk, *next;
 
         HASH_ITER (by_key, cluster->servers[i].disk.chunks->by_key, chunk, next)
-            if (volume_of(cluster, chunk->key.volume) == NULL)
+            if (cluster_volume(cluster, chunk->key.volume) == NULL && !cluster->servers[i].gone)
                 return false;
     }
     return true;

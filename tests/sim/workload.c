@@ -178,6 +178,12 @@ op_check_flush(const struct client_op *op)
     }
 }
 
+static bool
+err_is_bad_sector(int err)
+{
+    return err == -DL_E_CRC_DATA || err == -DL_E_INDEX_CORRUPT;
+}
+
 static void
 op_judge(struct client_op *op, int err)
 {
@@ -185,8 +191,8 @@ op_judge(struct client_op *op, int err)
     struct cluster *cluster = client->cluster;
 
     if (err != 0) {
-        sim_require(&cluster->world, !client->sweep, "%s: a request fails in the calm: %s",
-                    client->process.name, dl_err_str(err));
+        sim_require(&cluster->world, !client->sweep || (cluster->healing && err_is_bad_sector(err)),
+                    "%s: a request fails in the calm: %s", client->process.name, dl_err_str(err));
         client_expect_error(client, "a request", err);
         cluster->counters.failed++;
     } else {
@@ -448,9 +454,11 @@ sweep_on_extents_done(struct client_extents *extents, int err)
 {
     struct sim_client *client = extents->context;
 
-    sim_require(&client->cluster->world, err == 0, "%s: extents: %s", client->process.name,
-                dl_err_str(err));
-    sim_require(&client->cluster->world, client->extents_next_bytes == client->size_bytes,
+    sim_require(&client->cluster->world,
+                err == 0 || (client->cluster->healing && err_is_bad_sector(err)), "%s: extents: %s",
+                client->process.name, dl_err_str(err));
+    sim_require(&client->cluster->world,
+                client->extents_next_bytes == client->size_bytes || err != 0,
                 "%s: extents end at %" PRIu64 " of %" PRIu64, client->process.name,
                 client->extents_next_bytes, client->size_bytes);
     client->extents_told = true;
@@ -679,6 +687,7 @@ client_start(struct sim_client *client)
         .eject_lost_ms = cluster->profile.eject_lost_ms,
         .eject_silent_ms = cluster->profile.eject_silent_ms,
         .eject_slow_ms = cluster->profile.eject_slow_ms,
+        .hedge_min_ms = cluster->profile.hedge_min_ms,
         .on_event = client_on_event,
         .event_context = client,
     };
