@@ -151,19 +151,30 @@ pull_op_check(struct chunkserver_core *core, const struct pull_op *op, const str
     return 0;
 }
 
+static bool
+is_bad_sector(const struct store_pull *pull, int err)
+{
+    return err == -DL_E_MEDIA_READ || ((err == -DL_E_CRC_DATA || err == -DL_E_INDEX_CORRUPT) &&
+                                       pull->bad_sector >= pull->first_sector);
+}
+
 /*
  * A sector is bad here: it is repaired, and who pulls gets what lies before it, if there is
  * something.  Otherwise sources that have bad sectors in different places would fail one after the
- * other, and nobody ever get on.  True: the store is asked again.
+ * other, and nobody ever get on.  Of a read that the drive failed nobody says which sector it was:
+ * half of the window is tried, down to one.  True: the store is asked again.
  */
 static bool
-pull_op_is_shortened(struct pull_op *op)
+pull_op_is_shortened(struct pull_op *op, int err)
 {
     struct chunkserver_core *core = op->session->core;
     struct store_pull *pull = &op->pull;
-    uint32_t good_sectors = pull->bad_sector - pull->first_sector;
+    bool unknown = err == -DL_E_MEDIA_READ;
+    uint32_t good_sectors = unknown ? pull->window_sectors / 2
+                                    : pull->bad_sector - pull->first_sector;
 
-    repair_found(core, &pull->key, pull->bad_sector);
+    if (!unknown || good_sectors == 0)
+        repair_found(core, &pull->key, unknown ? pull->first_sector : pull->bad_sector);
     if (good_sectors == 0)
         return false;
     pull->window_sectors = good_sectors;
@@ -179,8 +190,8 @@ pull_op_on_pulled(struct store_pull *pull, int err)
     struct chunkserver_core *core = op->session->core;
     const struct chunk *chunk = chunk_table_find(core->chunks, &pull->key);
 
-    if ((err == -DL_E_CRC_DATA || err == -DL_E_INDEX_CORRUPT) && chunk != NULL &&
-        pull->bad_sector >= pull->first_sector && !core->stopping && pull_op_is_shortened(op))
+    if (is_bad_sector(pull, err) && chunk != NULL && !core->stopping &&
+        pull_op_is_shortened(op, err))
         return;
     if (err == 0 && chunk != NULL && chunk->local_id != op->local_id)
         err = -DL_E_CHUNK_UNKNOWN;

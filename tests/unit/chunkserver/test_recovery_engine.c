@@ -137,6 +137,50 @@ test_whole_segment(void **state)
     fixture_destroy(fx);
 }
 
+/* The n-th block that has the data of write 1 can't be read any more. */
+static void
+break_block(struct fixture *fx, uint32_t slot, uint32_t n)
+{
+    struct rig *rig = fx->servers[slot].rig;
+    uint8_t data[BLOCK_BYTES], block[BLOCK_BYTES];
+
+    memset(data, 1, sizeof(data));
+    for (uint64_t offset = 0; offset < DISK_BYTES; offset += BLOCK_BYTES) {
+        fake_disk_peek(&rig->disk, block, sizeof(block), offset);
+        if (memcmp(block, data, sizeof(block)) != 0 || n-- > 0)
+            continue;
+        fake_disk_set_bad(&rig->disk, offset, BLOCK_BYTES, true);
+        return;
+    }
+    fail_msg("slot %u has no such block", slot);
+}
+
+/* Drives that fail reads, each of another place of the same window: recovery gets on. */
+static void
+test_sources_with_unreadable_sectors(void **state)
+{
+    struct fixture *fx = fixture_create_on(3, &engine_backing);
+
+    (void)state;
+    fx->in_sync = 3;
+    fill(fx, 3);
+    break_block(fx, 0, 0);
+    break_block(fx, 0, 100);
+    break_block(fx, 1, 50);
+    break_block(fx, 1, 255);
+    tell_in_sync(fx, 0, 5);
+    tell_in_sync(fx, 1, 5);
+    tell_attempt(fx, 2, 5, 5, 3);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    run_for(fx, 10 * SIM_S);
+    assert_true(stats_of(&fx->servers[0]).sectors_repaired > 0);
+    assert_true(stats_of(&fx->servers[1]).sectors_repaired > 0);
+    assert_reads_same(fx, 0, 2);
+    assert_reads_same(fx, 1, 2);
+    fixture_destroy(fx);
+}
+
 /* With writes that nobody else has, and one under way that is sent again under the next attempt. */
 static void
 test_crash_at_any_moment(void **state)
@@ -173,4 +217,6 @@ test_crash_at_any_moment(void **state)
     }
 }
 
-UNIT_MAIN(cmocka_unit_test(test_whole_segment), cmocka_unit_test(test_crash_at_any_moment))
+UNIT_MAIN(cmocka_unit_test(test_whole_segment),
+          cmocka_unit_test(test_sources_with_unreadable_sectors),
+          cmocka_unit_test(test_crash_at_any_moment))
