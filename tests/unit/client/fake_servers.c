@@ -1106,18 +1106,24 @@ fake_meta_answer_status(struct fake_cluster *cluster, struct fake_session *sessi
 {
     struct fake_answers answers = {0};
     Dl__FenceStatusReply reply = DL__FENCE_STATUS_REPLY__INIT;
+    uint32_t waited_for = 0;
+    bool news;
 
     for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct fake_server *server = &cluster->servers[i];
 
-        if (fake_is_known(status, server->id))
+        if (fake_is_known(status, server->id) || (cluster->unnamed & 1u << i) != 0)
             continue;
-        if ((cluster->unanswered & 1u << i) != 0)
+        if ((cluster->unanswered & 1u << i) != 0) {
             answers.waiting[answers.waiting_count++] = server->id;
-        else
+            waited_for |= 1u << i;
+        } else {
             fake_add_answer(&answers, server, status, cluster->part_writes);
+        }
     }
-    if (answers.answer_count > 0 || answers.waiting_count == 0) {
+    news = answers.answer_count > 0 || waited_for == 0 || waited_for != cluster->waited_for;
+    cluster->waited_for = waited_for;
+    if (news) {
         reply.n_answers = answers.answer_count;
         reply.answers = answers.answer_pointers;
         reply.n_waiting_for = answers.waiting_count;
@@ -1127,7 +1133,7 @@ fake_meta_answer_status(struct fake_cluster *cluster, struct fake_session *sessi
     vec_for_each (memory, &answers.memory)
         free(*memory);
     vec_fini(&answers.memory);
-    return answers.answer_count > 0 || answers.waiting_count == 0;
+    return news;
 }
 
 static void

@@ -132,6 +132,8 @@ struct fake_cluster {
     uint32_t volume_count;
     struct list meta_links;
     struct list meta_held; /* FENCE_STATUS and ALLOCATE that wait */
+    uint32_t waited_for;   /* as FENCE_STATUS said last, as a bit mask */
+    uint32_t unnamed;      /* servers that FENCE_STATUS says nothing of, as a bit mask */
     uint32_t part_writes;  /* FENCE_STATUS and PENDING list so many writes at once; 0: all */
     /* faults */
     uint32_t unanswered; /* bit per server: has not answered the fence */

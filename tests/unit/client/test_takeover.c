@@ -729,6 +729,29 @@ test_a_slot_that_does_not_answer(void **state)
     close_clean(f, volume);
 }
 
+/* One that has to be asked for more later has its time from then on. */
+static void
+test_a_slot_that_stops_answering(void **state)
+{
+    struct fixture *f = fixture_create(34, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    f->options.eject_silent_ms = 3000;
+    f->cluster.unnamed = 1u << 2;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, 10 * SIM_S);
+    assert_true(client_volume_unresolved_count(f->volume) > 0);
+    f->cluster.unnamed = 0;
+    f->cluster.unanswered = 1u << 2;
+    fixture_run(f, 2800 * NS_PER_MS);
+    assert_int_equal(f->cluster.ejections, 0);
+    fixture_run(f, 2200 * NS_PER_MS);
+    assert_int_equal(f->cluster.last_ejected_server, 3);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    close_clean(f, volume);
+}
+
 /* Not below min_write: then it is waited for. */
 static void
 test_a_slot_that_can_not_be_spared(void **state)
@@ -900,6 +923,7 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_the_source_leaves), cmocka_unit_test(test_a_rewrite_is_finished),
           cmocka_unit_test(test_a_rewrite_goes_to_new_slots),
           cmocka_unit_test(test_a_slot_that_does_not_answer),
+          cmocka_unit_test(test_a_slot_that_stops_answering),
           cmocka_unit_test(test_a_slot_that_can_not_be_spared),
           cmocka_unit_test(test_a_promoted_slot_that_does_not_answer),
           cmocka_unit_test(test_rewrites_with_too_few_slots),
