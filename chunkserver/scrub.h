@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * scrub.h: looking at everything that is kept here: the scrub (scrub.c), and what is known of bad
- * sectors, whoever found them (finding.c).  docs/recovery.md, bad sectors.
+ * scrub.h: looking at everything that is kept here: the scrub (scrub_internal.h), and what is known
+ * of bad sectors, whoever found them (finding.c).  docs/recovery.md, bad sectors.
  *
  * Threads: the core's.  Blocks: never.  Errors: none; without memory a scrub is refused and asked
  * for again.

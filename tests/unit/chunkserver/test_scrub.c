@@ -393,7 +393,9 @@ test_disk_goes_on(void **state)
     server->scrub.completed_ms = 77;
     restart(server, 1000000 * SIM_S);
     wait_registered(fx);
-    run_for(fx, 5 * SIM_S);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(server).scrubs, 0);
+    run_for(fx, 30 * SIM_S);
     assert_int_equal(server->scrub_counts.sectors, 0);
     assert_int_equal(stats_of(server).scrubs, 1);
     assert_int_equal(server->scrub.volume, 0);
@@ -420,7 +422,7 @@ test_asked_for_goes_first(void **state)
     (void)state;
     restart(server, 100000 * SIM_S);
     wait_registered(fx);
-    run_for(fx, 10 * SIM_S);
+    run_for(fx, 40 * SIM_S);
     damage(fx, 2, 15 * 290);
     assert_int_equal(scrub_one(fx, 2, 1).repaired, 1);
     assert_true(fx->world.now_ns < 1000 * SIM_S);
