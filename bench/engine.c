@@ -7,6 +7,7 @@
  *     bench_engine --disk /mnt/x/disk --size 4G --seconds 20         on a file, with its flushes
  *     bench_engine --disk memory --sparse 20                         20 times as many leaves as the
  *     cache holds
+ *     bench_engine --discard                                         what a discarded volume keeps
  *
  * It prints operations per second, CPU microseconds per operation (of the engine's thread, and of
  * the whole process with RocksDB's threads), and the bytes that went to the device per byte
@@ -242,7 +243,7 @@ struct options {
     const char *disk; /* "memory" or a path */
     uint64_t size_bytes, volume_bytes, cache_bytes, journal_bytes;
     uint64_t depth, seconds, sparse;
-    bool read, json;
+    bool read, json, discard;
 };
 
 struct bench;
@@ -317,7 +318,8 @@ read_on_done(struct store_read *read, int err)
 }
 
 static void
-start_write(struct bench *bench, struct request *request, uint64_t sector, uint32_t sectors)
+start_write(struct bench *bench, struct request *request, uint64_t sector, uint32_t sectors,
+            bool zero)
 {
     uint64_t chunk = sector / CHUNK_SECTORS;
 
@@ -332,6 +334,7 @@ start_write(struct bench *bench, struct request *request, uint64_t sector, uint3
                           (bench->sequence[chunk] > 600 ? bench->sequence[chunk] - 600 : 0),
         .offset_sectors = (uint32_t)(sector % CHUNK_SECTORS),
         .length_sectors = sectors,
+        .zero = zero,
         .create = true,
         .payload = request->buffer,
         .crcs = request->crcs,
@@ -363,12 +366,12 @@ start_request(struct bench *bench, struct request *request)
     request->started_ns = clock_ns(CLOCK_MONOTONIC);
     bench->busy_count++;
     if (bench->filling) {
-        start_write(bench, request, bench->fill_next, 64);
+        start_write(bench, request, bench->fill_next, 64, false);
         bench->fill_next += 64;
     } else if (bench->options.read) {
         start_read(bench, request, next_random(&bench->env.random) % sectors);
     } else {
-        start_write(bench, request, next_random(&bench->env.random) % sectors, 1);
+        start_write(bench, request, next_random(&bench->env.random) % sectors, 1, false);
     }
 }
 
@@ -448,6 +451,95 @@ run_measured(struct bench *bench, struct result *result)
     result->leaf_loads = engine_counters(bench->engine)->leaf_loads;
     result->leaf_bytes = result->after.cache_bytes;
 }
+
+/* --- what a discarded volume keeps --- */
+
+struct change_state {
+    struct store_change change;
+    bool done;
+};
+
+static void
+change_on_done(struct store_change *change, int err)
+{
+    dl_assert(err == 0);
+    list_entry(change, struct change_state, change)->done = true;
+}
+
+static void
+run_change(struct bench *bench, enum store_change_kind kind, uint64_t chunk)
+{
+    struct change_state state = {
+        .change = {.kind = kind,
+                   .key = {.volume = 1, .segment = (uint32_t)chunk},
+                   .stable_version = UINT64_C(1) << 40 | bench->sequence[chunk],
+                   .on_done = change_on_done}};
+
+    bench->store->ops->change_start(bench->store, &state.change);
+    while (!state.done)
+        run_turn(bench, false);
+}
+
+static void
+run_zero(struct bench *bench, uint64_t chunk)
+{
+    struct request *request = &bench->requests[0];
+
+    request->busy = true;
+    request->started_ns = clock_ns(CLOCK_MONOTONIC);
+    bench->busy_count++;
+    start_write(bench, request, chunk * CHUNK_SECTORS, CHUNK_SECTORS, true);
+    while (request->busy)
+        run_turn(bench, false);
+}
+
+struct leaf_sum {
+    uint64_t leaves, bytes;
+};
+
+static int
+sum_leaf(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t *value,
+         uint32_t value_bytes)
+{
+    struct leaf_sum *sum = context;
+
+    (void)key;
+    (void)value;
+    sum->leaves++;
+    sum->bytes += key_bytes + value_bytes;
+    return 0;
+}
+
+/* When all is written back. */
+static void
+print_leaves(struct bench *bench, const char *when)
+{
+    struct leaf_sum sum = {0};
+
+    while (!engine_is_quiet(bench->engine))
+        run_turn(bench, false);
+    dl_assert(bench->index->ops->scan_now(bench->index, "L", 1, sum_leaf, &sum) == 0);
+    (void)printf("  %10" PRIu64 " leaves in the index, %s, %s\n", sum.leaves,
+                 text_of_size(sum.bytes).text, when);
+}
+
+static void
+run_discard(struct bench *bench)
+{
+    uint64_t chunks = bench->options.volume_bytes / SECTOR_BYTES / CHUNK_SECTORS;
+
+    print_leaves(bench, "written");
+    for (uint64_t chunk = 0; chunk < chunks; chunk++) {
+        run_zero(bench, chunk);
+        run_change(bench, STORE_STABLE, chunk);
+    }
+    print_leaves(bench, "discarded");
+    for (uint64_t chunk = 0; chunk < chunks; chunk++)
+        run_change(bench, STORE_FORGET, chunk);
+    print_leaves(bench, "forgotten");
+}
+
+/* --- the end --- */
 
 struct stop_state {
     bool done;
@@ -649,6 +741,7 @@ static const char usage[] =
     "  --depth N            (32)\n"
     "  --seconds N          (5)\n"
     "  --read               random reads instead of writes\n"
+    "  --discard            afterwards: what of all that stays in the index when it is discarded\n"
     "  --json\n";
 
 static int
@@ -677,6 +770,9 @@ parse_option(int key, const char *value, struct options *options, struct dl_erro
     case 'r':
         options->read = true;
         return 0;
+    case 'D':
+        options->discard = true;
+        return 0;
     case 'J':
         options->json = true;
         return 0;
@@ -688,13 +784,19 @@ parse_option(int key, const char *value, struct options *options, struct dl_erro
 static int
 parse_options(int argc, char **argv, struct options *options)
 {
-    static const struct option known[] = {
-        {"disk", required_argument, NULL, 'd'},    {"size", required_argument, NULL, 's'},
-        {"volume", required_argument, NULL, 'v'},  {"cache", required_argument, NULL, 'c'},
-        {"journal", required_argument, NULL, 'j'}, {"sparse", required_argument, NULL, 'p'},
-        {"depth", required_argument, NULL, 'q'},   {"seconds", required_argument, NULL, 't'},
-        {"read", no_argument, NULL, 'r'},          {"json", no_argument, NULL, 'J'},
-        {"help", no_argument, NULL, 'h'},          {0}};
+    static const struct option known[] = {{"disk", required_argument, NULL, 'd'},
+                                          {"size", required_argument, NULL, 's'},
+                                          {"volume", required_argument, NULL, 'v'},
+                                          {"cache", required_argument, NULL, 'c'},
+                                          {"journal", required_argument, NULL, 'j'},
+                                          {"sparse", required_argument, NULL, 'p'},
+                                          {"depth", required_argument, NULL, 'q'},
+                                          {"seconds", required_argument, NULL, 't'},
+                                          {"read", no_argument, NULL, 'r'},
+                                          {"json", no_argument, NULL, 'J'},
+                                          {"discard", no_argument, NULL, 'D'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {0}};
     struct dl_error err = {.text = "see --help"};
     int key;
 
@@ -733,6 +835,8 @@ main(int argc, char **argv)
     if (bench.options.sparse == 0)
         run_fill(&bench);
     run_measured(&bench, &result);
+    if (bench.options.discard)
+        run_discard(&bench);
     run_stop(&bench, &result);
     if (bench.options.json)
         print_json(&bench, &result);

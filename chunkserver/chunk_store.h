@@ -144,6 +144,9 @@ struct store_read {
  *   above the chunk's all that lies above chunk_attempt_steps() becomes void, and
  *   chunk_attempt_begin().  A crash leaves all of it or nothing.  -DL_E_CHUNK_UNKNOWN: it is not
  *   there, and incarnation is 0.
+ *   STORE_FORGET   key, stable_version: no slot will ever have to be told of zero extents at or
+ *   below it; the chunk may make holes of them, some time.  It does nothing if the chunk is not
+ *   there, recovers, or has a lower S.  on_done says nothing.
  *   STORE_REPORT   key, attempt, stable_version: chunk_sources_hear().  -DL_E_EPOCH_OLD: the chunk
  *   has another attempt.  -DL_E_CHUNK_UNKNOWN.
  */
@@ -155,6 +158,7 @@ enum store_change_kind {
     STORE_IN_SYNC,
     STORE_ATTEMPT,
     STORE_REPORT,
+    STORE_FORGET,
 };
 
 struct store_change {

@@ -444,7 +444,7 @@ stable_op_accept(struct stable_op *op, const struct data_stable *stable)
         return;
     }
     op->change = (struct store_change){
-        .kind = STORE_STABLE,
+        .kind = (stable->target.flags & STABLE_FORGET) != 0 ? STORE_FORGET : STORE_STABLE,
         .key = key,
         .lease_epoch = stable->target.lease_epoch,
         .config_epoch = stable->target.config_epoch,

@@ -80,8 +80,10 @@ learn_segment(struct client_volume *volume, const Dl__Segment *message, bool *re
     }
     err = client_map_apply(&volume->map, message, &segment, &changed);
     *ret_changed = err == 0 && changed && was_there;
-    if (*ret_changed)
+    if (*ret_changed) {
         learn_new_slots(volume, segment, &before);
+        client_stable_on_map(volume, segment);
+    }
     if (*ret_changed && volume->takeover_due)
         segment->changed_early = true;
     if (*ret_changed && volume->takeover != NULL)

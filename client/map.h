@@ -60,6 +60,7 @@ struct segment {
     uint8_t slot_count;
     bool allocating;     /* an ALLOCATE names it */
     bool changed_early;  /* its map changed between the attach and the takeover */
+    bool zeroed;         /* slots may have zero extents of ours that they could forget */
     uint8_t eject_state; /* of this config epoch */
     uint32_t eject_mask; /* by place */
     uint64_t eject_retry_ns;

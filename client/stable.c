@@ -7,6 +7,11 @@
  *   2. Bit (q mod STABLE_WINDOW) of `done` is set for a sequence q in (stable, sequence_last] if q
  *      is done; the bits of all others are clear.
  *   3. The bit of stable + 1 is clear: S is as high as it can be.
+ *
+ * Zero extents: a slot that was away pulls what is above its own S.  So zeroes may be forgotten by
+ * the others only when no slot can come back with something older and an S below them: when all
+ * slots are in-sync and have confirmed S durably, all under one map (docs/recovery.md, rule 25).
+ * Whatever happens to the slots after that, it stays true.
  */
 #include "client/stable.h"
 
@@ -35,6 +40,16 @@ stable_flip_bit(struct segment_writer *writer, uint64_t sequence)
     uint64_t bit = sequence % STABLE_WINDOW;
 
     writer->done[bit / 64] ^= 1ull << bit % 64;
+}
+
+/* Looked at when it has been idle for a while. */
+static void
+stable_is_busy(struct segment_writer *writer)
+{
+    writer->last_write_ns = env_now_ns(writer->volume->core->env);
+    if (list_is_linked(&writer->idle_node))
+        list_remove(&writer->idle_node);
+    list_push_back(&writer->volume->idle, &writer->idle_node);
 }
 
 uint64_t
@@ -70,10 +85,7 @@ client_stable_done(struct segment_writer *writer, uint64_t sequence)
         writer->stable++;
         stable_flip_bit(writer, writer->stable);
     }
-    writer->last_write_ns = env_now_ns(writer->volume->core->env);
-    if (list_is_linked(&writer->idle_node))
-        list_remove(&writer->idle_node);
-    list_push_back(&writer->volume->idle, &writer->idle_node);
+    stable_is_busy(writer);
     if (writer->stable > before && !list_is_empty(&writer->credit_waiters))
         client_io_wake(&writer->credit_waiters);
 }
@@ -119,6 +131,7 @@ client_stable_writer(struct client_volume *volume, struct segment *segment)
     writer->segment = segment;
     writer->stable = segment->sequence_last; /* what was written before is confirmed */
     writer->confirmed = segment->sequence_last;
+    writer->zeroed_sequence = segment->zeroed ? segment->sequence_last : 0;
     list_init(&writer->credit_waiters);
     list_push_back(&volume->writers, &writer->node);
     segment->writer = writer;
@@ -144,13 +157,76 @@ stable_release_writer(struct segment_writer *writer)
     volume->spare_writer_count++;
 }
 
+/* --- zeroes --- */
+
+/* Every slot that takes part must be within reach: a confirmation of some is worth nothing. */
+static bool
+stable_slots_are_up(const struct client_volume *volume, const struct segment *segment)
+{
+    for (uint32_t i = 0; i < segment->slot_count; i++)
+        if (segment_slot_is_written(&segment->slots[i]) &&
+            !client_session_is_up(
+                &client_core_server(volume->core, segment->slots[i].server_id)->session))
+            return false;
+    return true;
+}
+
+void
+client_stable_zeroed(struct segment_writer *writer, uint64_t sequence)
+{
+    writer->segment->zeroed = true;
+    writer->forget_epoch = 0;
+    if (sequence > writer->zeroed_sequence)
+        writer->zeroed_sequence = sequence;
+}
+
+/* No slot is away, or has something to recover. */
+static bool
+segment_is_whole(const struct segment *segment)
+{
+    if (DLBLK_MUTANT(client_forget_zeroes_early))
+        return true;
+    for (uint32_t i = 0; i < segment->slot_count; i++)
+        if (segment->slots[i].state != DL__SLOT_STATE__SLOT_IN_SYNC &&
+            segment->slots[i].state != DL__SLOT_STATE__SLOT_NONE)
+            return false;
+    return true;
+}
+
+/* Should the slots be told to forget zeroes, and could they? */
+static bool
+stable_wants_forget(const struct segment_writer *writer)
+{
+    const struct segment *segment = writer->segment;
+
+    return segment->zeroed && segment->state == SEGMENT_READY && writer->confirmed > 0 &&
+           writer->confirmed == segment->sequence_last &&
+           writer->forget_epoch != segment->config_epoch && segment_is_whole(segment) &&
+           stable_slots_are_up(writer->volume, segment);
+}
+
 /* All it wrote is stable, and every slot knows. */
 static bool
 stable_writer_is_over(const struct segment_writer *writer)
 {
     return writer->confirmed == writer->segment->sequence_last && writer->stable_op == NULL &&
            writer->settle == NULL && writer->unsettled.count == 0 &&
-           list_is_empty(&writer->credit_waiters);
+           list_is_empty(&writer->credit_waiters) && !stable_wants_forget(writer);
+}
+
+void
+client_stable_on_map(struct client_volume *volume, struct segment *segment)
+{
+    struct segment_writer *writer;
+
+    if (!segment->zeroed || segment->writer != NULL || volume->fenced || volume->close != NULL ||
+        !segment_is_whole(segment))
+        return;
+    writer = client_stable_writer(volume, segment);
+    if (writer == NULL)
+        return;
+    stable_is_busy(writer);
+    client_core_want_tick(volume->core);
 }
 
 /* --- STABLE --- */
@@ -166,11 +242,42 @@ struct stable_op {
     struct segment_writer *writer;
     uint64_t sequence;
     uint32_t config_epoch; /* of the map whose slots were told */
+    bool forget;           /* ... that zeroes may be forgotten */
     uint32_t pending;
     uint32_t slot_count;
     int err;
     struct stable_slot slots[];
 };
+
+/*
+ * Under another map there may be a slot that was not told: all are told again.  What was only for
+ * the sake of zeroes is not tried twice.
+ */
+static void
+stable_confirm_end(const struct stable_op *op)
+{
+    struct segment_writer *writer = op->writer;
+
+    if (op->err != 0 && writer->confirmed == writer->stable)
+        writer->forget_epoch = op->config_epoch;
+    if (op->err != 0 || op->config_epoch != writer->segment->config_epoch ||
+        op->sequence < writer->confirmed)
+        return;
+    writer->confirmed = op->sequence;
+    writer->confirmed_epoch = op->config_epoch;
+}
+
+/* What could not be told under this map is told again after the next zeroes. */
+static void
+stable_forget_end(const struct stable_op *op)
+{
+    struct segment_writer *writer = op->writer;
+
+    if (op->err != 0)
+        writer->forget_epoch = op->config_epoch;
+    else if (writer->zeroed_sequence <= op->sequence)
+        writer->segment->zeroed = false;
+}
 
 static void
 stable_op_end(struct stable_op *op)
@@ -181,10 +288,10 @@ stable_op_end(struct stable_op *op)
     writer->stable_op = NULL;
     dl_assert(volume->stable_ops > 0);
     volume->stable_ops--;
-    /* Under another map there may be a slot that was not told: all are told again. */
-    if (op->err == 0 && op->config_epoch == writer->segment->config_epoch &&
-        op->sequence > writer->confirmed)
-        writer->confirmed = op->sequence;
+    if (op->forget)
+        stable_forget_end(op);
+    else
+        stable_confirm_end(op);
     if (op->err == -DL_E_LEASE_OLD)
         client_volume_fence(volume, op->err, "a server has been told of a newer owner");
     if (op->err == -DL_E_EPOCH_OLD)
@@ -214,18 +321,6 @@ stable_on_slot(struct session_call *call, int err)
     stable_slot_done(slot->op, err);
 }
 
-/* Every slot that takes part must be within reach: a confirmation of some is worth nothing. */
-static bool
-stable_slots_are_up(const struct client_volume *volume, const struct segment *segment)
-{
-    for (uint32_t i = 0; i < segment->slot_count; i++)
-        if (segment_slot_is_written(&segment->slots[i]) &&
-            !client_session_is_up(
-                &client_core_server(volume->core, segment->slots[i].server_id)->session))
-            return false;
-    return true;
-}
-
 static bool
 stable_send_slot(struct client_volume *volume, struct stable_slot *slot,
                  const struct segment *segment, uint32_t slot_idx, uint64_t version)
@@ -234,6 +329,7 @@ stable_send_slot(struct client_volume *volume, struct stable_slot *slot,
         .target = {.volume = volume->id,
                    .segment = segment->index,
                    .slot = segment->slots[slot_idx].number,
+                   .flags = slot->op->forget ? STABLE_FORGET : 0,
                    .config_epoch = segment->config_epoch,
                    .lease_epoch = volume->lease_epoch},
         .stable_version = version,
@@ -279,7 +375,9 @@ stable_send(struct segment_writer *writer)
     struct segment *segment = writer->segment;
     struct stable_op *op;
 
-    if (writer->stable_op != NULL || writer->confirmed == writer->stable ||
+    bool confirmed = writer->confirmed == writer->stable;
+
+    if (writer->stable_op != NULL || (confirmed && !stable_wants_forget(writer)) ||
         segment->state == SEGMENT_UNRESOLVED || !stable_slots_are_up(volume, segment))
         return;
     op = calloc(1, sizeof(*op) + segment->slot_count * sizeof(op->slots[0]));
@@ -288,6 +386,7 @@ stable_send(struct segment_writer *writer)
     op->writer = writer;
     op->sequence = writer->stable;
     op->config_epoch = segment->config_epoch;
+    op->forget = confirmed && writer->confirmed_epoch == segment->config_epoch;
     op->slot_count = segment->slot_count;
     op->pending = 1;
     writer->stable_op = op;

@@ -11,7 +11,8 @@
  *     outstanding: sequence_last - S, at most STABLE_WINDOW; further writes wait for credit
  *
  * S rides on each WRITE; STABLE_IDLE_NS after the last write of a segment it goes to each slot
- * alone.
+ * alone.  If zeroes were written, and every slot is in-sync and has confirmed S under the map as it
+ * is, they are told once more: that zero extents up to S may be forgotten.
  *
  * Threads: the env's.
  */
@@ -52,6 +53,9 @@ struct segment_writer {
     struct list credit_waiters; /* io_op.wait_node */
     uint64_t stable;            /* S as a sequence; 0: none yet under this lease */
     uint64_t confirmed;         /* every slot has remembered this S durably */
+    uint32_t confirmed_epoch;   /* ... all slots of this map */
+    uint32_t forget_epoch;      /* the map under which they could not all be told to forget */
+    uint64_t zeroed_sequence;   /* of the last zeroes */
     uint64_t last_write_ns;
     struct stable_op *stable_op; /* STABLE under way */
     VEC(struct unsettled_range) unsettled;
@@ -74,6 +78,11 @@ enum stable_credit {
 uint64_t client_stable_take(struct segment_writer *writer, enum stable_credit credit);
 /* It is on all slots, or on none and never will be. */
 void client_stable_done(struct segment_writer *writer, uint64_t sequence);
+
+/* This write, which is done, was one of zeroes. */
+void client_stable_zeroed(struct segment_writer *writer, uint64_t sequence);
+/* The segment has another map. */
+void client_stable_on_map(struct client_volume *volume, struct segment *segment);
 
 /* S to be sent with a write or alone; 0: none. */
 uint64_t client_stable_version(const struct client_volume *volume, const struct segment *segment);

@@ -876,6 +876,8 @@ write_op_settle_versions(struct write_op *op)
         else
             client_stable_done(op->writer, sequences[i]);
     }
+    if (op->io.err == 0 && op->sequence != 0 && write_op_is_zero(op))
+        client_stable_zeroed(op->writer, op->sequence);
 }
 
 static void

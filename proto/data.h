@@ -119,7 +119,7 @@ struct chunk_target_wire {
     le64 volume;
     le32 segment;
     le16 slot;
-    le16 flags; /* enum write_flags, enum read_flags */
+    le16 flags; /* enum write_flags, enum stable_flags */
     le32 config_epoch;
     le32 lease_epoch;
     le32 offset_sectors;
@@ -167,6 +167,15 @@ struct read_reply_wire {
     le32 data_sectors;
 };
 static_assert(sizeof(struct read_reply_wire) == 8, "READ reply");
+
+enum stable_flags {
+    /*
+     * Every slot of the segment is in-sync, and has confirmed this stable version durably: zero
+     * extents up to it may be forgotten.  The reply says nothing.
+     */
+    STABLE_FORGET = 1u << 0,
+};
+#define STABLE_FLAGS_KNOWN STABLE_FORGET
 
 /*
  * The stable version alone.  Offset and length are 0.  Reply (no body): it is remembered durably.

@@ -208,13 +208,15 @@ data_stable_decode(const struct frame *frame, struct data_stable *ret_stable)
 
     if (frame_is_reply(frame) || frame->body_bytes != sizeof(*wire) || frame->payload_bytes != 0)
         return -DL_E_MESSAGE_MALFORMED;
-    err = target_decode(&wire->target, 0, &stable.target);
+    err = target_decode(&wire->target, STABLE_FLAGS_KNOWN, &stable.target);
     if (err != 0)
         return err;
     stable.stable_version = le64_get(wire->stable_version);
     stable.attempt = le32_get(wire->attempt);
     if (stable.target.offset_sectors != 0 || stable.target.length_sectors != 0 ||
         le32_get(wire->reserved) != 0)
+        return -DL_E_MESSAGE_MALFORMED;
+    if ((stable.target.flags & STABLE_FORGET) != 0 && stable.attempt != 0)
         return -DL_E_MESSAGE_MALFORMED;
     if (stable.stable_version == 0 ||
         stable.stable_version >> WIRE_VERSION_SEQUENCE_BITS > stable.target.lease_epoch)

@@ -72,6 +72,8 @@ engine_chunk_add(struct engine *engine, const struct chunk_key *key, uint64_t lo
     list_init(&chunk->writes);
     list_init(&chunk->attempts);
     list_init(&chunk->deletion_node);
+    list_init(&chunk->forget_node);
+    list_init(&chunk->emptied_node);
     if (local_id >= engine->local_id_next)
         engine->local_id_next = local_id + 1;
     return chunk;
@@ -170,6 +172,8 @@ apply_leaf_change(struct engine *engine, struct engine_chunk *chunk, uint32_t nu
     if (number >= chunk->leaf_count)
         chunk->leaf_count = number + 1;
     dirty_mark(engine, &leaf->dirty, change->lsn);
+    if (chunk->emptied.count > 0 || change->kind == SECTOR_ZERO)
+        forget_on_changed(chunk, number, change->kind);
     if (leaf->state == LEAF_LOADED) {
         struct leaf_result result = leaf_change(engine, leaf, change);
 
@@ -476,6 +480,21 @@ apply_clear(struct engine *engine, struct engine_chunk *chunk, uint32_t number, 
     (void)apply_leaf_change(engine, chunk, number, &change, replayed);
 }
 
+static void
+apply_forget(struct engine *engine, struct engine_chunk *chunk, uint32_t number, uint64_t version,
+             uint64_t lsn, bool replayed)
+{
+    struct leaf_change change = {.lsn = lsn,
+                                 .version = version,
+                                 .first = 0,
+                                 .count = LEAF_SECTORS,
+                                 .rule = LEAF_FORGET,
+                                 .kind = SECTOR_HOLE};
+
+    apply_chunk(engine, chunk, lsn);
+    (void)apply_leaf_change(engine, chunk, number, &change, replayed);
+}
+
 /* --- in service --- */
 
 static bool
@@ -636,6 +655,11 @@ apply_op(struct engine *engine, struct op *op, uint64_t lsn)
         engine->counters.leaves_cleared++;
         apply_clear(engine, op->chunk, op->number, lsn, false);
         delete_cleared(engine, op->chunk);
+        break;
+    case RECORD_FORGET:
+        engine->counters.zeroes_forgotten++;
+        apply_forget(engine, op->chunk, op->number, op->version, lsn, false);
+        forget_applied(engine, op->chunk, op->number);
         break;
     case RECORD_BAD:
         apply_op_bad(engine, op, lsn);
@@ -801,6 +825,9 @@ replay_chunk_record(struct engine *engine, const struct journal_record *record, 
         break;
     case RECORD_CLEAR:
         apply_clear(engine, chunk, record->number, lsn, true);
+        break;
+    case RECORD_FORGET:
+        apply_forget(engine, chunk, record->number, record->stable_version, lsn, true);
         break;
     default:
         dl_unreachable();

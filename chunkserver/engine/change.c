@@ -216,6 +216,9 @@ change_start(struct chunk_store *store, struct store_change *change)
         case STORE_REPORT:
             err = recover_start_report(engine, change);
             break;
+        case STORE_FORGET:
+            forget_start(engine, change);
+            break;
         }
     }
     if (err != 0)

@@ -141,6 +141,7 @@ delete_forget(struct engine *engine, struct engine_chunk *chunk)
     dl_assert(chunk->refs == 0);
     dl_assert(list_is_empty(&chunk->writes));
     leaf_forget_all(engine, chunk);
+    forget_chunk_fini(chunk);
     free(chunk->leaves);
     if (list_is_linked(&chunk->dirty.node))
         list_remove(&chunk->dirty.node);

@@ -128,6 +128,7 @@ engine_turn(struct engine *engine)
     if (engine->applying && engine->stopped == 0)
         group_ack_all(engine);
     delete_step(engine);
+    forget_step(engine);
     /*
      * What write-back stages can want a block, and a block that finds no room can want write-back.
      */
@@ -199,7 +200,9 @@ engine_is_quiet(const struct engine *engine)
     return !engine_has_request(engine) && list_is_empty(&engine->reads) &&
            list_is_empty(&engine->done_reads) && list_is_empty(&engine->dirty) &&
            list_is_empty(&engine->deletions) && list_is_empty(&engine->cleared) &&
-           alloc_awaiting(&engine->alloc) == 0 && engine->records_lsn <= engine->composed_mark &&
+           list_is_empty(&engine->forgets) && list_is_empty(&engine->emptied) &&
+           alloc_awaiting(&engine->alloc) == 0 &&
+           engine->records_lsn <= engine->composed_mark &&
            engine->writeback.state == WRITEBACK_IDLE && !engine->writeback.index_dirty &&
            engine->loads_pending == 0;
 }
@@ -314,6 +317,8 @@ engine_init_lists(struct engine *engine)
     list_init(&engine->reads);
     list_init(&engine->deletions);
     list_init(&engine->cleared);
+    list_init(&engine->forgets);
+    list_init(&engine->emptied);
     list_init(&engine->done_writes);
     list_init(&engine->done_changes);
     list_init(&engine->done_reads);
@@ -333,6 +338,7 @@ engine_init_memory(struct engine *engine)
     freelist_init(&engine->deltas_many, sizeof(*delta) + LEAF_SECTORS * sizeof(delta->data[0]), 16);
     freelist_init(&engine->loads_pool, leaf_load_bytes(), 64);
     freelist_init(&engine->delete_waiters, delete_waiter_bytes(), 16);
+    freelist_init(&engine->forget_waiters, forget_waiter_bytes(), 16);
     freelist_init(&engine->read_ops, sizeof(struct read_op), 64);
     freelist_init(&engine->read_ios, sizeof(struct read_io), 64);
     freelist_init(&engine->data_ios, sizeof(struct data_io), 32);
@@ -384,13 +390,13 @@ static void
 engine_fini_memory(struct engine *engine)
 {
     struct freelist *lists[] = {
-        &engine->ops,           &engine->extents,      &engine->leaves,
-        &engine->sectors,       &engine->deltas_one,   &engine->deltas_few,
-        &engine->deltas_many,   &engine->loads_pool,   &engine->delete_waiters,
-        &engine->read_ops,      &engine->read_ios,     &engine->data_ios,
-        &engine->chunks_pool,   &engine->volumes_pool, &engine->bad_pool,
-        &engine->attempts_pool, &engine->merges_pool,  &engine->pulls_pool,
-        &engine->voids_pool,
+        &engine->ops,           &engine->extents,        &engine->leaves,
+        &engine->sectors,       &engine->deltas_one,     &engine->deltas_few,
+        &engine->deltas_many,   &engine->loads_pool,     &engine->delete_waiters,
+        &engine->read_ops,      &engine->read_ios,       &engine->data_ios,
+        &engine->chunks_pool,   &engine->volumes_pool,   &engine->bad_pool,
+        &engine->attempts_pool, &engine->merges_pool,    &engine->pulls_pool,
+        &engine->voids_pool,    &engine->forget_waiters,
     };
 
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
@@ -406,8 +412,10 @@ engine_destroy(struct engine *engine)
         return;
     env_timer_stop(engine->env, &engine->idle_timer);
     env_timer_stop(engine->env, &engine->throttle_timer);
-    HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next)
+    HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next) {
+        forget_chunk_fini(engine_chunk_of(chunk));
         free(engine_chunk_of(chunk)->leaves);
+    }
     chunk_table_destroy(engine->chunks);
     writeback_fini(engine);
     group_free_all(engine);

@@ -112,6 +112,7 @@ void engine_identity(const struct engine *engine, struct engine_identity *ret_id
     X(writes_large, "writes whose data went ahead of their group")                           \
     X(writes_duplicate, "writes whose version was durable or in flight already")             \
     X(zero_extents, "zero records applied")                                                  \
+    X(zeroes_forgotten, "leaves whose zeroes became holes")                                  \
     X(writes_refused_full, "writes refused: no space")                                       \
     X(reserve_writes, "writes that took blocks of the reserve")                              \
     X(fences, "fences applied")                                                              \

@@ -8,6 +8,7 @@
  *     apply.c                       what an acknowledged, or replayed, record does
  *     leaf_cache.c                  which leaves are in memory, loading them
  *     delete.c                      giving back the space of deleted chunks
+ *     forget.c                      zeroes and leaves that nobody needs any more
  *     recover.c, merge.c, pull.c    a slot that recovers, and the one it recovers from
  *     writeback.c, stage.c          memory to index, the ring's tail
  *     index_values.c                keys and values of the index
@@ -108,6 +109,13 @@ struct leaf_range {
     uint32_t first, end;
 };
 
+/* Numbers of leaves of a chunk, as bits; all zero: none. */
+struct leaf_set {
+    uint64_t *words;
+    uint32_t word_count;
+    uint32_t count;
+};
+
 struct leaf_waiter;
 /* err: 0, the leaf is LEAF_LOADED now; or it cannot be read. */
 typedef void (*leaf_waiter_fn)(struct leaf_waiter *waiter, int err);
@@ -138,6 +146,15 @@ struct engine_chunk {
     uint32_t clear_next;     /* leaf to look at next */
     uint32_t clears_pending; /* leaves being read or cleared */
     bool cleared;
+    /* forget.c */
+    struct list forget_node; /* engine.forgets: zeroes up to forget_version go */
+    uint64_t forget_version;
+    struct leaf_set zeroes;   /* leaves that may have zeroes, as far as we have seen them */
+    uint32_t forget_next;     /* of them, to look at next */
+    uint32_t forgets_pending; /* of them, being read or changed */
+    struct list emptied_node; /* engine.emptied */
+    struct leaf_set emptied;  /* leaves that are stored without sectors, and unchanged since */
+    uint64_t emptied_lsn;     /* ... the highest LSN of them */
 };
 
 struct engine_volume {
@@ -396,6 +413,8 @@ struct engine {
 
     struct list deletions; /* struct engine_chunk: its leaves are still to be cleared */
     struct list cleared;   /* ... they are; it is forgotten when the tail has passed its records */
+    struct list forgets;   /* struct engine_chunk: zeroes of it are being forgotten */
+    struct list emptied;   /* struct engine_chunk: keys of its empty leaves will go */
     struct writeback writeback;
 
     /* completions of requests that need no I/O, next turn */
@@ -414,8 +433,8 @@ struct engine {
     void *stop_buffer;
 
     struct freelist ops, extents, leaves, sectors, deltas_one, deltas_few, deltas_many, loads_pool,
-        delete_waiters, read_ops, read_ios, data_ios, chunks_pool, volumes_pool, bad_pool,
-        attempts_pool, merges_pool, pulls_pool, voids_pool;
+        delete_waiters, forget_waiters, read_ops, read_ios, data_ios, chunks_pool,
+        volumes_pool, bad_pool, attempts_pool, merges_pool, pulls_pool, voids_pool;
     struct store_stats stats;
     struct engine_counters counters;
 };
@@ -638,6 +657,23 @@ void delete_cleared(struct engine *engine, struct engine_chunk *chunk);
 bool delete_may_forget(const struct engine *engine, const struct engine_chunk *chunk);
 void delete_forget(struct engine *engine, struct engine_chunk *chunk);
 
+/* --- forget.c --- */
+void leaf_set_add(struct leaf_set *set, uint32_t number);
+void leaf_set_remove(struct leaf_set *set, uint32_t number);
+void forget_start(struct engine *engine, struct store_change *change);
+void forget_step(struct engine *engine);
+/* A FORGET record was applied. */
+void forget_applied(struct engine *engine, struct engine_chunk *chunk, uint32_t number);
+/* A leaf was read; it changes to this kind of sectors; it is staged without sectors. */
+void forget_on_loaded(struct engine *engine, const struct leaf *leaf);
+void forget_on_changed(struct engine_chunk *chunk, uint32_t number, uint8_t kind);
+void forget_on_staged_empty(struct engine *engine, const struct leaf *leaf);
+/* Are there keys of empty leaves that can go?  Stage their deletes. */
+bool forget_has_emptied(struct engine *engine);
+void forget_stage_emptied(struct engine *engine);
+void forget_chunk_fini(struct engine_chunk *chunk);
+size_t forget_waiter_bytes(void);
+
 /* --- writeback.c --- */
 void writeback_step(struct engine *engine);
 /* A batch that is staged needs a block with a newer mark or more FREE runs. */
@@ -652,6 +688,7 @@ void writeback_fini(struct engine *engine);
 void stage_item(struct engine *engine, struct dirty *dirty);
 /* Deletes of what the chunks in writeback.forgotten have in the index. */
 void stage_forgotten(struct engine *engine);
+void stage_leaf_delete(struct engine *engine, const struct engine_chunk *chunk, uint32_t number);
 /* The position of the batch: last. */
 void stage_position(struct engine *engine);
 

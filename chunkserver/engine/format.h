@@ -108,7 +108,8 @@ enum record_kind {
     RECORD_REPORT = 13,  /* ... its pulling has ended */
     RECORD_IN_SYNC = 14, /* ... it is over: the chunk was promoted */
     RECORD_MERGE = 15,   /* sectors pulled from another slot, or repaired from it */
-    /* 16 to 31: kept for relocation, undo, trimming of snapshots, forgetting of zeroes */
+    RECORD_FORGET = 16,  /* zero extents of a leaf up to a version become holes */
+    /* 17 to 31: kept for relocation, undo, trimming of snapshots */
 };
 
 struct record_header_disk {
@@ -160,14 +161,15 @@ struct record_create_disk {
 static_assert(sizeof(struct record_create_disk) == 32, "create record");
 
 /*
- * RECORD_EPOCH, RECORD_STABLE, RECORD_DELETE, RECORD_CLEAR, RECORD_REPORT, RECORD_IN_SYNC: one or
- * two numbers of a chunk.
+ * RECORD_EPOCH, RECORD_STABLE, RECORD_DELETE, RECORD_CLEAR, RECORD_REPORT, RECORD_IN_SYNC,
+ * RECORD_FORGET: one or two numbers of a chunk.
  */
 struct record_chunk_disk {
     struct record_header_disk header;
-    le32 number; /* EPOCH, IN_SYNC: config epoch; CLEAR: the leaf; STABLE, REPORT: attempt */
+    /* EPOCH, IN_SYNC: config epoch; CLEAR, FORGET: the leaf; STABLE, REPORT: attempt */
+    le32 number;
     le64 local_id;
-    le64 value; /* STABLE, REPORT: stable version */
+    le64 value; /* STABLE, REPORT: stable version; FORGET: version */
 };
 static_assert(sizeof(struct record_chunk_disk) == 24, "chunk record");
 

@@ -43,6 +43,8 @@ record_kind_name(enum record_kind kind)
         return "IN_SYNC";
     case RECORD_MERGE:
         return "MERGE";
+    case RECORD_FORGET:
+        return "FORGET";
     }
     return "unknown";
 }
@@ -75,6 +77,7 @@ journal_record_bytes(enum record_kind kind, uint32_t extent_count, uint32_t sect
     case RECORD_CLEAR:
     case RECORD_REPORT:
     case RECORD_IN_SYNC:
+    case RECORD_FORGET:
         return sizeof(struct record_chunk_disk);
     case RECORD_ATTEMPT:
         return sizeof(struct record_attempt_disk);
@@ -253,6 +256,7 @@ journal_put(struct journal_compose *compose, const struct journal_record *record
     case RECORD_CLEAR:
     case RECORD_REPORT:
     case RECORD_IN_SYNC:
+    case RECORD_FORGET:
         journal_put_chunk(at, bytes, record);
         break;
     case RECORD_ATTEMPT:
@@ -580,7 +584,8 @@ parse_chunk(const uint8_t *at, struct journal_record *record)
     record->number = le32_get(disk.number);
     record->local_id = le64_get(disk.local_id);
     record->stable_version = le64_get(disk.value);
-    if (record->kind == RECORD_CLEAR && record->number >= CHUNK_LEAVES_MAX)
+    if ((record->kind == RECORD_CLEAR || record->kind == RECORD_FORGET) &&
+        record->number >= CHUNK_LEAVES_MAX)
         return -DL_E_DISK_DAMAGED;
     return 0;
 }
@@ -647,6 +652,7 @@ parse_record(const uint8_t *at, uint32_t bytes, struct journal_record *record)
     case RECORD_ATTEMPT:
     case RECORD_REPORT:
     case RECORD_IN_SYNC:
+    case RECORD_FORGET:
         break;
     default: /* a byte from the disk can be anything */
         return -DL_E_DISK_DAMAGED;

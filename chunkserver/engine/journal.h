@@ -51,14 +51,14 @@ struct journal_record {
     enum record_kind kind;
     uint64_t local_id; /* all but FENCE, FREE, ABORT, BAD */
     /*
-     * WRITE, ZERO, EPOCH, IN_SYNC: config epoch.  CREATE: incarnation.  FENCE: lease epoch.  CLEAR:
-     * leaf.  ABORT: index of the record.  STABLE, ATTEMPT, REPORT, MERGE: attempt.
+     * WRITE, ZERO, EPOCH, IN_SYNC: config epoch.  CREATE: incarnation.  FENCE: lease epoch.  CLEAR,
+     * FORGET: leaf.  ABORT: index of the record.  STABLE, ATTEMPT, REPORT, MERGE: attempt.
      */
     uint32_t number;
     uint64_t lsn;            /* ABORT: of the block whose record never happened */
     struct chunk_key key;    /* CREATE; FENCE: only key.volume */
     uint64_t version;        /* WRITE, ZERO */
-    uint64_t stable_version; /* WRITE, ZERO, STABLE, REPORT, MERGE */
+    uint64_t stable_version; /* WRITE, ZERO, STABLE, REPORT, MERGE; FORGET: the version */
     uint32_t birth;          /* WRITE, ZERO */
     uint32_t offset_sectors; /* WRITE, ZERO; MERGE: the cursor */
     uint32_t length_sectors; /* WRITE, ZERO; MERGE: of them, with data */

@@ -29,6 +29,8 @@ sector_takes(const struct leaf_sector *sector, const struct leaf_sector *new,
 {
     unsigned kind = leaf_sector_kind(new), old = leaf_sector_kind(sector);
 
+    if (change->rule == LEAF_FORGET)
+        return old == SECTOR_ZERO && sector->version <= change->version;
     if (change->rule == LEAF_WRITE && kind == SECTOR_HOLE)
         return sector->version != 0;
     if (kind == SECTOR_VOID)
@@ -89,6 +91,8 @@ leaf_apply(struct leaf_sector *sectors, const struct leaf_change *change, leaf_g
             .crc = data ? change->crcs[i] : 0,
         };
 
+        if (change->rule == LEAF_FORGET)
+            new.version = 0;
         if (sector_apply(&sectors[change->first + i], &new, change, give_up, context))
             result.changed |= UINT64_C(1) << (change->first + i);
         else

@@ -10,6 +10,7 @@
  *   LEAF_MERGE   What comes from another slot: as LEAF_WRITE, but a hole replaces only void.
  *   LEAF_REPAIR  Replaces data of the same version, or void; the old block is worn: not used
  *   again.
+ *   LEAF_FORGET  Zeroes up to the change's version become holes; nothing else changes.
  *
  * Void sectors have a version V: they take writes of V and above.  Where an attempt made them void
  * V is the step plus one, and they take all that comes from another slot.  Where a leaf was
@@ -57,7 +58,7 @@ leaf_block_kind(unsigned kind, uint64_t block)
     return (uint64_t)kind << 56 | block;
 }
 
-enum leaf_rule { LEAF_WRITE, LEAF_MERGE, LEAF_REPAIR };
+enum leaf_rule { LEAF_WRITE, LEAF_MERGE, LEAF_REPAIR, LEAF_FORGET };
 
 /* What one journal record does to one leaf. */
 struct leaf_change {

@@ -489,6 +489,7 @@ leaf_loaded(struct engine *engine, struct leaf *leaf)
     /* Replay brought nothing that the index does not have. */
     if (had_deltas && applied == 0 && list_is_linked(&leaf->dirty.node))
         list_remove(&leaf->dirty.node);
+    forget_on_loaded(engine, leaf);
 }
 
 static void

@@ -40,7 +40,8 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
      * gave up nobody knows, they stay in use.
      */
     for (const struct leaf_delta *delta = leaf->deltas; delta != NULL; delta = delta->next) {
-        enum staged_kind kind = delta->kind == SECTOR_HOLE ? STAGED_PUT : STAGED_MERGE;
+        bool whole = delta->kind == SECTOR_HOLE && delta->rule == LEAF_WRITE;
+        enum staged_kind kind = whole ? STAGED_PUT : STAGED_MERGE;
 
         stage(engine, kind, key, key_bytes, value, leaf_encode_delta(delta, value));
     }
@@ -73,8 +74,10 @@ stage_leaf(struct engine *engine, struct leaf *leaf)
     if (leaf->state == LEAF_CORRUPT) {
         stage_leaf_deltas(engine, leaf, key, key_bytes);
     } else {
-        bool whole = !leaf->stored || leaf->fragments >= LEAF_FRAGMENTS_MAX ||
-                     leaf_is_empty(leaf->sectors);
+        bool empty = leaf_is_empty(leaf->sectors);
+        /* A delta of everything is as long, and leaves behind what it replaces. */
+        bool whole = !leaf->stored || leaf->fragments >= LEAF_FRAGMENTS_MAX || empty ||
+                     leaf->changed == UINT64_MAX;
         uint32_t bytes = leaf_encode(leaf->sectors, leaf->changed, whole, leaf->dirty.lsn, value);
 
         stage(engine, whole ? STAGED_PUT : STAGED_MERGE, key, key_bytes, value, bytes);
@@ -85,6 +88,8 @@ stage_leaf(struct engine *engine, struct leaf *leaf)
         leaf->damaged = false;
         leaf->stored = true;
         leaf->fragments = whole ? 1 : leaf->fragments + 1;
+        if (empty)
+            forget_on_staged_empty(engine, leaf);
     }
     leaf->stored_lsn = leaf->dirty.lsn;
     leaf->changed = 0;
@@ -167,6 +172,16 @@ stage_item(struct engine *engine, struct dirty *dirty)
     list_remove(&dirty->node);
 }
 
+void
+stage_leaf_delete(struct engine *engine, const struct engine_chunk *chunk, uint32_t number)
+{
+    uint8_t key[INDEX_KEY_BYTES_MAX];
+    uint32_t key_bytes = index_key_leaf(key, chunk->chunk->local_id, number);
+
+    stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
+    engine->counters.leaves_deleted++;
+}
+
 /*
  * The keys of its empty leaves.  Not as soon as a leaf is empty: its LSN must be known for as long
  * as the journal has changes of it.  An empty leaf without one would take them all again, and a
@@ -176,13 +191,8 @@ stage_item(struct engine *engine, struct dirty *dirty)
 static void
 stage_forgotten_leaves(struct engine *engine, const struct engine_chunk *chunk)
 {
-    for (uint32_t number = 0; number < chunk->leaf_count; number++) {
-        uint8_t key[INDEX_KEY_BYTES_MAX];
-        uint32_t key_bytes = index_key_leaf(key, chunk->chunk->local_id, number);
-
-        stage(engine, STAGED_DELETE, key, key_bytes, NULL, 0);
-        engine->counters.leaves_deleted++;
-    }
+    for (uint32_t number = 0; number < chunk->leaf_count; number++)
+        stage_leaf_delete(engine, chunk, number);
 }
 
 void

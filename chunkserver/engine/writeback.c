@@ -167,6 +167,7 @@ writeback_stage(struct engine *engine)
             leaf_settle(engine, leaf);
     }
     stage_forgotten(engine);
+    forget_stage_emptied(engine);
     stage_position(engine);
     wb->state = WRITEBACK_WAITING;
 }
@@ -183,7 +184,7 @@ writeback_begin(struct engine *engine)
     if (due)
         collect(engine);
     /* With nothing else to do, the position alone can make room. */
-    if (wb->items.count == 0 && wb->forgotten.count == 0 &&
+    if (wb->items.count == 0 && wb->forgotten.count == 0 && !forget_has_emptied(engine) &&
         !(list_is_empty(&engine->dirty) && wb->batch_position < wanted_position(engine)))
         return false;
     wb->state = WRITEBACK_LOADING;

@@ -101,6 +101,7 @@ model_chunk_reset(struct model_chunk *chunk)
     chunk->write_count = 0;
     chunk->stable_floor = 0;
     chunk->stable_sent = 0;
+    chunk->forget_sent = 0;
     chunk->epoch_floor = 0;
     memset(chunk->version, 0, chunk->sectors * sizeof(chunk->version[0]));
     memset(chunk->is_zero, 0, chunk->sectors * sizeof(chunk->is_zero[0]));

@@ -51,6 +51,7 @@ struct model_chunk {
     uint32_t incarnation;
     uint32_t epoch_floor, epoch_sent;   /* acknowledged or seen; sent */
     uint64_t stable_floor, stable_sent; /* likewise */
+    uint64_t forget_sent;               /* zeroes up to it may be holes by now */
     uint64_t sequence;                  /* of the last version given out */
     uint32_t flights;                   /* requests under way */
     uint64_t *version;                  /* per sector: of the present writes the highest; 0: hole */

@@ -301,6 +301,18 @@ op_write_retry(struct world *world, struct model_chunk *chunk)
 
 /* --- reads --- */
 
+/* Zeroes may have been forgotten, but no others than those that were allowed to be. */
+static bool
+read_kind_is_right(const struct model_chunk *chunk, uint32_t sector, uint8_t kind)
+{
+    if (chunk->version[sector] == 0)
+        return kind == SECTOR_HOLE;
+    if (!chunk->is_zero[sector])
+        return kind == SECTOR_DATA;
+    return kind == SECTOR_ZERO ||
+           (kind == SECTOR_HOLE && chunk->version[sector] <= chunk->forget_sent);
+}
+
 static void
 read_check_sector(struct op *op, uint32_t i)
 {
@@ -335,8 +347,7 @@ read_check_sector(struct op *op, uint32_t i)
                 (unsigned long long)found, (unsigned long long)low, (unsigned long long)high);
         return;
     }
-    if (high == 0 ? op->read.kinds[i] != SECTOR_HOLE
-                  : op->read.kinds[i] != (chunk->is_zero[sector] ? SECTOR_ZERO : SECTOR_DATA))
+    if (!read_kind_is_right(chunk, sector, op->read.kinds[i]))
         world_fail(world,
                    "chunk %llu/%u sector %u: kind %u (version %llx), expected version %llx%s",
                    (unsigned long long)chunk->key.volume, chunk->key.segment, sector,
@@ -440,6 +451,8 @@ change_done(struct op *op)
     case STORE_DELETE:
         if (same)
             model_chunk_reset(chunk);
+        return;
+    case STORE_FORGET:
         return;
     case STORE_IN_SYNC:
     case STORE_ATTEMPT:
@@ -560,6 +573,22 @@ op_stable(struct world *world, struct model_chunk *chunk)
         (struct store_change){.kind = STORE_STABLE, .key = chunk->key, .stable_version = bound});
 }
 
+/* What the owner says when all slots have confirmed this S. */
+static void
+op_forget(struct world *world, struct model_chunk *chunk)
+{
+    struct op *op;
+
+    if (chunk->state != CHUNK_MODEL_PRESENT || chunk->stable_floor == 0)
+        return;
+    chunk->forget_sent = chunk->stable_floor;
+    op = op_create(world, OP_CHANGE, chunk);
+    change_start(world, op,
+                 (struct store_change){.kind = STORE_FORGET,
+                                       .key = chunk->key,
+                                       .stable_version = chunk->stable_floor});
+}
+
 static void
 op_delete(struct world *world, struct model_chunk *chunk)
 {
@@ -586,9 +615,11 @@ op_change_random(struct world *world, struct model_chunk *chunk)
 
     if (kind < world->profile.delete_percent)
         op_delete(world, chunk);
-    else if (kind < 50)
+    else if (kind < 40)
         op_stable(world, chunk);
-    else if (kind < 80)
+    else if (kind < 60)
+        op_forget(world, chunk);
+    else if (kind < 85)
         op_epoch(world, chunk);
     else
         op_fence(world, chunk);
@@ -619,7 +650,7 @@ writes_overlap(const struct op *a, const struct op *b)
 
 struct op_flags {
     bool small, multi, large, zero, overlap, retry, late, create, read;
-    bool changes[4];
+    bool changes[STORE_FORGET + 1];
 };
 
 static void

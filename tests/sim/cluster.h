@@ -291,6 +291,7 @@ struct cluster {
     X(no_space, 10, DISK(no_space))                                 \
     X(attempts, 100, DISK(attempts))                                \
     X(promotions, 50, DISK(promotions))                             \
+    X(zeroes_forgotten, 100, DISK(zeroes_forgotten))                \
     X(sectors_voided, 10, DISK(sectors_voided))                     \
     X(pulls, 100, DISK(pulls))                                      \
     X(sectors_pulled, 1000, DISK(sectors_pulled))                   \

@@ -549,6 +549,26 @@ apply_report(struct model_disk *disk, const struct store_change *change)
     return 0;
 }
 
+static void
+apply_forget(struct model_disk *disk, const struct store_change *change)
+{
+    struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
+    struct model_chunk *content;
+
+    if (chunk == NULL || chunk->attempt != 0 || change->stable_version > chunk->stable_version)
+        return;
+    content = chunk->store_private;
+    for (uint32_t i = 0; i < content->sector_count; i++) {
+        struct model_sector *sector = &content->sectors[i];
+
+        if (sector->is_void || sector->kind != SECTOR_ZERO ||
+            sector->version > change->stable_version)
+            continue;
+        sector_clear(disk, sector);
+        disk->counters.zeroes_forgotten++;
+    }
+}
+
 static int
 apply_change(struct model_disk *disk, const struct store_change *change)
 {
@@ -583,6 +603,9 @@ apply_change(struct model_disk *disk, const struct store_change *change)
         return apply_attempt(disk, change);
     case STORE_REPORT:
         return apply_report(disk, change);
+    case STORE_FORGET:
+        apply_forget(disk, change);
+        return 0;
     }
     dl_unreachable();
 }

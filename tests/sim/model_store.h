@@ -12,6 +12,7 @@
  * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged,
  *   and exists whole.
  * - A fence holds for requests at once, but survives a crash only with its group.
+ * - Zeroes are forgotten at once, of the whole chunk.
  * - The beginning of an attempt waits for the large writes of its chunk, then joins a group like
  *   any other record; so does what was pulled.
  * The engine's own crash tests show that the engine is no worse.
@@ -43,7 +44,7 @@ struct model_counters {
     uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
     uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes, stops;
     uint64_t attempts, promotions, sectors_voided, pulls, sectors_pulled, merges, sectors_merged;
-    uint64_t sectors_rotten, leaves_damaged;
+    uint64_t sectors_rotten, leaves_damaged, zeroes_forgotten;
 };
 
 struct model_sector {

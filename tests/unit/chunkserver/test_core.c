@@ -1008,6 +1008,32 @@ test_delete(void **state)
         wait_reply(fx, client, send_write(client, target_of(3, 0, 1, 1, 1), 1, 1))->status, 0);
 }
 
+/* STABLE that says that zeroes may be forgotten: what is above S is not. */
+static void
+test_zeroes_are_forgotten(void **state)
+{
+    struct fixture *fx = *state;
+    struct peer *client = client_up(fx, 0);
+    struct data_target target = target_of(0, 0, 0, 1, 1);
+    struct data_target zeroes = target_of(0, 0, 8, 1, 1);
+    uint64_t id;
+
+    zeroes.flags = WRITE_ZERO;
+    assert_int_equal(wait_reply(fx, client, send_write(client, zeroes, 1, 0))->status, 0);
+    zeroes.offset_sectors = 8;
+    assert_int_equal(wait_reply(fx, client, send_write(client, zeroes, 2, 0))->status, 0);
+    id = send_stable(client, target, (1ull << 40) + 1);
+    assert_int_equal(wait_reply(fx, client, id)->status, 0);
+    assert_int_equal(fx->disk.counters.zeroes_forgotten, 0);
+    target.flags = STABLE_FORGET;
+    id = send_stable(client, target, (1ull << 40) + 2);
+    assert_int_equal(wait_reply(fx, client, id)->status, 0);
+    assert_int_equal(fx->disk.counters.zeroes_forgotten, 0);
+    id = send_stable(client, target, (1ull << 40) + 1);
+    assert_int_equal(wait_reply(fx, client, id)->status, 0);
+    assert_int_equal(fx->disk.counters.zeroes_forgotten, 8);
+}
+
 /* What is no request of the protocol closes that link, and only that. */
 static void
 test_malformed_requests(void **state)
@@ -1291,8 +1317,9 @@ UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_first_frame_must_be_hello), TEST(test_write_and_read),
           TEST(test_damaged_payload), TEST(test_fence), TEST(test_lower_fence_is_refused),
           TEST(test_fence_answer_of_a_long_list), TEST(test_fence_answer_in_parts),
-          TEST(test_config_epoch), TEST(test_delete), TEST(test_malformed_requests),
-          TEST(test_back_pressure), TEST(test_client_that_takes_no_replies),
-          TEST(test_client_that_takes_no_small_replies), TEST(test_links_go_away),
-          TEST(test_silent_clients_are_closed), TEST(test_metadata_service_comes_and_goes),
-          TEST(test_answers_stay_on_their_connection), TEST(test_stop))
+          TEST(test_config_epoch), TEST(test_delete), TEST(test_zeroes_are_forgotten),
+          TEST(test_malformed_requests), TEST(test_back_pressure),
+          TEST(test_client_that_takes_no_replies), TEST(test_client_that_takes_no_small_replies),
+          TEST(test_links_go_away), TEST(test_silent_clients_are_closed),
+          TEST(test_metadata_service_comes_and_goes), TEST(test_answers_stay_on_their_connection),
+          TEST(test_stop))

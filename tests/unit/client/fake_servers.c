@@ -485,6 +485,16 @@ fake_server_on_read(struct fake_server *server, struct fake_session *session,
     fake_reply_send(session, &server->held, faults->hold_reads, reply);
 }
 
+/* It may only be said when this slot has confirmed it. */
+static void
+fake_server_forget(struct fake_server *server, const struct fake_chunk *chunk,
+                   const struct data_stable *stable)
+{
+    server->forgets++;
+    fake_require(chunk->attempt == 0);
+    fake_require(stable->stable_version <= chunk->stable);
+}
+
 static void
 fake_server_on_stable(struct fake_server *server, struct fake_session *session,
                       const struct frame *frame)
@@ -502,6 +512,8 @@ fake_server_on_stable(struct fake_server *server, struct fake_session *session,
         chunk = fake_server_chunk(server, stable.target.volume, stable.target.segment);
         if (chunk == NULL)
             err = -DL_E_CHUNK_UNKNOWN;
+        else if ((stable.target.flags & STABLE_FORGET) != 0)
+            fake_server_forget(server, chunk, &stable);
         else if (chunk->attempt == stable.attempt)
             fake_chunk_set_stable(chunk, stable.stable_version);
     }

@@ -92,7 +92,7 @@ struct fake_server {
     uint32_t fence[FAKE_VOLUMES + 1]; /* by volume id */
     struct fake_faults faults;
     /* what came */
-    uint64_t reads, writes, zeroes, stables, retries, resolves, lease_refused, crc_refused;
+    uint64_t reads, writes, zeroes, stables, forgets, retries, resolves, lease_refused, crc_refused;
     uint64_t pendings, repairs, not_yet;
     uint32_t repair_first, repair_count; /* the last one's sectors */
     uint64_t write_order;                /* of the last write, over all servers */

@@ -837,6 +837,61 @@ test_stable_under_an_old_map(void **state)
     close_clean(f, volume);
 }
 
+/* Zeroes may be forgotten, once they are stable: said once to each slot; of data nothing is said. */
+static void
+test_zeroes_may_be_forgotten(void **state)
+{
+    struct fixture *f = fixture_create(41, 3);
+    struct fake_volume *volume = open_small(f);
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    fixture_run(f, SIM_S);
+    assert_int_equal(f->cluster.servers[0].forgets, 0);
+    assert_int_equal(fixture_op(f, DLBLK_DISCARD, 0, 8192), 0);
+    assert_int_equal(fixture_op(f, DLBLK_WRITE_ZEROES, 65536, 8192), 0);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(f->cluster.servers[i].forgets, 1);
+    assert_int_equal(fixture_write(f, 0, 4096, 2), 0);
+    fixture_run(f, SIM_S);
+    assert_int_equal(f->cluster.servers[0].forgets, 1);
+    /* A slot that can't be told, or will not be: it was worth one try, and holds up nobody. */
+    f->cluster.servers[1].faults.stable_err = -DL_E_INTERNAL;
+    f->cluster.servers[1].faults.stable_err_count = 1;
+    assert_int_equal(fixture_op(f, DLBLK_DISCARD, 0, 8192), 0);
+    fixture_run(f, 150 * NS_PER_MS);
+    f->cluster.servers[2].faults.stable_err = -DL_E_INTERNAL;
+    f->cluster.servers[2].faults.stable_err_count = 1000;
+    fixture_run(f, 5 * SIM_S);
+    f->cluster.servers[2].faults.stable_err_count = 0;
+    close_clean(f, volume);
+}
+
+/* Not while a slot is away, or recovers: then it must learn of them.  When it is back, unasked. */
+static void
+test_zeroes_are_remembered_for_others(void **state)
+{
+    struct fixture *f = fixture_create(42, 3);
+    struct fake_volume *volume = open_small(f);
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    fixture_set_slot(f, volume, 0, 1, 2, DL__SLOT_STATE__SLOT_EJECTED, 1);
+    assert_int_equal(fixture_op(f, DLBLK_DISCARD, 0, 8192), 0);
+    fixture_run(f, SIM_S);
+    fixture_set_slot(f, volume, 0, 1, 2, DL__SLOT_STATE__SLOT_RECOVERING, 1);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(f->cluster.servers[i].forgets, 0);
+    fake_server_pull(&f->cluster.servers[1], &f->cluster.servers[0], volume, 0);
+    fixture_set_slot(f, volume, 0, 1, 2, DL__SLOT_STATE__SLOT_IN_SYNC, 1);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(f->cluster.servers[i].forgets, 1);
+    close_clean(f, volume);
+}
+
 /* --- allocation --- */
 
 /* A sequential writer waits for segments less and less often. */
@@ -1022,7 +1077,8 @@ UNIT_MAIN(
     cmocka_unit_test(test_many_old_maps), cmocka_unit_test(test_damaged_on_the_way),
     cmocka_unit_test(test_zeroes_have_no_checksums),
     cmocka_unit_test(test_two_handles_of_one_volume),
-    cmocka_unit_test(test_stable_under_an_old_map),
+    cmocka_unit_test(test_stable_under_an_old_map), cmocka_unit_test(test_zeroes_may_be_forgotten),
+    cmocka_unit_test(test_zeroes_are_remembered_for_others),
     cmocka_unit_test(test_the_caller_changes_its_buffer),
     cmocka_unit_test(test_a_server_that_never_answers),
     cmocka_unit_test(test_frames_come_back_before_on_done), cmocka_unit_test(test_taken_over),

@@ -33,6 +33,7 @@ struct rig {
     struct chunk_store *store;
     uint64_t data_offset;
     uint32_t done_count; /* of all requests: the order in which they end */
+    struct engine_options options;
 };
 
 struct test_write {
@@ -67,8 +68,8 @@ static void
 rig_open(struct rig *rig)
 {
     struct dl_error err = {0};
-    int result = engine_open(&rig->engine, &rig->env.env, &rig->disk.disk, &rig->index.index, NULL,
-                             &err);
+    int result = engine_open(&rig->engine, &rig->env.env, &rig->disk.disk, &rig->index.index,
+                             &rig->options, &err);
 
     if (result != 0)
         fail_msg("open: %s", err.text);
@@ -735,6 +736,161 @@ test_zeroes_free_space(void **state)
     rig_fini(&rig);
 }
 
+static int
+stable_now(struct rig *rig, uint64_t version)
+{
+    return change_now(
+        rig, (struct store_change){.kind = STORE_STABLE, .key = key, .stable_version = version});
+}
+
+static int
+forget_now(struct rig *rig, uint64_t version)
+{
+    return change_now(
+        rig, (struct store_change){.kind = STORE_FORGET, .key = key, .stable_version = version});
+}
+
+static uint32_t
+stored_leaves(const struct rig *rig)
+{
+    return fake_index_count(&rig->index, "L", 1);
+}
+
+static uint8_t
+kind_of(struct rig *rig, uint32_t sector)
+{
+    struct test_read *read = read_now(rig, sector, 1);
+    uint8_t kind = read->read.kinds[0];
+
+    assert_int_equal(read->err, 0);
+    read_free(read);
+    return kind;
+}
+
+/*
+ * Zeroes that no slot needs any more: 100 leaves of which one has data too.  They become holes, and
+ * 99 leaves leave the index; what is written later is there, also after a power cut.
+ */
+static void
+test_zeroes_are_forgotten(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct rig rig;
+
+        rig_init(&rig, seed);
+        assert_int_equal(write_now(&rig, VERSION(1), 0, 200), 0);
+        assert_int_equal(zero_now(&rig, VERSION(2), 0, 6400), 0);
+        assert_int_equal(write_now(&rig, VERSION(3), 70, 1), 0);
+        assert_int_equal(stable_now(&rig, VERSION(3)), 0);
+        if (seed % 2 == 0)
+            rig_quiet(&rig);
+        if (seed % 2 == 0)
+            assert_int_equal(stored_leaves(&rig), 100);
+        assert_int_equal(forget_now(&rig, VERSION(3)), 0);
+        rig_quiet(&rig);
+        assert_int_equal(stored_leaves(&rig), 1);
+        assert_int_equal(used_blocks(&rig), 1);
+        assert_int_equal(kind_of(&rig, 0), SECTOR_HOLE);
+        assert_int_equal(kind_of(&rig, 6399), SECTOR_HOLE);
+        expect_sector(&rig, 70, VERSION(3), 70);
+        /* A late copy of what is stable everywhere does not come back in the hole. */
+        assert_int_equal(write_now(&rig, VERSION(1), 0, 200), 0);
+        assert_int_equal(kind_of(&rig, 0), SECTOR_HOLE);
+        assert_int_equal(write_now(&rig, VERSION(4), 640, 2), 0);
+        assert_int_equal(zero_now(&rig, VERSION(5), 641, 1), 0);
+        if (seed % 3 == 0)
+            rig_quiet(&rig);
+        rig_power_cut(&rig);
+        assert_int_equal(kind_of(&rig, 0), SECTOR_HOLE);
+        assert_int_equal(kind_of(&rig, 641), SECTOR_ZERO);
+        expect_sector(&rig, 640, VERSION(4), 640);
+        rig_quiet(&rig);
+        assert_int_equal(stored_leaves(&rig), 2);
+        rig_fini(&rig);
+    }
+}
+
+/*
+ * What lost against zeroes does not come back in the hole: the key of an empty leaf stays until the
+ * journal has nothing of the leaf any more.  Written back one thing at a time, cut at any turn.
+ */
+static void
+test_empty_leaves_stay_for_a_while(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 300; seed++) {
+        struct rig rig;
+
+        rig_init(&rig, seed);
+        rig.options.writeback_items = 1;
+        rig_restart(&rig);
+        assert_int_equal(zero_now(&rig, VERSION(5), 0, 1), 0);
+        assert_int_equal(write_now(&rig, VERSION(6), 64, 1), 0);
+        assert_int_equal(write_now(&rig, VERSION(3), 0, 1), 0);
+        assert_int_equal(write_now(&rig, VERSION(7), 130, 1), 0);
+        assert_int_equal(stable_now(&rig, VERSION(7)), 0);
+        assert_int_equal(forget_now(&rig, VERSION(7)), 0);
+        fake_env_run_for(&rig.env, UINT64_C(5000000000));
+        for (uint64_t turns = seed % 100; turns > 0; turns--)
+            (void)fake_env_turn(&rig.env);
+        rig_power_cut(&rig);
+        assert_int_not_equal(kind_of(&rig, 0), SECTOR_DATA);
+        expect_sector(&rig, 64, VERSION(6), 64);
+        rig_quiet(&rig);
+        assert_int_equal(used_blocks(&rig), 2);
+        rig_fini(&rig);
+    }
+}
+
+/*
+ * Not above what is said, not above S, not in a chunk that recovers.  After a start those are
+ * forgotten that were replayed, or in leaves that somebody has read.
+ */
+static void
+test_zeroes_are_kept(void **state)
+{
+    struct rig rig;
+
+    (void)state;
+    rig_init(&rig, 1);
+    assert_int_equal(zero_now(&rig, VERSION(1), 0, 1), 0);
+    assert_int_equal(zero_now(&rig, VERSION(2), 1, 1), 0);
+    assert_int_equal(stable_now(&rig, VERSION(1)), 0);
+    assert_int_equal(forget_now(&rig, VERSION(2)), 0);
+    rig_quiet(&rig);
+    assert_int_equal(kind_of(&rig, 0), SECTOR_ZERO);
+    assert_int_equal(forget_now(&rig, VERSION(1)), 0);
+    rig_quiet(&rig);
+    assert_int_equal(kind_of(&rig, 0), SECTOR_HOLE);
+    assert_int_equal(kind_of(&rig, 1), SECTOR_ZERO);
+    assert_int_equal(stable_now(&rig, VERSION(2)), 0);
+    assert_int_equal(change_now(&rig, (struct store_change){.kind = STORE_ATTEMPT,
+                                                            .key = key,
+                                                            .config_epoch = 2,
+                                                            .attempt = 2,
+                                                            .lease_epoch = 1,
+                                                            .segment_sectors = 64}),
+                     0);
+    assert_int_equal(forget_now(&rig, VERSION(2)), 0);
+    assert_int_equal(
+        change_now(&rig,
+                   (struct store_change){.kind = STORE_IN_SYNC, .key = key, .config_epoch = 3}),
+        0);
+    rig_quiet(&rig);
+    assert_int_equal(kind_of(&rig, 1), SECTOR_ZERO);
+    rig_restart(&rig);
+    assert_int_equal(forget_now(&rig, VERSION(2)), 0);
+    rig_quiet(&rig);
+    assert_int_equal(stored_leaves(&rig), 1);
+    assert_int_equal(kind_of(&rig, 1), SECTOR_ZERO);
+    assert_int_equal(forget_now(&rig, VERSION(2)), 0);
+    rig_quiet(&rig);
+    assert_int_equal(stored_leaves(&rig), 0);
+    assert_int_equal(kind_of(&rig, 1), SECTOR_HOLE);
+    rig_fini(&rig);
+}
+
 /*
  * Zeroes of the largest chunk change 4096 leaves: 256 in a turn.  What comes behind waits; what was
  * there before is gone when it is answered.
@@ -1267,6 +1423,8 @@ UNIT_MAIN(
     cmocka_unit_test(test_pending_is_bounded), cmocka_unit_test(test_duplicate_teaches_the_epoch),
     cmocka_unit_test(test_idle_engine_sleeps), cmocka_unit_test(test_fence_waits_for_large_writes),
     cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_many_zeroes_take_turns),
+    cmocka_unit_test(test_zeroes_are_forgotten), cmocka_unit_test(test_zeroes_are_kept),
+    cmocka_unit_test(test_empty_leaves_stay_for_a_while),
     cmocka_unit_test(test_deletion_frees_space),
     cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
     cmocka_unit_test(test_full_disk_overwrites_wait), cmocka_unit_test(test_full_disk_recovers),

@@ -104,6 +104,7 @@ static const struct journal_record others[] = {
     {.kind = RECORD_FENCE, .number = 6, .key = {.volume = 77}},
     {.kind = RECORD_DELETE, .local_id = 5},
     {.kind = RECORD_CLEAR, .local_id = 5, .number = 4095},
+    {.kind = RECORD_FORGET, .local_id = 5, .number = 4095, .stable_version = 123456789013},
     {.kind = RECORD_ABORT, .number = 3, .lsn = 990},
 };
 #define OTHERS (sizeof(others) / sizeof(others[0]))

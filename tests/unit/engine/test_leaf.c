@@ -107,6 +107,35 @@ test_zeroes_and_clear(void **state)
     assert_int_equal(given.count, 2);
 }
 
+/* Zeroes up to the version become holes; data, voids and later zeroes stay what they are. */
+static void
+test_forget(void **state)
+{
+    struct leaf_sector sectors[LEAF_SECTORS] = {{0}};
+    struct leaf_change zero = {
+        .lsn = 2, .version = 20, .first = 0, .count = 4, .kind = SECTOR_ZERO};
+    struct leaf_change later = {
+        .lsn = 3, .version = 31, .first = 4, .count = 1, .kind = SECTOR_ZERO};
+    struct leaf_change forget = {
+        .lsn = 5, .version = 30, .first = 0, .count = 64, .rule = LEAF_FORGET, .kind = SECTOR_HOLE};
+    struct leaf_result result;
+
+    (void)state;
+    leaf_apply(sectors, &zero, note, &given);
+    leaf_apply(sectors, &later, note, &given);
+    write_one(sectors, 3, 21, 100, 4);
+    sectors[9] = (struct leaf_sector){.version = 5, .block_kind = leaf_block_kind(SECTOR_VOID, 0)};
+    result = leaf_apply(sectors, &forget, note, &given);
+    assert_int_equal(result.changed, 7);
+    assert_int_equal(given.count, 0);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(sectors[i].version + sectors[i].block_kind, 0);
+    assert_int_equal(leaf_sector_kind(&sectors[3]), SECTOR_DATA);
+    assert_int_equal(leaf_sector_kind(&sectors[4]), SECTOR_ZERO);
+    assert_int_equal(leaf_sector_kind(&sectors[9]), SECTOR_VOID);
+    assert_int_equal(leaf_apply(sectors, &forget, note, &given).changed, 0);
+}
+
 /* --- at random: any order of arrival ends in the same content --- */
 
 struct random_change {
@@ -342,6 +371,7 @@ test_nonsense_is_refused(void **state)
 
 UNIT_MAIN(cmocka_unit_test_setup(test_higher_version_wins, reset),
           cmocka_unit_test_setup(test_zeroes_and_clear, reset),
+          cmocka_unit_test_setup(test_forget, reset),
           cmocka_unit_test_setup(test_order_does_not_matter, reset),
           cmocka_unit_test_setup(test_deltas, reset),
           cmocka_unit_test_setup(test_bytes_come_back, reset),

@@ -178,6 +178,7 @@ test_stable_round_trip(void **state)
 
     (void)state;
     stable.target.offset_sectors = 0;
+    stable.target.flags = STABLE_FORGET;
     frame_out_stable(&out, 2, &stable);
     assert_int_equal(receive(bytes, frame_bytes(&out, bytes), &frame), 0);
     assert_int_equal(frame.opcode, OP_STABLE);
@@ -518,7 +519,9 @@ test_stable_fields(void **state)
         {"a reply", HEADER_AT(flags), 2, FRAME_REPLY, BAD},
         {"offset", TARGET_AT(offset_sectors), 4, 1, BAD},
         {"length", TARGET_AT(length_sectors), 4, 1, BAD},
+        {"of another kind", TARGET_AT(flags), 2, 2, BAD},
         {"stable version 0", STABLE_AT(stable_version), 8, 0, BAD},
+        {"to a slot that recovers", STABLE_AT(attempt), 4, 1, BAD},
         {"of a later lease", STABLE_AT(stable_version), 8, UINT64_MAX, BAD},
         {"reserved", STABLE_AT(reserved), 4, 1, BAD},
         {"payload", HEADER_AT(payload_bytes), 4, 4096, BAD},
@@ -528,6 +531,7 @@ test_stable_fields(void **state)
 
     (void)state;
     stable.target.offset_sectors = 0;
+    stable.target.flags = STABLE_FORGET;
     frame_out_stable(&out, 1, &stable);
     check_changes(&out, changes, sizeof(changes) / sizeof(changes[0]));
 }
