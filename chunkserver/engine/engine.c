@@ -129,6 +129,7 @@ engine_turn(struct engine *engine)
         group_ack_all(engine);
     delete_step(engine);
     forget_step(engine);
+    reclaim_step(engine);
     /*
      * What write-back stages can want a block, and a block that finds no room can want write-back.
      */
@@ -201,7 +202,7 @@ engine_is_quiet(const struct engine *engine)
            list_is_empty(&engine->done_reads) && list_is_empty(&engine->dirty) &&
            list_is_empty(&engine->deletions) && list_is_empty(&engine->cleared) &&
            list_is_empty(&engine->forgets) && list_is_empty(&engine->emptied) &&
-           alloc_awaiting(&engine->alloc) == 0 &&
+           reclaim_is_idle(engine) && alloc_awaiting(&engine->alloc) == 0 &&
            engine->records_lsn <= engine->composed_mark &&
            engine->writeback.state == WRITEBACK_IDLE && !engine->writeback.index_dirty &&
            engine->loads_pending == 0;
@@ -339,6 +340,7 @@ engine_init_memory(struct engine *engine)
     freelist_init(&engine->loads_pool, leaf_load_bytes(), 64);
     freelist_init(&engine->delete_waiters, delete_waiter_bytes(), 16);
     freelist_init(&engine->forget_waiters, forget_waiter_bytes(), 16);
+    freelist_init(&engine->reclaim_waiters, reclaim_waiter_bytes(), 8);
     freelist_init(&engine->read_ops, sizeof(struct read_op), 64);
     freelist_init(&engine->read_ios, sizeof(struct read_io), 64);
     freelist_init(&engine->data_ios, sizeof(struct data_io), 32);
@@ -396,7 +398,7 @@ engine_fini_memory(struct engine *engine)
         &engine->read_ops,      &engine->read_ios,       &engine->data_ios,
         &engine->chunks_pool,   &engine->volumes_pool,   &engine->bad_pool,
         &engine->attempts_pool, &engine->merges_pool,    &engine->pulls_pool,
-        &engine->voids_pool,    &engine->forget_waiters,
+        &engine->voids_pool,    &engine->forget_waiters, &engine->reclaim_waiters,
     };
 
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
@@ -418,6 +420,7 @@ engine_destroy(struct engine *engine)
     }
     chunk_table_destroy(engine->chunks);
     writeback_fini(engine);
+    reclaim_fini(engine);
     group_free_all(engine);
     alloc_fini(&engine->alloc);
     free(engine->pages);

@@ -151,14 +151,16 @@ void engine_identity(const struct engine *engine, struct engine_identity *ret_id
     X(replay_foreign_blocks, "blocks of an earlier incarnation behind the end")
 
 /* ... of slots that recover, and of damage. */
-#define ENGINE_RECOVERY_COUNTERS(X)           \
-    X(attempts, "recovery attempts begun")    \
-    X(promotions, "chunks in-sync again")     \
-    X(reports, "ends of pulling noted")       \
-    X(merges, "parts of merges applied")      \
-    X(repairs, "of these: repairs")           \
-    X(pulls, "windows given to another slot") \
-    X(leaves_damaged, "leaves that could not be understood: void")
+#define ENGINE_RECOVERY_COUNTERS(X)                                       \
+    X(attempts, "recovery attempts begun")                                \
+    X(promotions, "chunks in-sync again")                                 \
+    X(reports, "ends of pulling noted")                                   \
+    X(merges, "parts of merges applied")                                  \
+    X(repairs, "of these: repairs")                                       \
+    X(pulls, "windows given to another slot")                             \
+    X(leaves_damaged, "leaves that could not be understood: void")        \
+    X(reclaims, "walks over all leaves for blocks that damaged ones had") \
+    X(blocks_reclaimed, "blocks that were found")
 
 struct engine_counters {
 #define X(name, meaning) uint64_t name;

@@ -9,6 +9,7 @@
  *     leaf_cache.c                  which leaves are in memory, loading them
  *     delete.c                      giving back the space of deleted chunks
  *     forget.c                      zeroes and leaves that nobody needs any more
+ *     reclaim.c                     blocks that damaged leaves had
  *     recover.c, merge.c, pull.c    a slot that recovers, and the one it recovers from
  *     writeback.c, stage.c          memory to index, the ring's tail
  *     index_values.c                keys and values of the index
@@ -343,6 +344,22 @@ struct writeback {
     bool index_dirty;    /* batches since the last flush */
 };
 
+/* --- blocks of damaged leaves --- */
+
+enum reclaim_state { RECLAIM_IDLE, RECLAIM_COPYING, RECLAIM_WALKING, RECLAIM_ENDING };
+
+struct reclaim {
+    enum reclaim_state state;
+    uint64_t *candidates; /* by block; NULL: IDLE */
+    uint64_t next_word;
+    uint64_t *local_ids; /* of the chunks that were there at the beginning */
+    uint32_t chunk_count, chunk_idx, next_leaf;
+    uint32_t pending;  /* leaves being read */
+    uint64_t lost_seq; /* at the beginning */
+    bool again;        /* there were damaged leaves that the index still has as they were */
+    bool never;        /* not in this life */
+};
+
 /* --- replay --- */
 
 struct free_entry {
@@ -361,6 +378,11 @@ struct engine {
     uint32_t records_max, writeback_items_max;
     bool was_clean, damaged;
     bool leaves_lost; /* leaves could not be understood: blocks may be in use without an owner */
+    /* How often: all; those that a flush of the index covers, or will; those searched for. */
+    uint64_t lost_seq, lost_flushed, lost_flushing, lost_searched;
+    bool lost_over; /* they were given up: when lost_free_seq is durable the index may say so */
+    uint64_t lost_free_seq;
+    struct reclaim reclaim;
     int stopped;
 
     struct chunk_table *chunks;
@@ -433,7 +455,7 @@ struct engine {
     void *stop_buffer;
 
     struct freelist ops, extents, leaves, sectors, deltas_one, deltas_few, deltas_many, loads_pool,
-        delete_waiters, forget_waiters, read_ops, read_ios, data_ios, chunks_pool,
+        delete_waiters, forget_waiters, reclaim_waiters, read_ops, read_ios, data_ios, chunks_pool,
         volumes_pool, bad_pool, attempts_pool, merges_pool, pulls_pool, voids_pool;
     struct store_stats stats;
     struct engine_counters counters;
@@ -674,6 +696,14 @@ void forget_stage_emptied(struct engine *engine);
 void forget_chunk_fini(struct engine_chunk *chunk);
 size_t forget_waiter_bytes(void);
 
+/* --- reclaim.c --- */
+void reclaim_step(struct engine *engine);
+bool reclaim_is_idle(const struct engine *engine);
+/* Somebody had these blocks, or they are free. */
+void reclaim_forget(struct engine *engine, uint64_t block, uint32_t count);
+void reclaim_fini(struct engine *engine);
+size_t reclaim_waiter_bytes(void);
+
 /* --- writeback.c --- */
 void writeback_step(struct engine *engine);
 /* A batch that is staged needs a block with a newer mark or more FREE runs. */
@@ -688,6 +718,8 @@ void writeback_fini(struct engine *engine);
 void stage_item(struct engine *engine, struct dirty *dirty);
 /* Deletes of what the chunks in writeback.forgotten have in the index. */
 void stage_forgotten(struct engine *engine);
+/* The blocks of lost leaves are free again. */
+void stage_lost_over(struct engine *engine);
 void stage_leaf_delete(struct engine *engine, const struct engine_chunk *chunk, uint32_t number);
 /* The position of the batch: last. */
 void stage_position(struct engine *engine);

@@ -119,6 +119,8 @@ group_apply_freed(struct engine *engine, struct group *group)
         struct extent run = group->freed.items[i];
 
         alloc_free_durable(&engine->alloc, run.block, run.count, reads, engine->read_seq);
+        if (engine->reclaim.candidates != NULL)
+            reclaim_forget(engine, run.block, run.count);
         apply_bitmap(engine, run.block, group->lsn);
         engine->counters.blocks_freed += run.count;
     }

@@ -421,6 +421,8 @@ load_lost(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t *
         !value_is_sound(value, value_bytes))
         return load_corrupt(load, INDEX_LOST, 0);
     load->engine->leaves_lost = true;
+    load->engine->lost_seq = 1;
+    load->engine->lost_flushed = 1;
     return 0;
 }
 

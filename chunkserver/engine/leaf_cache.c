@@ -360,6 +360,8 @@ leaf_give_up(void *context, uint64_t block, uint64_t lsn, bool worn)
         return;
     }
     engine->counters.blocks_given_up++;
+    if (engine->reclaim.candidates != NULL)
+        reclaim_forget(engine, block, 1);
     give_up->leaf->needs_free_seq = worn ? alloc_give_up_worn(&engine->alloc, block)
                                          : alloc_give_up(&engine->alloc, block, 1);
 }

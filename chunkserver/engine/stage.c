@@ -30,6 +30,8 @@ stage(struct engine *engine, enum staged_kind kind, const uint8_t *key, uint32_t
     wb->staged.count += bytes;
 }
 
+static void stage_lost(struct engine *engine);
+
 static void
 stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, uint32_t key_bytes)
 {
@@ -37,7 +39,7 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
 
     /*
      * The stored part cannot be read.  What was written since is kept beside it; which blocks that
-     * gave up nobody knows, they stay in use.
+     * gave up nobody knows.
      */
     for (const struct leaf_delta *delta = leaf->deltas; delta != NULL; delta = delta->next) {
         bool whole = delta->kind == SECTOR_HOLE && delta->rule == LEAF_WRITE;
@@ -46,11 +48,12 @@ stage_leaf_deltas(struct engine *engine, struct leaf *leaf, const uint8_t *key, 
         stage(engine, kind, key, key_bytes, value, leaf_encode_delta(delta, value));
     }
     leaf_drop_deltas(engine, leaf);
+    stage_lost(engine);
 }
 
 /*
- * With this leaf the index forgets which blocks the damaged one had.  Nobody knows them: they stay
- * in use, and whoever compares the map with the leaves must know why.
+ * With this leaf the index forgets which blocks the damaged one had.  They stay in use until
+ * reclaim.c has found them, and whoever compares the map with the leaves must know why.
  */
 static void
 stage_lost(struct engine *engine)
@@ -60,7 +63,25 @@ stage_lost(struct engine *engine)
     uint32_t bytes = index_lost_encode(&value);
 
     engine->leaves_lost = true;
+    engine->lost_seq++;
     stage(engine, STAGED_PUT, &key, 1, &value, bytes);
+}
+
+void
+stage_lost_over(struct engine *engine)
+{
+    struct writeback *wb = &engine->writeback;
+    uint8_t key = INDEX_LOST;
+
+    if (!engine->lost_over)
+        return;
+    engine->lost_over = false;
+    if (engine->lost_searched < engine->lost_seq)
+        return; /* once more, later */
+    engine->leaves_lost = false;
+    stage(engine, STAGED_DELETE, &key, 1, NULL, 0);
+    if (engine->lost_free_seq > wb->needs_free_seq)
+        wb->needs_free_seq = engine->lost_free_seq;
 }
 
 static void

@@ -149,6 +149,8 @@ writeback_stage(struct engine *engine)
     dl_assert(wb->loads_pending == 0);
     vec_clear(&wb->staged);
     wb->needs_free_seq = 0;
+    /* First: what follows may have lost leaves again. */
+    stage_lost_over(engine);
     vec_for_each (item, &wb->items) {
         bool news = list_is_linked(&(*item)->node);
         struct leaf *leaf = NULL;
@@ -185,6 +187,7 @@ writeback_begin(struct engine *engine)
         collect(engine);
     /* With nothing else to do, the position alone can make room. */
     if (wb->items.count == 0 && wb->forgotten.count == 0 && !forget_has_emptied(engine) &&
+        !engine->lost_over &&
         !(list_is_empty(&engine->dirty) && wb->batch_position < wanted_position(engine)))
         return false;
     wb->state = WRITEBACK_LOADING;
@@ -294,6 +297,7 @@ writeback_on_flush(void *context, int err)
         engine_fail(engine, -DL_E_MEDIA_WRITE);
     } else {
         engine->counters.index_flushes++;
+        engine->lost_flushed = engine->lost_flushing;
         ring_set_tail(engine, wb->flush_position);
     }
     engine_kick(engine);
@@ -330,6 +334,7 @@ writeback_flush(struct engine *engine)
 
     wb->state = WRITEBACK_FLUSH;
     wb->flush_position = wb->batch_position;
+    engine->lost_flushing = engine->lost_seq;
     wb->index_dirty = false;
     if (list_is_empty(&engine->dirty))
         wb->flush_all = false;
