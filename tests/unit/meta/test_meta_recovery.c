@@ -188,14 +188,14 @@ static void
 test_stuck_attempts_make_way(void **state)
 {
     struct meta_options options = {.recovery_per_server = 2};
-    struct recovery_test t;
+    struct cluster_test t;
 
     (void)state;
-    recovery_init(&t, 3, 4, &options);
-    server_goes(&t, 3);
+    cluster_init(&t, 3, 4, &options);
+    cluster_server_goes(&t, 3);
     for (uint32_t i = 0; i < 4; i++)
-        eject(&t, i, 3);
-    server_returns(&t, 3);
+        cluster_eject(&t, i, 3);
+    cluster_server_returns(&t, 3);
     fixture_run(&t.f, 20 * SECOND);
     assert_int_equal(count_recovering(&t, 4, 3), 2);
     /* As long as the cursor moves it is not stuck. */
@@ -208,8 +208,8 @@ test_stuck_attempts_make_way(void **state)
     }
     fixture_run(&t.f, 20 * SECOND);
     assert_int_equal(count_recovering(&t, 4, 3), 4);
-    assert_true(recover_all_once(&t, 4));
-    check_whole(&t, 4);
+    assert_true(cluster_recover(&t, 4));
+    cluster_check_whole(&t, 4);
     fixture_fini(&t.f);
 }
 
@@ -617,15 +617,15 @@ test_chunk_of_an_older_owner_after_a_restart(void **state)
 {
     (void)state;
     for (unsigned detached = 0; detached < 2; detached++) {
-        struct recovery_test t;
+        struct cluster_test t;
         Dl__Attach message;
         uint32_t id;
 
-        recovery_init(&t, 4, 1, NULL);
-        id = slot_of(&t, 0, 1, NULL).server_id;
+        cluster_init(&t, 4, 1, NULL);
+        id = cluster_slot(&t, 0, 1).server_id;
         t.client->silent_map = true;
         move_away(&t, id);
-        server_goes(&t, id);
+        cluster_server_goes(&t, id);
         fill_attach(&message, "v", 2);
         message.steal = true;
         t.client = fixture_client(&t.f);
@@ -637,12 +637,12 @@ test_chunk_of_an_older_owner_after_a_restart(void **state)
         fixture_start(&t.f);
         for (uint32_t i = 0; i < 4; i++)
             if (i + 1 != id)
-                server_returns(&t, i + 1);
+                cluster_server_returns(&t, i + 1);
         t.client = fixture_client(&t.f);
         if (detached == 0)
             assert_int_equal(ask_attach(t.client, "v", 2, NULL), 0);
         fixture_run(&t.f, SECOND);
-        server_returns(&t, id);
+        cluster_server_returns(&t, id);
         fixture_run(&t.f, SECOND);
         assert_int_equal(t.servers[id - 1]->chunk_deletes, 1);
         assert_int_equal(t.servers[id - 1]->fence_of_volume[t.volume], 2);
