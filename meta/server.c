@@ -603,6 +603,11 @@ persist_run(struct meta_op *op)
 
     if (!meta_op_take(op, &server->serial))
         return;
+    if (server->creating) { /* it was removed meanwhile */
+        server->persisting = false;
+        meta_op_end(op);
+        return;
+    }
     desc = server->desc;
     desc.journal_position = max_u64(desc.journal_position, server->journal_position);
     desc.capacity_bytes = server->capacity_bytes;

@@ -402,6 +402,39 @@ test_remove(void **state)
     fixture_fini(&t.f);
 }
 
+/* Its journal's position, which is recorded now and then, does not bring its record back. */
+static void
+test_remove_while_it_is_recorded(void **state)
+{
+    Dl__ServerRemove message = DL__SERVER_REMOVE__INIT;
+    struct cluster_test t;
+    uint64_t id;
+
+    (void)state;
+    cluster_init(&t, 4, 0, NULL);
+    t.servers[3]->journal_position += 50;
+    fixture_run(&t.f, 2 * SECOND);
+    store_memory_hold(t.f.store, true);
+    fixture_run(&t.f, 11 * SECOND); /* it is being recorded */
+    t.servers[3]->journal_position += 50;
+    fixture_run(&t.f, 2 * SECOND);
+    cluster_server_goes(&t, 4);
+    store_memory_hold(t.f.store, false);
+    fixture_run(&t.f, SECOND);
+    store_memory_hold(t.f.store, true);
+    message.server_id = 4;
+    id = peer_send(t.client, OP_SERVER_REMOVE, &message.base);
+    fixture_run(&t.f, 11 * SECOND); /* it is to be recorded again, after the removal */
+    store_memory_hold(t.f.store, false);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(fixture_reply_status(t.client, id), 0);
+    fixture_run(&t.f, SECOND);
+    assert_false(server_is_listed(&t, 4));
+    cluster_service_restarts(&t, true);
+    assert_false(server_is_listed(&t, 4));
+    fixture_fini(&t.f);
+}
+
 static void
 test_remove_is_refused(void **state)
 {
@@ -920,6 +953,7 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_drain_is_refused_without_a_place), cmocka_unit_test(test_undrain),
           cmocka_unit_test(test_incoming_slot_fails),
           cmocka_unit_test(test_replaced_slot_is_as_ejected), cmocka_unit_test(test_remove),
+          cmocka_unit_test(test_remove_while_it_is_recorded),
           cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
           cmocka_unit_test(test_set), cmocka_unit_test(test_new_server_gets_its_share),
           cmocka_unit_test(test_events), cmocka_unit_test(test_events_are_bounded),
