@@ -432,7 +432,8 @@ write_go(struct engine *engine, struct op *op, bool use_reserve)
         write_submit(engine, op);
     } else {
         write_refuse_full(engine, op, use_reserve);
-        op_finish(engine, op, op->err);
+        engine_finish_write_later(engine, op->write, op->err);
+        op_destroy(engine, op);
     }
     engine_kick(engine);
 }

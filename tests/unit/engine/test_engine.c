@@ -1202,6 +1202,7 @@ merge_now(struct rig *rig, uint32_t attempt, uint64_t version, uint32_t offset, 
                                         .stable_version = version,
                                         .on_done = merge_on_done};
     rig->store->ops->merge_start(rig->store, &merge->merge);
+    assert_false(merge->done); /* never inside the start call */
     assert_true(fake_env_run(&rig->env, &merge->done, TURNS_MAX));
     err = merge->err;
     free(merge->payload);
