@@ -247,7 +247,8 @@ struct store_voids {
  * above the highest version that the chunk may have had when the damage was found.  One that was
  * not taken stays void: again with a later S of the source.  A request is one record, or several
  * if it has many short runs: then a crash can leave the first of them, without the cursor.
- *   -DL_E_EPOCH_OLD    the chunk has another attempt, or none (not with repair)
+ *   -DL_E_EPOCH_OLD    the chunk has another attempt, or none; with repair: it has one, or another
+ *                      config epoch or fence than when the content was asked for
  *   -DL_E_INDEX_CORRUPT  the index could not be read at all: not before the next start
  *   -DL_E_NO_SPACE     for a repair, and for what takes the place of data or of void sectors, the
  *                      reserve is used
@@ -258,6 +259,8 @@ struct store_merge {
     struct chunk_key key;
     uint32_t attempt; /* with repair: 0 */
     bool repair;
+    /* With repair: of the chunk, and its volume's fence, when the content was asked for. */
+    uint32_t config_epoch, lease_epoch;
     const struct store_sector *sectors; /* ascending; borrowed until on_done */
     uint32_t sector_count;              /* 0 .. STORE_IO_SECTORS_MAX */
     const void *payload; /* of the data sectors, packed, 4096-aligned; borrowed until on_done */

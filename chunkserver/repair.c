@@ -16,7 +16,10 @@
  * it is, and the next one who reads it says so again.
  *
  * Of a sector whose leaf was damaged nothing is known (`lost`): whatever an in-sync slot has is
- * offered to the store, with that slot's S; the store knows whether it can be what was lost.
+ * offered to the store, with that slot's S; the store knows whether it can be what was lost.  Only
+ * under the config epoch and the fence under which the source was asked: with others it may be none
+ * any more, and what it alone had was given up, or the volume's new owner was told that it is not
+ * here.  Then the sector is looked at from the beginning.
  *
  * Suspending: CHECKING, NAMING, WRITING for the store; MAPPING for the metadata service (with a
  * timer); ASKING for the source (with a timer, which also runs while it is not connected).
@@ -68,6 +71,7 @@ struct repair {
     bool lost;                                         /* nothing is known of it */
     struct store_sector taken;                         /* of a source */
     uint64_t source_stable;
+    uint32_t config_epoch, lease_epoch; /* of the chunk, and its fence, when the source was asked */
     struct store_merge merge;
     struct env_timer timer;
     uint64_t map_id; /* of MAP_GET; 0: not sent */
@@ -148,11 +152,24 @@ repair_give_up(struct repair *repair, const char *why)
 
 static void repair_next_source(struct repair *repair);
 
+/* The sector from the beginning: what was found out may hold no more. */
+static void
+repair_again(struct repair *repair)
+{
+    env_timer_stop(repair->core->env, &repair->timer);
+    repair->state = REPAIR_IDLE;
+    repair_step(repair);
+}
+
 static void
 repair_on_merged(struct store_merge *merge, int err)
 {
     struct repair *repair = list_entry(merge, struct repair, merge);
 
+    if (repair->core->stopping || err == -DL_E_EPOCH_OLD) {
+        repair_again(repair);
+        return;
+    }
     if (err != 0) {
         repair_give_up(repair, dl_err_str(err));
         return;
@@ -176,6 +193,8 @@ repair_write(struct repair *repair)
     repair->merge = (struct store_merge){
         .key = repair_now(repair)->key,
         .repair = true,
+        .config_epoch = repair->config_epoch,
+        .lease_epoch = repair->lease_epoch,
         .sectors = &repair->taken,
         .sector_count = 1,
         .payload = repair->buffer,
@@ -269,6 +288,18 @@ repair_on_payload(struct session_call *call, const struct frame *frame)
     return frame->payload_bytes <= BUFFER_BYTES_MAX ? repair->buffer : NULL;
 }
 
+/* Is the chunk what it was when the source was asked? */
+static bool
+repair_is_current(struct repair *repair)
+{
+    const struct chunk_key *key = &repair_now(repair)->key;
+    const struct chunk *chunk = chunk_table_find(repair->core->chunks, key);
+
+    return chunk != NULL && chunk->attempt == 0 && !slot_is_beginning(repair->core, key) &&
+           chunk->config_epoch == repair->config_epoch &&
+           chunk->volume->lease_epoch == repair->lease_epoch;
+}
+
 static void
 repair_on_pulled(struct session_call *call, int err)
 {
@@ -278,6 +309,8 @@ repair_on_pulled(struct session_call *call, int err)
         repair->state = REPAIR_IDLE;
     else if (err != 0)
         repair_next_source(repair);
+    else if (!repair_is_current(repair))
+        repair_again(repair);
     else
         repair_write(repair);
 }
@@ -291,10 +324,12 @@ repair_send_pull(struct repair *repair, struct client_session *session)
     uint64_t request_id;
     uint8_t wanted = 1;
 
+    repair->config_epoch = chunk == NULL ? 1 : chunk->config_epoch;
+    repair->lease_epoch = chunk == NULL ? 0 : chunk->volume->lease_epoch;
     message.volume = repair_now(repair)->key.volume;
     message.segment = repair_now(repair)->key.segment;
     message.slot = repair->sources[repair->source_idx].slot;
-    message.config_epoch = chunk == NULL ? 1 : chunk->config_epoch;
+    message.config_epoch = repair->config_epoch;
     message.first_sector = repair->sectors[0].sector;
     message.window_sectors = 1;
     message.above_version = repair->sectors[0].version - 1;

@@ -106,21 +106,30 @@ merge_leaves(const struct merge *merge)
     return leaf_range(merge->chunk, first, last - first + 1);
 }
 
+/* Is the chunk the one that it was asked for? */
+static bool
+merge_is_current(const struct merge *merge)
+{
+    const struct chunk *chunk = merge->chunk->chunk;
+    const struct store_merge *request = merge->request;
+
+    if (recover_is_beginning(merge->chunk) || request->attempt != chunk->attempt)
+        return false;
+    if (!request->repair)
+        return chunk->attempt != 0;
+    return request->config_epoch == chunk->config_epoch &&
+           request->lease_epoch == chunk->volume->lease_epoch;
+}
+
 /* May it go on?  As the chunk is now. */
 static int
 merge_check(const struct merge *merge)
 {
-    const struct engine_chunk *chunk = merge->chunk;
-    const struct store_merge *request = merge->request;
-
     if (merge->engine->stopped != 0)
         return merge->engine->stopped;
-    if (chunk->chunk->state == CHUNK_DELETING)
+    if (merge->chunk->chunk->state == CHUNK_DELETING)
         return -DL_E_CHUNK_UNKNOWN;
-    if (!request->repair && (recover_is_beginning(chunk) || chunk->chunk->attempt == 0 ||
-                             request->attempt != chunk->chunk->attempt))
-        return -DL_E_EPOCH_OLD;
-    return 0;
+    return merge_is_current(merge) ? 0 : -DL_E_EPOCH_OLD;
 }
 
 static void

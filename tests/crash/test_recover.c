@@ -383,6 +383,19 @@ merge_make(struct rig *rig)
     return merge;
 }
 
+static struct test_merge *
+repair_make(struct rig *rig)
+{
+    const struct chunk *chunk = rig_chunk(rig);
+    struct test_merge *merge = merge_make(rig);
+
+    merge->merge.attempt = 0;
+    merge->merge.repair = true;
+    merge->merge.config_epoch = chunk->config_epoch;
+    merge->merge.lease_epoch = chunk->volume->lease_epoch;
+    return merge;
+}
+
 static void
 merge_add(struct test_merge *merge, uint32_t sector, const struct truth *truth)
 {
@@ -963,8 +976,16 @@ test_repair(void **state)
     assert_int_equal(pull->err, -DL_E_CRC_DATA);
     assert_int_equal(pull->pull.bad_sector, 2);
     pull_free(pull);
-    merge = merge_make(rig);
-    merge->merge.repair = true;
+    /* The slots of the segment have changed since it was asked for, or the volume was fenced. */
+    merge = repair_make(rig);
+    merge->merge.config_epoch--;
+    merge_add(merge, 2, &good);
+    assert_int_equal(merge_now(rig, merge, NULL), -DL_E_EPOCH_OLD);
+    merge = repair_make(rig);
+    merge->merge.lease_epoch++;
+    merge_add(merge, 2, &good);
+    assert_int_equal(merge_now(rig, merge, NULL), -DL_E_EPOCH_OLD);
+    merge = repair_make(rig);
     merge_add(merge, 2, &good);
     merge_add(merge, 3, &other); /* not what is here */
     assert_int_equal(merge_now(rig, merge, &taken), 0);
@@ -1034,14 +1055,12 @@ test_damaged_leaf(void **state)
     pull_free(pull);
     assert_int_equal(write_now(rig, LEASE(1) + 8, 0, 2), 0);
     /* The source had not yet all that this slot may have had. */
-    merge = merge_make(rig);
-    merge->merge.repair = true;
+    merge = repair_make(rig);
     merge->merge.stable_version = LEASE(1) + 6;
     merge_add(merge, 3, &good);
     assert_int_equal(merge_now(rig, merge, &taken), 0);
     assert_int_equal(taken, 0);
-    merge = merge_make(rig);
-    merge->merge.repair = true;
+    merge = repair_make(rig);
     merge->merge.stable_version = LEASE(1) + 7;
     for (uint32_t i = 2; i < 64; i++) {
         struct truth hole = {0, SECTOR_HOLE}, five = data_of(LEASE(1) + 7);

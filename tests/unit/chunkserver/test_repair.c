@@ -105,6 +105,40 @@ test_repair_of_a_lost_leaf(void **state)
     fixture_destroy(fx);
 }
 
+/*
+ * What a source had when it was asked may be of no account when its answer is here: the volume was
+ * fenced, and told what this slot has; the source was ejected, with a write that nobody else has.
+ */
+static void
+test_repair_under_a_fence(void **state)
+{
+    struct fixture *fx = fixture_create(17);
+    Dl__FenceReply *reply;
+
+    (void)state;
+    fx->in_sync = 3;
+    fill(fx, 7);
+    for (uint32_t slot = 0; slot < SERVERS; slot++)
+        assert_int_equal(stable_now(fx, slot, 20, 1, 0), 0);
+    damage(fx, 2, 3); /* so that the source is connected */
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 1);
+    write_all(fx, 1, 60, 256, 1, 20);
+    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4);
+    sim_net_block(&fx->world, &fx->servers[0].process, &fx->servers[2].process, 3 * SIM_S);
+    assert_int_equal(repair_now(fx, 2, 256, 1), 0);
+    run_for(fx, SIM_S);
+    reply = fence_now(fx, 2, 2);
+    assert_int_equal(reply->n_chunks, 0);
+    dl__fence_reply__free_unpacked(reply, NULL);
+    fx->in_sync = 2;
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(stats_of(&fx->servers[2]).sectors_repaired, 2);
+    assert_int_equal(sector_of(fx, 2, 256).version, sector_of(fx, 1, 256).version);
+    fixture_destroy(fx);
+}
+
 /* A slot with a damaged leaf is not whole before a source's S covers what was lost. */
 static void
 test_recovery_of_a_lost_leaf(void **state)
@@ -221,6 +255,6 @@ test_stop_in_a_repair(void **state)
 
 UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another_version),
           cmocka_unit_test(test_repair_waits), cmocka_unit_test(test_stop_in_a_repair),
-          cmocka_unit_test(test_repair_of_a_lost_leaf),
+          cmocka_unit_test(test_repair_of_a_lost_leaf), cmocka_unit_test(test_repair_under_a_fence),
           cmocka_unit_test(test_recovery_of_a_lost_leaf),
           cmocka_unit_test(test_recovery_from_bad_sources))
