@@ -286,7 +286,8 @@ print_unfinished(const struct cluster *cluster)
     if (!operator_is_idle(cluster))
         (void)fprintf(stderr, "  operator is busy\n");
     for (uint32_t i = 0; i < cluster->server_count; i++)
-        if (!cluster->servers[i].process.up || cluster->servers[i].stopping)
+        if (!cluster->servers[i].gone &&
+            (!cluster->servers[i].process.up || cluster->servers[i].stopping))
             (void)fprintf(stderr, "  %s: up %d, stopping %d\n", cluster->servers[i].process.name,
                           cluster->servers[i].process.up, cluster->servers[i].stopping);
 }

@@ -105,6 +105,7 @@ struct sim_server {
     struct model_image *image;
     enum cluster_damage damage_due; /* at its next death */
     bool leaf_due;                  /* one is damaged before its next start */
+    bool has_leftovers; /* chunks that had left the map came back with an older copy of its disk */
     struct cluster *cluster;
 };
 
@@ -350,6 +351,8 @@ void meta_kill(struct sim_meta *meta, bool silent);
 void server_init(struct cluster *cluster, uint32_t idx);
 void server_start(struct sim_server *server);
 void server_kill(struct sim_server *server, bool silent);
+/* Otherwise no fault may stop it, cut it off, or make it stand still. */
+bool server_may_fail(const struct sim_server *server);
 /* While the next group is on its way to the disk, or after a while if none is. */
 void server_kill_busy(struct sim_server *server);
 /* Orderly: it goes down when it has finished. */

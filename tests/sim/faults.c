@@ -54,7 +54,7 @@ fault_kill_server(struct cluster *cluster)
 {
     struct sim_server *server = fault_server(cluster);
 
-    if (!server->process.up || server->spared)
+    if (!server_may_fail(server))
         return;
     if (fault_percent(cluster, 70))
         server_kill_busy(server);
@@ -89,7 +89,7 @@ fault_power_cut(struct cluster *cluster)
 
     cluster->counters.power_cuts++;
     for (uint32_t i = 0; i < cluster->server_count; i++)
-        if (cluster->servers[i].process.up && !cluster->servers[i].spared)
+        if (server_may_fail(&cluster->servers[i]))
             server_kill(&cluster->servers[i], true);
     if (cluster->meta.process.up)
         meta_kill(&cluster->meta, true);
@@ -146,8 +146,7 @@ fault_stop_server(struct cluster *cluster)
 {
     struct sim_server *server = fault_server(cluster);
 
-    if (server->process.up && server->process.paused_until_ns <= cluster->world.now_ns &&
-        !server->spared)
+    if (server_may_fail(server) && server->process.paused_until_ns <= cluster->world.now_ns)
         server_stop(server);
 }
 

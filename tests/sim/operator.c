@@ -76,13 +76,13 @@ server_is_in_use(const struct sim_server *server)
 }
 
 /*
- * Can one be done without?  Now and then it is tried all the same, and must be refused; but the
- * metadata service does not know at once who is damaged.
+ * Can this one be done without?  Now and then it is tried all the same, and must be refused: if it
+ * has slots; and the metadata service does not know at once who is damaged.
  */
 static bool
-servers_are_spare(const struct sim_operator *operator)
+server_is_spare(const struct sim_operator *operator, const struct sim_server * server)
 {
-    const struct cluster *cluster = operator->cluster;
+    struct cluster *cluster = operator->cluster;
     bool damaged = false;
     uint32_t count = 0;
 
@@ -90,7 +90,8 @@ servers_are_spare(const struct sim_operator *operator)
         count += server_is_in_use(&cluster->servers[i]) && !cluster->servers[i].spared;
         damaged = damaged || cluster->servers[i].spared;
     }
-    return count > cluster->profile.replicas || (!damaged && operator_percent(operator, 20));
+    return count > cluster->profile.replicas ||
+           (!damaged && operator_percent(operator, 20) && map_count_places(cluster, server) > 0);
 }
 
 static struct sim_server *
@@ -261,7 +262,7 @@ begin_drain(struct sim_operator *operator)
 {
     struct sim_server *server = operator_pick(operator, server_is_in_use);
 
-    if (server != NULL && servers_are_spare(operator))
+    if (server != NULL && server_is_spare(operator, server))
         job_begin(operator, JOB_DRAIN, server);
 }
 

@@ -239,6 +239,7 @@ server_take_damage(struct sim_server *server)
     sim_trace(&server->cluster->world, &server->process, "its disk: %s",
               damage == DAMAGE_BACK ? "an older copy" : "what its journal had is lost");
     model_image_put(&server->disk, server->image, damage == DAMAGE_LOSSES);
+    server->has_leftovers = true;
     server->disk.damaged = damage == DAMAGE_LOSSES;
 }
 
@@ -255,6 +256,12 @@ server_restart_later(struct sim_server *server)
 
     restart_later(server->cluster, &server->restart_event, server_on_restart,
                   away ? LONG_ABSENCE_NS_MAX : SERVER_RESTART_NS_MAX);
+}
+
+bool
+server_may_fail(const struct sim_server *server)
+{
+    return server->process.up && !server->spared && server->cluster->fragile == NULL;
 }
 
 void
