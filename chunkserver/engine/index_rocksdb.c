@@ -542,18 +542,35 @@ index_rocksdb_wait(struct index *index)
 
 /* --- blocking forms --- */
 
+/* The first key behind all that begin with the prefix; its length, 0: there is none. */
+static uint32_t
+prefix_end(const void *prefix, uint32_t prefix_bytes, uint8_t *ret_end)
+{
+    memcpy(ret_end, prefix, prefix_bytes);
+    while (prefix_bytes > 0 && ret_end[prefix_bytes - 1] == UINT8_MAX)
+        prefix_bytes--;
+    if (prefix_bytes > 0)
+        ret_end[prefix_bytes - 1]++;
+    return prefix_bytes;
+}
+
 static int
 rocks_scan_now(struct index *index, const void *prefix, uint32_t prefix_bytes, index_scan_fn fn,
                void *context)
 {
     struct index_rocksdb *rocks = rocks_of(index);
     rocksdb_readoptions_t *read_options = rocksdb_readoptions_create();
+    uint8_t end[INDEX_KEY_BYTES_MAX];
+    uint32_t end_bytes = prefix_end(prefix, prefix_bytes, end);
     rocksdb_iterator_t *iterator;
     char *text = NULL;
     int err = 0;
 
     rocksdb_readoptions_set_fill_cache(read_options, 0);
     rocksdb_readoptions_set_readahead_size(read_options, 1 << 20);
+    /* Or it would look at what lies behind, and fail if that is damaged. */
+    if (end_bytes > 0)
+        rocksdb_readoptions_set_iterate_upper_bound(read_options, (const char *)end, end_bytes);
     iterator = rocksdb_create_iterator(rocks->db, read_options);
     rocksdb_iter_seek(iterator, prefix, prefix_bytes);
     for (; err == 0 && rocksdb_iter_valid(iterator); rocksdb_iter_next(iterator)) {

@@ -232,6 +232,18 @@ scan_collect(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_
     return strstr(text, "stop") != NULL ? 42 : 0;
 }
 
+static int
+scan_count(void *context, const uint8_t *key, uint32_t key_bytes, const uint8_t *value,
+           uint32_t value_bytes)
+{
+    (void)key;
+    (void)key_bytes;
+    (void)value;
+    (void)value_bytes;
+    ++*(uint32_t *)context;
+    return 0;
+}
+
 static void
 test_scan_is_ordered_and_bounded_by_its_prefix(void **state)
 {
@@ -409,9 +421,9 @@ test_a_second_open_is_refused(void **state)
     assert_int_equal(rig_open_with(&second, 0, &err), -DL_E_DISK_BUSY);
 }
 
-/* Overwrite the middle of every table file. */
+/* Overwrite something of each block of every table file, from an offset on. */
 static void
-damage_tables(const char *path)
+damage_tables(const char *path, off_t from)
 {
     DIR *directory = opendir(path);
     struct dirent *entry;
@@ -429,7 +441,7 @@ damage_tables(const char *path)
         fd = open(file, O_RDWR | O_CLOEXEC);
         assert_true(fd >= 0);
         memset(garbage, 0x5a, sizeof(garbage));
-        for (off_t at = 0; at < 16 * 4096; at += 2048)
+        for (off_t at = from; at < 16 * 4096; at += 2048)
             assert_int_equal(pwrite(fd, garbage, sizeof(garbage), at), sizeof(garbage));
         (void)close(fd);
         damaged++;
@@ -458,7 +470,7 @@ test_damaged_table_is_an_error_not_a_hole(void **state)
     assert_int_equal(batch_run(rig, batch), 0);
     assert_int_equal(flush_run(rig), 0);
     rig_close(rig);
-    damage_tables(rig->path);
+    damage_tables(rig->path, 0);
     rig_open(rig);
     rig->index->ops->get_start(rig->index, &result.get);
     while (!result.done)
@@ -468,6 +480,36 @@ test_damaged_table_is_an_error_not_a_hole(void **state)
     assert_true(strlen(index_rocksdb_error_text(rig->index)) > 0);
     text[0] = '\0';
     assert_int_equal(rig->index->ops->scan_now(rig->index, "k00030", 6, scan_collect, text),
+                     -DL_E_INDEX_CORRUPT);
+}
+
+/* What lies behind a prefix is not looked at: a damaged leaf does not keep a server from starting. */
+static void
+test_scan_stops_before_what_is_damaged(void **state)
+{
+    struct rig *rig = *state;
+    struct index_batch *batch;
+    char value[1000];
+    uint32_t count = 0;
+
+    rig_open(rig);
+    batch = rig->index->ops->batch_create(rig->index);
+    memset(value, 'x', sizeof(value));
+    /* Four of them fill a block: the leaves begin with the third. */
+    for (int i = 0; i < 200; i++) {
+        char key[16];
+
+        (void)snprintf(key, sizeof(key), "%c%05d", i < 8 ? 'F' : 'L', i);
+        rig->index->ops->batch_put(batch, key, 6, value, i < 8 ? sizeof(value) : 999);
+    }
+    assert_int_equal(batch_run(rig, batch), 0);
+    assert_int_equal(flush_run(rig), 0);
+    rig_close(rig);
+    damage_tables(rig->path, 9000);
+    rig_open(rig);
+    assert_int_equal(rig->index->ops->scan_now(rig->index, "F", 1, scan_count, &count), 0);
+    assert_int_equal(count, 8);
+    assert_int_equal(rig->index->ops->scan_now(rig->index, "L", 1, scan_count, &count),
                      -DL_E_INDEX_CORRUPT);
 }
 
@@ -539,6 +581,7 @@ main(int argc, char **argv)
         RIG_TEST(test_format_refuses_a_database),
         RIG_TEST(test_a_second_open_is_refused),
         RIG_TEST(test_damaged_table_is_an_error_not_a_hole),
+        RIG_TEST(test_scan_stops_before_what_is_damaged),
         RIG_TEST(test_a_write_error_is_final),
         RIG_TEST(test_memory_stays_within_the_budget),
     };
