@@ -45,6 +45,7 @@ struct serve {
     struct chunkserver_core *core;
     struct loop_message index_message; /* "the index has finished something" */
     struct env_timer repeats;
+    bool said_stopped;
     int status;
 };
 
@@ -123,12 +124,32 @@ serve_on_signal(void *context, int signal)
     chunkserver_core_stop(serve->core, serve_on_core_stopped, serve);
 }
 
+/* Whoever looks for the reason looks here. */
+static void
+serve_say_stopped(struct serve *serve)
+{
+    struct chunk_store *store = engine_store(serve->engine);
+    struct store_stats stats = {0};
+    const char *text = index_rocksdb_error_text(serve->index);
+
+    store->ops->get_stats(store, &stats);
+    if (stats.stopped == 0 || serve->said_stopped)
+        return;
+    serve->said_stopped = true;
+    log_error("chunkserver", serve->options->disk_path, "TAKES NO WRITES ANY MORE: %s%s%.300s",
+              dl_err_str(stats.stopped), text[0] != '\0' ? "; the index: " : "", text);
+    log_error("chunkserver", serve->options->disk_path,
+              "replace the drive, or format it anew (dlblk-disk format --force); what it had is "
+              "recovered from the other copies");
+}
+
 static void
 serve_on_repeats(struct env_timer *timer)
 {
     struct serve *serve = list_entry(timer, struct serve, repeats);
 
     log_flush_repeats(clock_monotonic_ns());
+    serve_say_stopped(serve);
     loop_timer_start(serve->loop, timer, REPEATS_EVERY_NS);
 }
 
@@ -141,6 +162,38 @@ serve_on_lock_wait(void *context, const char *path)
 
     log_warning("chunkserver", path, "in use by another process: waiting up to %s for it to end",
                 text_of_duration(serve->options->lock_wait_ms * NS_PER_MS).text);
+}
+
+/* The start writes both copies anew; whoever has the disk should know that it loses bits. */
+static void
+serve_warn_of_superblock(const struct serve *serve)
+{
+    struct superblock_copy copies[SUPERBLOCK_COPIES];
+
+    superblock_copies_read_now(disk_file_disk(serve->file), copies);
+    for (unsigned i = 0; i < SUPERBLOCK_COPIES; i++)
+        if (!copies[i].valid)
+            log_warning("chunkserver", serve->options->disk_path,
+                        "the copy of the superblock at %" PRIu64
+                        " is damaged: %s; it is written anew from the other one",
+                        copies[i].offset_bytes, copies[i].problem);
+}
+
+/* An index without which nothing starts. */
+static void
+serve_explain_index(const struct serve *serve, struct dl_error *err)
+{
+    const char *text = index_rocksdb_error_text(serve->index);
+
+    if (err->code != -DL_E_INDEX_CORRUPT && err->code != -DL_E_INDEX_MISMATCH)
+        return;
+    if (text[0] != '\0')
+        dl_error_prefix(err, "%s: %.200s: ", serve->options->index_path, text);
+    else
+        dl_error_prefix(err, "%s: ", serve->options->index_path);
+    if (err->hint[0] == '\0')
+        dl_error_hint(err, "if its volumes have other copies, format the disk anew with dlblk-disk "
+                           "format --force: what it had is recovered from them");
 }
 
 static int
@@ -166,6 +219,8 @@ serve_open_store(struct serve *serve, struct dl_error *err)
         result = superblock_load_now(disk_file_disk(serve->file), &superblock, err);
         if (result != 0)
             dl_error_prefix(err, "%s: ", serve->options->disk_path);
+        else
+            serve_warn_of_superblock(serve);
     }
     if (result == 0)
         result = disk_uring_create(&serve->disk, serve->loop, disk_file_disk(serve->file),
@@ -176,6 +231,8 @@ serve_open_store(struct serve *serve, struct dl_error *err)
     if (result == 0)
         result = engine_open(&serve->engine, net_env(serve->net), disk_uring_disk(serve->disk),
                              serve->index, &engine_options, err);
+    if (result != 0 && serve->index != NULL)
+        serve_explain_index(serve, err);
     return result;
 }
 
