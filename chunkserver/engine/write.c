@@ -20,6 +20,8 @@
 
 #include "chunkserver/engine/engine_private.h"
 
+#define VERSION_LEASE_SHIFT 40 /* chunk_store.h */
+
 /* --- ops --- */
 
 struct op *
@@ -120,15 +122,31 @@ write_finish_duplicate(struct engine *engine, struct engine_chunk *chunk, struct
 
 static void write_begin(struct engine *engine, struct store_write *write);
 
+/*
+ * It would begin only now, and what came since it was accepted, a fence or a config epoch, has not
+ * waited for it.
+ */
+static int
+write_check_twin(const struct engine_chunk *chunk, const struct store_write *twin)
+{
+    if (twin->version >> VERSION_LEASE_SHIFT < chunk->chunk->volume->lease_epoch)
+        return -DL_E_LEASE_OLD;
+    return twin->config_epoch < chunk->chunk->config_epoch ? -DL_E_EPOCH_OLD : 0;
+}
+
 /* The first write of the version is over: so it is for the one that waited for it, or it is not. */
 static void
 write_finish_twin(struct engine *engine, struct engine_chunk *chunk, struct store_write *twin,
                   int err)
 {
-    if (err == 0)
-        write_finish_duplicate(engine, chunk, twin);
-    else if ((err == -DL_E_NO_SPACE || err == -DL_E_BUSY) && twin->use_reserve)
+    bool again = (err == -DL_E_NO_SPACE || err == -DL_E_BUSY) && twin->use_reserve;
+
+    if (again)
+        err = write_check_twin(chunk, twin);
+    if (again && err == 0)
         write_begin(engine, twin);
+    else if (err == 0)
+        write_finish_duplicate(engine, chunk, twin);
     else
         engine_finish_write_later(engine, twin, err);
 }

@@ -1024,6 +1024,44 @@ test_twin_with_reserve(void **state)
 }
 
 /*
+ * The same, with a fence or a new config epoch behind both: when that is done neither is under way
+ * any more.
+ */
+static void
+test_twin_with_reserve_and_a_fence(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        struct store_change what = {.kind = seed % 2 ? STORE_FENCE : STORE_EPOCH,
+                                    .key = key,
+                                    .config_epoch = 2,
+                                    .lease_epoch = 2};
+        struct test_write *first, *second;
+        struct test_change change;
+        struct rig rig;
+        uint32_t filled = 0;
+
+        rig_init(&rig, seed);
+        while (write_now(&rig, VERSION(1 + filled), filled * 50, 40) == 0)
+            filled++;
+        rig_restart(&rig);
+        first = write_make(&rig, VERSION(1000), 0, 50);
+        second = write_make(&rig, VERSION(1000), 0, 50);
+        second->write.use_reserve = true;
+        write_start(first);
+        write_start(second);
+        change_start(&rig, &change, what);
+        assert_true(fake_env_run(&rig.env, &change.done, TURNS_MAX));
+        assert_int_equal(change.err, 0);
+        assert_true(first->done && second->done);
+        assert_int_equal(write_end(first), -DL_E_NO_SPACE);
+        assert_int_equal(write_end(second), seed % 2 ? -DL_E_LEASE_OLD : -DL_E_EPOCH_OLD);
+        expect_sector(&rig, 0, VERSION(1), 0);
+        rig_fini(&rig);
+    }
+}
+
+/*
  * Too many versions above S: the client must wait, a takeover's rewrite need not; that is bounded
  * as well.
  */
@@ -1421,11 +1459,11 @@ UNIT_MAIN(
     cmocka_unit_test(test_version_in_flight), cmocka_unit_test(test_version_that_waits_for_a_leaf),
     cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
     cmocka_unit_test(test_last_stable_hint_is_flushed), cmocka_unit_test(test_twin_with_reserve),
-    cmocka_unit_test(test_pending_is_bounded), cmocka_unit_test(test_duplicate_teaches_the_epoch),
-    cmocka_unit_test(test_idle_engine_sleeps), cmocka_unit_test(test_fence_waits_for_large_writes),
-    cmocka_unit_test(test_zeroes_free_space), cmocka_unit_test(test_many_zeroes_take_turns),
-    cmocka_unit_test(test_zeroes_are_forgotten), cmocka_unit_test(test_zeroes_are_kept),
-    cmocka_unit_test(test_empty_leaves_stay_for_a_while),
+    cmocka_unit_test(test_twin_with_reserve_and_a_fence), cmocka_unit_test(test_pending_is_bounded),
+    cmocka_unit_test(test_duplicate_teaches_the_epoch), cmocka_unit_test(test_idle_engine_sleeps),
+    cmocka_unit_test(test_fence_waits_for_large_writes), cmocka_unit_test(test_zeroes_free_space),
+    cmocka_unit_test(test_many_zeroes_take_turns), cmocka_unit_test(test_zeroes_are_forgotten),
+    cmocka_unit_test(test_zeroes_are_kept), cmocka_unit_test(test_empty_leaves_stay_for_a_while),
     cmocka_unit_test(test_deletion_frees_space),
     cmocka_unit_test(test_read_of_a_chunk_that_is_deleted), cmocka_unit_test(test_full_disk),
     cmocka_unit_test(test_full_disk_overwrites_wait), cmocka_unit_test(test_full_disk_recovers),
