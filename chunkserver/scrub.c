@@ -112,7 +112,7 @@ scrub_rest(struct scrub *scrub, uint32_t sectors, void (*resume)(struct scrub *s
     uint64_t now_ns = env_now_ns(scrub->core->env);
     uint64_t rest_ns = 0;
 
-    if (scrub_has_foreground(scrub))
+    if (sectors > 0 && scrub_has_foreground(scrub))
         rest_ns = max_u64(SCRUB_REST_MIN_NS,
                           min_u64(REST_MAX_NS, REST_FACTOR * (now_ns - scrub->began_ns)));
     if (scrub->job == NULL && sectors > 0) {
@@ -174,6 +174,7 @@ scrub_begin_chunk(struct scrub *scrub, struct scrub_job *job, const struct chunk
     scrub->comparing = false;
     scrub->incomplete = false;
     scrub->sector = 0;
+    scrub->found = true;
     scrub->window = STORE_WINDOW_SECTORS_MAX;
     scrub_read(scrub);
 }
@@ -279,7 +280,7 @@ scrub_pull(struct scrub *scrub, enum scrub_state state, uint32_t end_sector,
     struct chunkserver_core *core = scrub->core;
     uint32_t window = scrub->window;
 
-    if (state == SCRUB_READING && scrub_has_foreground(scrub))
+    if (state == SCRUB_READING && scrub->found && scrub_has_foreground(scrub))
         window = min_u32(window, WINDOW_FOREGROUND);
     scrub->state = state;
     scrub->began_ns = env_now_ns(core->env);
@@ -368,6 +369,7 @@ scrub_on_read(struct store_pull *pull, int err)
         if (scrub->job != NULL)
             scrub->job->counts.sectors += pull->data_sectors;
         scrub->sector = pull->next_sector;
+        scrub->found = pull->data_sectors > 0;
         scrub_widen(scrub);
         scrub_rest(scrub, pull->data_sectors, scrub_read);
     }

@@ -68,6 +68,7 @@ struct scrub {
     uint64_t local_id;
     uint32_t sector; /* all before it is done, read or compared */
     uint32_t window; /* to be tried next */
+    bool found;      /* there was something in the last one */
     uint64_t began_ns;
     void *buffer;
     struct store_pull pull;
