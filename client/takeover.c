@@ -8,7 +8,8 @@
  *   1. unresolved: some in-sync slot's server has not answered yet.  Requests to the segment wait.
  *   2. all have answered, nothing is pending: resolved at once.
  *   3. else, window by window (1 MiB), run by run of sectors for which every slot lists the same
- *      version: resolve.c takes the content from the highest and writes it to all.
+ *      version, several at a time: resolve.c takes the content from the highest and writes it to
+ *      all.
  *   4. resolved: requests go on.  S of this lease counts from here.
  *
  * Answers of slots that are not in sync do not count.  A slot that has come into sync since the
@@ -31,7 +32,9 @@
 /* Who does not answer is named at the end of it: rule 19. */
 #define FENCE_WAIT_MS 2000u
 #define ASKS_MAX      64u
-#define PATROL_NS     (500 * CLIENT_NS_PER_MS)
+/* Of one segment at a time: requests wait for all of them, and each takes two round trips. */
+#define RUNS_MAX  16u
+#define PATROL_NS (500 * CLIENT_NS_PER_MS)
 /* So many patrols after the last, the map is asked for as well. */
 #define PATROL_MAP_NS (5000 * CLIENT_NS_PER_MS)
 
@@ -67,6 +70,14 @@ struct takeover_waiting {
     uint64_t since_ns;
 };
 
+struct takeover_segment;
+
+/* Sectors that are being resolved. */
+struct takeover_run {
+    struct takeover_segment *entry; /* NULL: none */
+    uint32_t first_sector;
+};
+
 /* What is pending in one segment, and how far resolving it has got. */
 struct takeover_segment {
     uint32_t index;
@@ -75,10 +86,14 @@ struct takeover_segment {
     VEC(struct takeover_slot) slots;
     struct list node;     /* takeover->ready: to be resolved */
     struct list ask_node; /* takeover->asking: some slot has not answered PENDING */
-    uint32_t next_sector;
-    uint32_t run_sectors; /* being resolved, from next_sector on */
-    bool running;
-    bool restart;      /* the lists have changed under the run: from the beginning, after it */
+    uint32_t next_sector; /* no run has begun there, or behind it */
+    struct takeover_run runs[RUNS_MAX];
+    uint32_t run_count;
+    /*
+     * Not UINT32_MAX: the lists have changed under the runs, or one has failed: when all are over,
+     * again from there on.
+     */
+    uint32_t again_sector;
     uint64_t retry_ns; /* after a failure, not before */
     UT_hash_handle hh;
 };
@@ -130,6 +145,7 @@ takeover_segment(struct takeover *takeover, uint32_t index)
         return NULL;
     entry->index = index;
     entry->takeover = takeover;
+    entry->again_sector = UINT32_MAX;
     list_init(&entry->node);
     list_init(&entry->ask_node);
     HASH_ADD(hh, takeover->segments, index, sizeof(entry->index), entry);
@@ -204,8 +220,10 @@ takeover_forget_slot(struct takeover_segment *entry, uint32_t number, uint32_t s
         takeover_drop_ask(slot);
         vec_remove_swap(&entry->slots, (size_t)(slot - entry->slots.items));
     }
-    entry->restart = entry->running;
-    entry->next_sector = 0;
+    if (entry->run_count > 0)
+        entry->again_sector = 0;
+    else
+        entry->next_sector = 0;
 }
 
 /* It was not in sync when the fence was answered, as far as we know. */
@@ -368,6 +386,13 @@ takeover_resolved(struct takeover *takeover, struct segment *segment)
     client_io_wake(&segment->waiters);
 }
 
+/* Another run may begin: there is a place for it, and none has to be made again first. */
+static bool
+takeover_may_run(const struct takeover_segment *entry)
+{
+    return entry->run_count < RUNS_MAX && entry->again_sector == UINT32_MAX;
+}
+
 /* Segments for which the last answer has come. */
 static void
 takeover_check_segments(struct takeover *takeover)
@@ -388,7 +413,7 @@ takeover_check_segments(struct takeover *takeover)
         HASH_FIND(hh, takeover->segments, &segment->index, sizeof(segment->index), entry);
         if (entry == NULL || DLBLK_MUTANT(client_skip_resolution))
             takeover_resolved(takeover, segment);
-        else if (!entry->running && !list_is_linked(&entry->node))
+        else if (takeover_may_run(entry) && !list_is_linked(&entry->node))
             list_push_back(&takeover->ready, &entry->node);
     }
 }
@@ -455,36 +480,58 @@ takeover_next_run(struct takeover_segment *entry, struct resolve_range *ret_rang
 }
 
 static void
+takeover_run_failed(struct takeover_run *run, int err)
+{
+    struct takeover_segment *entry = run->entry;
+    struct client_volume *volume = entry->takeover->volume;
+
+    entry->again_sector = min_u32(entry->again_sector, run->first_sector);
+    if (err == -DL_E_STALE_MAP)
+        return;
+    client_core_event(volume->core, DLBLK_EVENT_ERROR,
+                      "volume %s: segment %u, from sector %u: what the last owner left unfinished "
+                      "can't be settled yet: %s",
+                      volume->name, entry->index, run->first_sector, dl_err_str(err));
+    entry->retry_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
+}
+
+static void
 takeover_on_run_done(void *context, int err)
 {
-    struct takeover_segment *entry = context;
+    struct takeover_run *run = context;
+    struct takeover_segment *entry = run->entry;
     struct takeover *takeover = entry->takeover;
     struct client_volume *volume = takeover->volume;
 
-    entry->running = false;
+    dl_assert(entry->run_count > 0);
     dl_assert(takeover->running_count > 0);
     takeover->running_count--;
+    if (err != 0 && !takeover->ended)
+        takeover_run_failed(run, err);
+    run->entry = NULL;
+    entry->run_count--;
     if (takeover->ended) {
         client_takeover_end(volume);
         return;
     }
-    if (entry->restart) {
-        entry->restart = false;
-        entry->next_sector = 0;
-    } else if (err == 0) {
-        entry->next_sector += entry->run_sectors;
-    } else if (err != -DL_E_STALE_MAP) {
-        client_core_event(
-            volume->core, DLBLK_EVENT_ERROR,
-            "volume %s: segment %u, from sector %u: what the last owner left unfinished can't "
-            "be settled yet: %s",
-            volume->name, entry->index, entry->next_sector, dl_err_str(err));
-        entry->retry_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
+    if (entry->run_count == 0 && entry->again_sector != UINT32_MAX) {
+        entry->next_sector = entry->again_sector;
+        entry->again_sector = UINT32_MAX;
     }
     /* Else it comes back when the last slot has answered. */
-    if (takeover_all_answered(takeover, client_map_get(&volume->map, entry->index)))
+    if (takeover_may_run(entry) && !list_is_linked(&entry->node) &&
+        takeover_all_answered(takeover, client_map_get(&volume->map, entry->index)))
         list_push_front(&takeover->ready, &entry->node);
     takeover_run(takeover);
+}
+
+static struct takeover_run *
+takeover_free_run(struct takeover_segment *entry)
+{
+    for (uint32_t i = 0; i < RUNS_MAX; i++)
+        if (entry->runs[i].entry == NULL)
+            return &entry->runs[i];
+    return NULL;
 }
 
 /* False: it can't go on now. */
@@ -497,21 +544,26 @@ takeover_run_segment(struct takeover_segment *entry)
         .segment = client_map_get(&volume->map, entry->index),
         .listed = true,
         .on_done = takeover_on_run_done,
-        .context = entry,
     };
 
-    if (!takeover_next_run(entry, &range)) {
-        takeover_free_segment(entry);
-        takeover_resolved(takeover, range.segment);
+    while (takeover_may_run(entry) && takeover_next_run(entry, &range)) {
+        struct takeover_run *run = takeover_free_run(entry);
+
+        dl_assert(run != NULL);
+        range.context = run;
+        if (!client_resolve_may_start(volume) || client_resolve_start(volume, &range) == NULL)
+            return false;
+        *run = (struct takeover_run){.entry = entry, .first_sector = range.first_sector};
+        entry->next_sector = range.first_sector + range.sector_count;
+        entry->run_count++;
+        takeover->running_count++;
+    }
+    if (entry->run_count > 0) {
+        list_remove(&entry->node); /* until one of them is over */
         return true;
     }
-    if (!client_resolve_may_start(volume) || client_resolve_start(volume, &range) == NULL)
-        return false;
-    entry->next_sector = range.first_sector;
-    entry->running = true;
-    entry->run_sectors = range.sector_count;
-    list_remove(&entry->node);
-    takeover->running_count++;
+    takeover_free_segment(entry);
+    takeover_resolved(takeover, range.segment);
     return true;
 }
 

@@ -251,6 +251,42 @@ test_unreadable_everywhere(void **state)
     fixture_destroy(f);
 }
 
+/* How long the first read waits for a segment with so many pending writes, in virtual time. */
+static uint64_t
+takeover_ns(uint64_t seed, uint32_t count)
+{
+    struct fixture *f = fixture_create(seed, 3);
+    struct fake_volume *volume = abandoned(f);
+    uint64_t begin_ns, end_ns;
+
+    for (uint32_t i = 0; i < count; i++)
+        put(f, volume, 0, i % 3, VERSION(10 + i), 2 * i, 1, (uint8_t)(10 + i));
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    begin_ns = f->world.now_ns;
+    check_sectors(f, 0, 1, 1, 1);
+    end_ns = f->world.now_ns;
+    for (uint32_t i = 0; i < count; i++)
+        check_sectors(f, 0, 2 * i, 1, (uint8_t)(10 + i));
+    assert_true(total_resolves(f) >= count);
+    close_clean(f, volume);
+    return end_ns - begin_ns;
+}
+
+/* Whoever uses the segment waits for all that is pending in it: it is not settled one by one. */
+static void
+test_many_at_a_time(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 40; seed < 44; seed++) {
+        uint64_t one_ns = takeover_ns(seed, 1);
+        uint64_t many_ns = takeover_ns(seed, 96);
+
+        print_message("# 1: %lu us, 96: %lu us\n", (unsigned long)(one_ns / 1000),
+                      (unsigned long)(many_ns / 1000));
+        assert_true(many_ns < 24 * one_ns);
+    }
+}
+
 /* A segment waits for its own servers only; and says for whom. */
 static void
 test_waits_for_answers(void **state)
@@ -907,7 +943,7 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_the_highest_version_wins), cmocka_unit_test(test_zeroes),
           cmocka_unit_test(test_an_unreadable_highest_version),
           cmocka_unit_test(test_a_damaged_highest_version),
-          cmocka_unit_test(test_unreadable_everywhere),
+          cmocka_unit_test(test_unreadable_everywhere), cmocka_unit_test(test_many_at_a_time),
           cmocka_unit_test(test_bad_sectors_in_different_places),
           cmocka_unit_test(test_waits_for_answers), cmocka_unit_test(test_a_close_before_the_end),
           cmocka_unit_test(test_an_attach_that_fails),
