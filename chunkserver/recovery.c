@@ -24,7 +24,8 @@
  * limited (core_pulls_max()), others are READY in line.
  *
  * Where it is: the chunk's cursor, which the store keeps.  What goes wrong is tried again, with
- * another peer (NOT_YET: with the same one), after RETRY_MIN_NS, doubled up to RETRY_MAX_NS.
+ * another peer (NOT_YET: with the same one at first), after RETRY_MIN_NS, doubled up to
+ * RETRY_MAX_NS.
  *
  * When the cursor is at the end, sectors can be void still: those of a damaged leaf take only what
  * is surely not older than what was lost (store_merge).  They are asked for again, from the
@@ -208,7 +209,8 @@ recovery_fail(struct recovery *recovery, int err)
     recovery->last_error = err;
     if (err == -DL_E_NO_SPACE && recovery_chunk(recovery) != NULL)
         (void)recovery_send_report(recovery, false, true);
-    if (err != -DL_E_NOT_YET && recovery->source_count > 0)
+    /* It may be never told: the metadata service does not reach it, or its store takes no writes. */
+    if ((err != -DL_E_NOT_YET || wait_ns == RETRY_MAX_NS) && recovery->source_count > 0)
         recovery->source_idx = (recovery->source_idx + 1) % recovery->source_count;
     recovery->retry_ns = min_u64(2 * wait_ns, RETRY_MAX_NS);
     recovery_wait(recovery, wait_ns);

@@ -498,6 +498,25 @@ test_sources_fail(void **state)
     fixture_destroy(fx);
 }
 
+/*
+ * A source that the metadata service does not reach hears of no attempt, and says NOT_YET for as
+ * long as that lasts: another one is asked.
+ */
+static void
+test_source_is_never_told(void **state)
+{
+    struct fixture *fx = fixture_create(6);
+
+    (void)state;
+    fill(fx, 3);
+    tell_in_sync(fx, 1, 5);
+    tell_attempt(fx, 2, 5, 5, 3);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    assert_same(fx, 1, 2);
+    fixture_destroy(fx);
+}
+
 /* A source that recovers itself is no source (rule 13), and one that hangs is not waited for. */
 static void
 test_sources_recover_or_hang(void **state)
@@ -840,6 +859,7 @@ UNIT_MAIN(cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_
           cmocka_unit_test(test_what_a_source_gives), cmocka_unit_test(test_roles),
           cmocka_unit_test(test_pulls_are_bounded), cmocka_unit_test(test_whole_segment),
           cmocka_unit_test(test_only_what_is_missing), cmocka_unit_test(test_sources_fail),
+          cmocka_unit_test(test_source_is_never_told),
           cmocka_unit_test(test_sources_recover_or_hang),
           cmocka_unit_test(test_restart_of_the_target), cmocka_unit_test(test_restart_when_whole),
           cmocka_unit_test(test_reports_are_repeated),
