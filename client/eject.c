@@ -44,6 +44,19 @@ struct eject_batch {
 
 /* --- wishes --- */
 
+/*
+ * Were these refused just now, or fewer of them?  Who has fewer failures than another asks for
+ * fewer; with the other's on top it would be refused again, and so on.
+ */
+static bool
+eject_is_too_much(const struct client_volume *volume, const struct segment *segment, uint32_t mask)
+{
+    uint32_t refused_mask = segment->eject_refused_mask;
+
+    return refused_mask != 0 && (mask & refused_mask) == refused_mask &&
+           env_now_ns(volume->core->env) < segment->eject_retry_ns;
+}
+
 void
 client_eject_want(struct client_volume *volume, struct segment *segment, uint32_t place,
                   Dl__EjectReason reason, int err)
@@ -58,7 +71,8 @@ client_eject_want(struct client_volume *volume, struct segment *segment, uint32_
     case SEGMENT_EJECT_ASKED:
         return; /* whoever is left in the next map and still fails comes again */
     case SEGMENT_EJECT_WANTED:
-        segment->eject_mask |= 1u << place;
+        if (!eject_is_too_much(volume, segment, segment->eject_mask | 1u << place))
+            segment->eject_mask |= 1u << place;
         return;
     case SEGMENT_EJECT_REFUSED:
         /* A recovering slot can always be spared. */
@@ -215,6 +229,7 @@ eject_take_reply(struct client_volume *volume, const struct eject_batch *batch)
         }
         dl_assert(segment->eject_state == SEGMENT_EJECT_ASKED);
         segment->eject_state = SEGMENT_EJECT_REFUSED;
+        segment->eject_refused_mask = segment->eject_mask;
         segment->eject_retry_ns = now_ns + EJECT_AGAIN_NS;
         volume->eject_recheck_ns = segment->eject_retry_ns;
         volume->stats.ejections_refused++;

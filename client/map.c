@@ -125,6 +125,7 @@ client_map_apply(struct segment_map *map, const Dl__Segment *message, struct seg
     segment->slot_count = (uint8_t)message->n_slots;
     segment->eject_state = SEGMENT_EJECT_NONE;
     segment->eject_mask = 0;
+    segment->eject_refused_mask = 0;
     for (size_t i = 0; i < message->n_slots; i++)
         segment->slots[i] = (struct segment_slot){
             .server_id = message->slots[i]->server_id & CLIENT_SERVER_ID_MAX,

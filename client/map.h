@@ -58,11 +58,12 @@ struct segment {
     struct list waiters; /* io_op.wait_node: WANTED or UNRESOLVED */
     uint8_t state;
     uint8_t slot_count;
-    bool allocating;     /* an ALLOCATE names it */
-    bool changed_early;  /* its map changed between the attach and the takeover */
-    bool zeroed;         /* slots may have zero extents of ours that they could forget */
-    uint8_t eject_state; /* of this config epoch */
-    uint32_t eject_mask; /* by place */
+    bool allocating;             /* an ALLOCATE names it */
+    bool changed_early;          /* its map changed between the attach and the takeover */
+    bool zeroed;                 /* slots may have zero extents of ours that they could forget */
+    uint8_t eject_state;         /* of this config epoch */
+    uint32_t eject_mask;         /* by place */
+    uint32_t eject_refused_mask; /* could not go together, until eject_retry_ns */
     uint64_t eject_retry_ns;
     struct segment_slot slots[]; /* room for map->slots_max */
 };

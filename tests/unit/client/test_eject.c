@@ -329,6 +329,36 @@ test_two_slots_are_full(void **state)
 }
 
 /*
+ * Of one write one slot can't, of a later one two: the one is ejected, and they do not ask for both
+ * again and again.
+ */
+static void
+test_full_for_a_later_write(void **state)
+{
+    struct fixture *f = fixture_create(22, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *writes[2];
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 65536, 1), 0);
+    f->cluster.servers[1].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[1].faults.write_err_count = UINT32_MAX;
+    f->cluster.eject_err = -DL_E_INTERNAL; /* the next one is for both */
+    f->cluster.eject_err_count = 1;
+    writes[0] = fixture_submit(f, DLBLK_WRITE, 0, 4096, 2);
+    fixture_run(f, 300 * NS_PER_MS);
+    f->cluster.servers[2].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[2].faults.write_err_count = 1;
+    writes[1] = fixture_submit(f, DLBLK_WRITE, 8192, 4096, 3);
+    fixture_run(f, 2 * SIM_S);
+    assert_in_range(f->cluster.ejections_refused, 1, 3);
+    assert_int_equal(fixture_wait(f, writes[0]), 0);
+    assert_int_equal(fixture_wait(f, writes[1]), 0);
+    assert_true((state_of(volume, 0, 1) == EJECTED) != (state_of(volume, 0, 2) == EJECTED));
+    close_clean(f, volume);
+}
+
+/*
  * One that can't, and one that is away: the two may not go together.  When the other is back, the
  * one can.
  */
@@ -898,9 +928,10 @@ UNIT_MAIN(cmocka_unit_test(test_a_server_is_killed), cmocka_unit_test(test_a_sho
           cmocka_unit_test(test_a_silent_server), cmocka_unit_test(test_a_slow_server),
           cmocka_unit_test(test_we_were_stopped), cmocka_unit_test(test_one_slot_is_full),
           cmocka_unit_test(test_all_slots_are_full), cmocka_unit_test(test_two_slots_are_full),
-          cmocka_unit_test(test_full_and_away), cmocka_unit_test(test_blocked),
-          cmocka_unit_test(test_blocked_with_a_deadline), cmocka_unit_test(test_too_few_in_sync),
-          cmocka_unit_test(test_meta_is_down), cmocka_unit_test(test_an_ejection_under_an_old_map),
+          cmocka_unit_test(test_full_and_away), cmocka_unit_test(test_full_for_a_later_write),
+          cmocka_unit_test(test_blocked), cmocka_unit_test(test_blocked_with_a_deadline),
+          cmocka_unit_test(test_too_few_in_sync), cmocka_unit_test(test_meta_is_down),
+          cmocka_unit_test(test_an_ejection_under_an_old_map),
           cmocka_unit_test(test_a_lost_answer_to_an_ejection),
           cmocka_unit_test(test_news_before_the_answer),
           cmocka_unit_test(test_acknowledgements_of_an_old_map), cmocka_unit_test(test_many_maps),
