@@ -182,7 +182,7 @@ bool engine_is_quiet(const struct engine *engine);
  * Compare the allocation map with the leaves, in memory and in the index: each block in use must
  * belong to exactly one sector of one leaf, to a write in flight, to the queue of blocks given up,
  * to the quarantine, or be bad; each other block must be free.  (If leaves were lost, blocks that
- * were theirs are in use and belong to nothing: that is left out.)  NULL: they agree; otherwise a
+ * were theirs may be in use and belong to nothing: that is left out.)  NULL: they agree, or else a
  * malloc'ed text that names the first few differences.  Blocks, and takes a byte per block.  At any
  * moment between two events of the loop.
  */

@@ -255,7 +255,7 @@ static_assert(sizeof(struct record_extents_disk) == 8, "extents record");
 #define INDEX_KEPT     'K' /* K, local id u64, leaf u32, snapshot u32: reserved for snapshots */
 #define INDEX_BITMAP   'B' /* B, page u32 */
 #define INDEX_BAD      'X' /* X, block u64 */
-#define INDEX_LOST     'Z' /* Z: leaves were lost, blocks that were theirs stay in use */
+#define INDEX_LOST     'Z' /* Z: leaves were lost, blocks that were theirs may be in use */
 
 #define INDEX_VALUE_FORMAT 1u
 
