@@ -352,7 +352,7 @@ struct reclaim {
     enum reclaim_state state;
     uint64_t *candidates; /* by block; NULL: IDLE */
     uint64_t next_word;
-    uint64_t *local_ids; /* of the chunks that were there at the beginning */
+    uint64_t *local_ids; /* of the chunks that were there when the map had been copied */
     uint32_t chunk_count, chunk_idx, next_leaf;
     uint32_t pending;  /* leaves being read */
     uint64_t lost_seq; /* at the beginning */

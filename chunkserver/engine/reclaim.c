@@ -51,8 +51,17 @@ reclaim_end(struct engine *engine)
     engine_kick(engine);
 }
 
+/* No memory: at the next start. */
+static void
+reclaim_give_up(struct engine *engine)
+{
+    engine->reclaim.never = true;
+    reclaim_end(engine);
+}
+
 /* --- the beginning --- */
 
+/* After the map: a chunk that came into being while that was copied has blocks in it, too. */
 static bool
 reclaim_copy_ids(struct engine *engine)
 {
@@ -75,9 +84,8 @@ reclaim_begin(struct engine *engine)
 
     reclaim->lost_seq = engine->lost_seq;
     reclaim->candidates = calloc(map_words(engine), sizeof(uint64_t));
-    if (reclaim->candidates == NULL || !reclaim_copy_ids(engine)) {
-        reclaim->never = true; /* no memory: at the next start */
-        reclaim_end(engine);
+    if (reclaim->candidates == NULL) {
+        reclaim_give_up(engine);
         return;
     }
     reclaim->state = RECLAIM_COPYING;
@@ -131,7 +139,10 @@ reclaim_copy(struct engine *engine)
     if (end < map_words(engine))
         return;
     reclaim_forget_queues(engine);
-    reclaim->state = RECLAIM_WALKING;
+    if (reclaim_copy_ids(engine))
+        reclaim->state = RECLAIM_WALKING;
+    else
+        reclaim_give_up(engine);
 }
 static_assert(RECLAIM_SLICE_WORDS % ALLOC_SLAB_WORDS == 0, "whole slabs");
 
