@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/assert.h"
@@ -228,6 +229,22 @@ control_ublks_max(void)
     return max;
 }
 
+/* Linux 6.1 takes the limit only when the driver is loaded. */
+static void
+control_hint_max(unsigned max, struct dl_error *err)
+{
+    unsigned more = max != 0 ? 2 * max : 64;
+    struct stat status;
+
+    if (stat(PARAMETERS_PATH, &status) == 0 && (status.st_mode & S_IWUSR) != 0)
+        dl_error_hint(err, "detach one, or: echo %u > " PARAMETERS_PATH, more);
+    else
+        dl_error_hint(err,
+                      "detach one; the limit is set when the driver is loaded: "
+                      "modprobe ublk_drv ublks_max=%u",
+                      more);
+}
+
 static int
 control_explain_add(int result, const struct ublk_device_info *info, struct dl_error *err)
 {
@@ -245,7 +262,7 @@ control_explain_add(int result, const struct ublk_device_info *info, struct dl_e
             break;
         (void)dl_error_set(err, result, "the kernel allows no more ublk devices: ublks_max is %u",
                            max);
-        dl_error_hint(err, "detach one, or: echo %u > " PARAMETERS_PATH, max != 0 ? 2 * max : 64);
+        control_hint_max(max, err);
         return result;
     case EINVAL:
     case EOPNOTSUPP:

@@ -239,58 +239,99 @@ collect_one(void *context, const struct ublk_state *state)
     return vec_push(&collect->found, found);
 }
 
-/* In a process of its own, which prints what there is to be said. */
-static int
-recover_one(const struct ublk_state *state, const struct supervise_options *options, bool steal)
+/* In a process of its own, which prints what there is to be said.  Negative: there is none. */
+static pid_t
+recover_start(const struct ublk_state *state, const struct supervise_options *options, bool steal)
 {
     struct target_options target = {.volume = state->volume, .recover = state, .steal = steal};
     struct dl_error err = {0};
-    int status = 0;
-    pid_t pid = fork();
+    pid_t pid;
+    int result;
 
-    if (pid == 0) {
-        int result = supervise_run(options, &target, &err);
-
-        exit(result == 0 ? EXIT_SUCCESS : ublk_print_error(&err));
-    }
-    if (pid < 0)
-        return -errno;
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-        ;
-    return WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SUCCESS ? 0 : -EIO;
+    (void)fflush(stdout);
+    pid = fork();
+    if (pid != 0)
+        return pid;
+    result = supervise_run(options, &target, &err);
+    exit(result == 0 ? EXIT_SUCCESS : ublk_print_error(&err));
 }
 
+static bool
+recover_is_named(const char *name, const struct ublk_state *state)
+{
+    struct device_name node = device_node(state->id);
+
+    return name == NULL || strcmp(name, state->volume) == 0 || strcmp(name, node.text) == 0 ||
+           strcmp(name, node.text + strlen("/dev/")) == 0;
+}
+
+/* The processes that were started; how many of them did not do it. */
+static int
+recover_wait(const pid_t *pids, size_t count)
+{
+    int failed = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        int status = 0;
+
+        while (waitpid(pids[i], &status, 0) < 0 && errno == EINTR)
+            ;
+        if (!WIFEXITED(status) || WEXITSTATUS(status) != EXIT_SUCCESS)
+            failed++;
+    }
+    return failed;
+}
+
+/* In this process, which serves from now on. */
+static int
+recover_here(struct collect *collect, const struct ublk_state *state,
+             const struct supervise_options *options, bool steal, struct dl_error *err)
+{
+    struct target_options target = {.volume = state->volume, .recover = state, .steal = steal};
+
+    ublk_control_close(collect->control);
+    collect->control = NULL;
+    return supervise_run(options, &target, err);
+}
+
+/* All at the same time: one that waits for its servers does not keep the others waiting. */
 static int
 recover_found(struct collect *collect, const char *name, const struct supervise_options *options,
               bool steal, struct dl_error *err)
 {
+    VEC(pid_t) pids = {0};
     bool seen = false;
     int failed = 0;
+    int result = 0;
 
     vec_for_each (found, &collect->found) {
-        struct device_name node = device_node(found->state.id);
+        pid_t pid;
 
-        if (name != NULL && strcmp(name, found->state.volume) != 0 &&
-            strcmp(name, node.text) != 0 && strcmp(name, node.text + 5) != 0)
+        if (!recover_is_named(name, &found->state))
             continue;
         seen = true;
+        if (found->condition == DEVICE_WAITING && !options->background)
+            return recover_here(collect, &found->state, options, steal, err);
         if (found->condition == DEVICE_WAITING) {
-            if (recover_one(&found->state, options, steal) != 0)
+            pid = recover_start(&found->state, options, steal);
+            if (pid < 0 || vec_push(&pids, pid) != 0)
                 failed++;
         } else if (name != NULL && found->condition == DEVICE_ATTACHED) {
-            return dl_error_set(err, -DL_E_VOLUME_BUSY, "%s has a server that lives: process %d",
-                                node.text, found->state.pid);
+            result = dl_error_set(err, -DL_E_VOLUME_BUSY, "%s has a server that lives: process %d",
+                                  device_node(found->state.id).text, found->state.pid);
         } else if (found->condition != DEVICE_ATTACHED) {
             remove_leftover(collect->control, &found->state, found->condition);
         }
     }
+    failed += recover_wait(pids.items, pids.count);
+    vec_fini(&pids);
     if (name != NULL && !seen)
         return detach_unknown(name, err);
-    if (failed > 0) {
+    if (result == 0 && failed > 0) {
         *err = (struct dl_error){0}; /* said already */
         return -EIO;
     }
-    return 0;
+    return result;
 }
 
 int

@@ -31,8 +31,9 @@ int devices_find_waiting(const char *volume, struct ublk_state *ret_state, struc
 int devices_detach(const char *name, bool force, struct dl_error *err);
 
 /*
- * Takes over one (name) or all (NULL) devices that wait.  In the background, with a supervisor: the
- * nodes are printed.  Fails if one fails.
+ * Takes over one (name) or all (NULL) devices that wait.  With options->background each gets a
+ * process of its own, all at the same time, and their nodes are printed; fails if one fails.
+ * Without it, which only one can be, this process serves until the device is stopped.
  */
 int devices_recover(const char *name, const struct supervise_options *options, bool steal,
                     struct dl_error *err);

@@ -35,7 +35,8 @@ static const char help_text[] = PROGRAM
     "  " PROGRAM " serve [OPTION...] VOLUME\n"
     "                     attach VOLUME; or take over its device, if its server has died\n"
     "  " PROGRAM " recover [OPTION...] [VOLUME|DEVICE]\n"
-    "                     take over one device whose server has died, or all of them\n"
+    "                     take over the device whose server has died; or all such devices, each\n"
+    "                     in the background with a supervisor\n"
     "  " PROGRAM " detach [--force] VOLUME|DEVICE\n"
     "  " PROGRAM " list [--json]\n"
     "  " PROGRAM " attach-all\n"
@@ -387,6 +388,17 @@ run_serve(struct arguments *arguments)
     return result == 0 ? EXIT_DONE : ublk_print_error(&err);
 }
 
+/* Without a name as attach-all does it. */
+static int
+run_recover(struct arguments *arguments, struct dl_error *err)
+{
+    if (arguments->name == NULL) {
+        arguments->supervise.background = true;
+        arguments->supervise.supervise = true;
+    }
+    return devices_recover(arguments->name, &arguments->supervise, arguments->target.steal, err);
+}
+
 /* tune ID DEPTH: what device_tune() starts; not for users. */
 static int
 run_tune(char **argv)
@@ -415,8 +427,7 @@ run_command(struct arguments *arguments)
     if (strcmp(arguments->command, "list") == 0)
         result = devices_list(arguments->json, &err);
     else if (strcmp(arguments->command, "recover") == 0)
-        result = devices_recover(arguments->name, &arguments->supervise, arguments->target.steal,
-                                 &err);
+        result = run_recover(arguments, &err);
     else if (strcmp(arguments->command, "detach") != 0)
         return usage_error("unknown command", arguments->command);
     else if (arguments->name == NULL)

@@ -196,19 +196,28 @@ queues_open(struct ublk_queues *queues, struct dl_error *err)
 }
 
 static int
-queues_map(struct ublk_queues *queues, struct dl_error *err)
+queues_map_buffers(struct ublk_queues *queues, struct dl_error *err)
+{
+    queues->buffers_bytes = (size_t)queues->tag_count * queues->options.shape.buffer_bytes;
+    queues->buffers = mmap(NULL, queues->buffers_bytes, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (queues->buffers != MAP_FAILED)
+        return 0;
+    queues->buffers = NULL;
+    return dl_error_set(err, -DL_E_NO_MEMORY, "no memory for %u buffers", queues->tag_count);
+}
+
+/*
+ * The last step before FETCH: from here until one queue has all its tags fetched, a process that
+ * dies leaves a device that the driver gives to nobody else (docs/ublk.md, Limits).
+ */
+static int
+queues_map_descs(struct ublk_queues *queues, struct dl_error *err)
 {
     const struct ublk_queues_options *options = &queues->options;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
     dl_assert(queues->queue != NULL);
-    queues->buffers_bytes = (size_t)queues->tag_count * options->shape.buffer_bytes;
-    queues->buffers = mmap(NULL, queues->buffers_bytes, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (queues->buffers == MAP_FAILED) {
-        queues->buffers = NULL;
-        return dl_error_set(err, -DL_E_NO_MEMORY, "no memory for %u buffers", queues->tag_count);
-    }
     queues->descs_bytes = options->queue_depth * sizeof(struct ublk_io_desc);
     queues->descs_bytes = (queues->descs_bytes + page - 1) / page * page;
     for (uint16_t i = 0; i < options->queue_count; i++) {
@@ -270,9 +279,11 @@ ublk_queues_create(struct ublk_queues **ret_queues, struct loop *loop,
     else
         result = queues_open(queues, err);
     if (result == 0)
-        result = queues_map(queues, err);
+        result = queues_map_buffers(queues, err);
     if (result == 0 && queues_make_tags(queues) != 0)
         result = dl_error_set(err, -DL_E_NO_MEMORY, "no memory for queues");
+    if (result == 0)
+        result = queues_map_descs(queues, err);
     if (result != 0) {
         ublk_queues_destroy(queues);
         return result;

@@ -18,8 +18,8 @@
 
 #define PROGRAM        "dlblk-ublk"
 #define PAUSE_MS_FIRST 100u
-#define PAUSE_MS_MAX   10000u
-#define STEADY_NS      (10 * NS_PER_S)
+#define PAUSE_MS_MAX   2000u
+#define STEADY_NS      NS_PER_S
 #define NODE_BYTES     64u
 #define LOG_PATH_BYTES 640u
 
@@ -27,6 +27,7 @@
 struct shared {
     atomic_bool ready;
     atomic_uint id;
+    atomic_ullong ready_ns; /* when the present server got so far; 0: it has not */
 };
 
 struct supervise {
@@ -128,6 +129,7 @@ on_ready(void *context, const char *node)
     (void)sscanf(node, "/dev/ublkb%u", &id);
     if (supervise->shared != NULL) {
         atomic_store(&supervise->shared->id, id);
+        atomic_store(&supervise->shared->ready_ns, clock_monotonic_ns());
         atomic_store(&supervise->shared->ready, true);
     }
     if (!supervise->options->background) {
@@ -229,19 +231,36 @@ say_end(const char *volume, pid_t pid, int status)
                   WEXITSTATUS(status));
 }
 
+/*
+ * Users wait, so the next server is started at once behind one that served; but not one after the
+ * other, without pause, if they can't begin or die as soon as they have begun.
+ */
+static uint32_t
+next_pause_ms(const struct supervise *supervise, uint32_t last_ms)
+{
+    uint64_t ready_ns = atomic_load(&supervise->shared->ready_ns);
+
+    if (ready_ns != 0 && clock_monotonic_ns() - ready_ns > STEADY_NS)
+        return 0;
+    if (last_ms == 0)
+        return PAUSE_MS_FIRST;
+    return last_ms * 2 < PAUSE_MS_MAX ? last_ms * 2 : PAUSE_MS_MAX;
+}
+
 /* Exit status of the whole. */
 static int
 supervise_loop(struct supervise *supervise)
 {
     const char *volume = supervise->target.volume;
-    uint32_t next_pause_ms = 0;
+    uint32_t wait_ms = 0;
     bool stop = false;
 
     for (;;) {
-        uint64_t start_ns = clock_monotonic_ns();
-        pid_t pid = start_server(supervise);
+        pid_t pid;
         int status;
 
+        atomic_store(&supervise->shared->ready_ns, 0);
+        pid = start_server(supervise);
         if (pid < 0)
             return EXIT_FAILURE;
         if (supervise->ready_fd >= 0) {
@@ -257,13 +276,8 @@ supervise_loop(struct supervise *supervise)
         say_end(volume, pid, status);
         if (stop || !device_waits(supervise))
             return EXIT_FAILURE;
-        /* One that could not even begin, or dies again and again, is not started without pause. */
-        if (clock_monotonic_ns() - start_ns > STEADY_NS)
-            next_pause_ms = 0;
-        pause_ms(next_pause_ms);
-        next_pause_ms = next_pause_ms == 0                 ? PAUSE_MS_FIRST
-                        : next_pause_ms * 2 < PAUSE_MS_MAX ? next_pause_ms * 2
-                                                           : PAUSE_MS_MAX;
+        wait_ms = next_pause_ms(supervise, wait_ms);
+        pause_ms(wait_ms);
         supervise->target.recover = &supervise->state;
         supervise->target.steal = false;
         log_info("supervisor", volume, "another server takes /dev/ublkb%u over",

@@ -4,7 +4,8 @@
  *   recover:   CLAIMING --> OPENING ------^
  *
  *   CLAIMING   suspends: until the kernel agrees that the old server is gone.  After that no write
- *              of it is on its way to the kernel, and the volume can be taken from it
+ *              of it is on its way to the kernel, and the volume can be taken from it.  Meanwhile
+ *              the metadata service is connected to
  *   OPENING    suspends: the volume is attached, with a takeover where there is something to settle
  *   STARTING   suspends: all tags are with the kernel; START_DEV or END_USER_RECOVERY runs, which
  *              reads from the device already
@@ -96,6 +97,8 @@ struct target {
     struct env_timer timer; /* BEGIN, CLAIMING */
     struct env_timer repeats;
     uint64_t claim_end_ns;
+    /* When it began, when the kernel's device and the volume were there. */
+    uint64_t begin_ns, claimed_ns, opened_ns;
     char name[48];
     struct dl_error error; /* code 0: nothing has failed */
 };
@@ -289,6 +292,20 @@ target_run_start(struct control_job *job, struct dl_error *err)
     return device_wait(id, target->shape.size_bytes, NODE_TIMEOUT_MS, err);
 }
 
+/* What users waited for. */
+static void
+target_say_takeover(const struct target *target)
+{
+    if (target->options->recover == NULL)
+        return;
+    log_info("ublk", target->name,
+             "takeover: the kernel gave the device after %u ms, the volume was attached after %u "
+             "ms, all was done after %u ms",
+             (unsigned)((target->claimed_ns - target->begin_ns) / NS_PER_MS),
+             (unsigned)((target->opened_ns - target->begin_ns) / NS_PER_MS),
+             (unsigned)((loop_clock_ns() - target->begin_ns) / NS_PER_MS));
+}
+
 static void
 target_on_started(struct control_job *job)
 {
@@ -310,6 +327,7 @@ target_on_started(struct control_job *job)
              target->options->recover != NULL ? "taken over as" : "attached as", node.text,
              text_of_size(target->shape.size_bytes).text, target->info.queue_count,
              target->state.queue_depth, target->shape.read_only ? ", read-only" : "");
+    target_say_takeover(target);
 }
 
 static int
@@ -403,6 +421,7 @@ target_start(struct target *target)
     struct dl_error err = {0};
     int result = ublk_shape_check(&target->shape);
 
+    target->opened_ns = loop_clock_ns();
     if (result != 0)
         (void)dl_error_set(&err, -DL_E_SIZE_INVALID,
                            "a device of %lu bytes in blocks of %u can't be",
@@ -524,10 +543,12 @@ target_claim(struct target *target)
     }
     if (result == -EBUSY)
         dl_error_hint(&err, "its server, process %d, still has it", target->info.server_pid);
-    if (result != 0)
+    if (result != 0) {
         target_fail(target, &err);
-    else
-        target_open(target);
+        return;
+    }
+    target->claimed_ns = loop_clock_ns();
+    target_open(target);
 }
 
 static void
@@ -693,6 +714,7 @@ target_run(const struct target_options *options, struct dl_error *err)
     struct target target = {.options = options};
     int result;
 
+    target.begin_ns = clock_monotonic_ns();
     /* Memory that we want must not be waited for from the device that we serve. */
     (void)prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
     result = target_init(&target, err);
