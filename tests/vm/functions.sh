@@ -106,6 +106,22 @@ centiseconds() {
     echo "${up/./}"
 }
 
+milliseconds() {
+    echo $((${EPOCHREALTIME//[.,]/} / 1000))
+}
+
+# How slow this guest is just now: milliseconds for starting a program of ours five times.  Limits
+# on time are multiples of it (the case says which), since the emulation is slow, and slower where
+# the host has other things to do.
+probe_ms() {
+    local begin
+    begin=$(milliseconds)
+    for _ in 1 2 3 4 5; do
+        dlblk-ublk --version >/dev/null
+    done
+    echo $(($(milliseconds) - begin))
+}
+
 # --- the cluster ---
 
 declare -A pids
@@ -148,7 +164,8 @@ start_servers() {
 
 start_cluster() {
     local i jobs=()
-    modprobe ublk_drv || die "no ublk in this kernel"
+    # A limit that a case can reach; Linux 6.1 takes it only here.
+    modprobe ublk_drv ublks_max=4 || die "no ublk in this kernel"
     start_meta
     for i in 1 2 3; do
         format_server $i &
@@ -197,6 +214,25 @@ kill_target() {
     pid=$(device_of "$1" .pid)
     kill -9 "$pid"
     echo "$pid"
+}
+
+# The processes that start a server anew: not those that serve.
+supervisors() {
+    pidof dlblk-ublk | tr ' ' '\n' | grep -vxF "$(dlblk devices --json | jq -r '.devices[].pid')"
+}
+
+# With their supervisors: nobody takes the devices over.
+kill_targets_for_good() { # VOLUME...
+    local volume
+    # shellcheck disable=SC2046
+    kill -9 $(supervisors)
+    for volume in "$@"; do
+        kill_target "$volume" >/dev/null
+    done
+}
+
+is_state() { # VOLUME STATE
+    [ "$(device_of "$1" .state)" = "$2" ]
 }
 
 has_new_target() { # VOLUME OLD-PID

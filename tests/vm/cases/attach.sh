@@ -72,8 +72,32 @@ check_fails 4 "is mounted on /mnt" "detaching while it is mounted" dlblk detach 
 umount /mnt
 create_volume w 64M
 DLBLK_RUN_DIR=/run/other dlblk attach w >/dev/null 2>&1
-check_fails 4 "--steal" "attached elsewhere: by whom, and what to do" dlblk attach w
+check_fails 4 "--steal" "attached elsewhere: what to do" dlblk attach w
+said=$(cat /tmp/check.out)
+check "by whom, and since when" grep -E "guest [0-9]+ dlblk-ublk.*, for [0-9]" <<<"$said"
+note "$said"
 DLBLK_RUN_DIR=/run/other dlblk detach w
+check_fails 1 "no permission to open /dev/ublk-control" "not as root" \
+    setpriv --reuid 65534 --regid 65534 --clear-groups dlblk attach x
+
+# --- several at once ---
+
+(attach w >/tmp/w.out) &
+job=$!
+attach x >/tmp/x.out
+check "two volumes at the same time" wait $job
+check "they are two devices" test "$(sort -u /tmp/w.out /tmp/x.out | wc -l)" = 2
+if [[ $(uname -r) == 6.1.* ]]; then # later kernels limit only users that are not root
+    create_volume y 64M
+    check_fails 1 "ublks_max is 4" "more devices than the driver allows" dlblk attach y
+    check "and the volume is free" test "$(dlblk volume info y --json | jq .clean)" = true
+    dlblk detach x
+    check "one less, and it can be attached" test -b "$(attach y)"
+    dlblk detach y
+else
+    dlblk detach x
+fi
+dlblk detach w
 echo 2 >/proc/sys/kernel/io_uring_disabled 2>/dev/null &&
     check_fails 1 "io_uring_disabled" "io_uring is switched off" dlblk attach x
 echo 0 >/proc/sys/kernel/io_uring_disabled 2>/dev/null
@@ -96,4 +120,4 @@ check "no state is left" sh -c '! ls /run/dlblk/ublk | grep -v log'
 check "it was detached cleanly" test "$(dlblk volume info v --json | jq .clean)" = true
 modprobe -r ublk_drv
 check_fails 1 "--nbd" "without ublk: what to do instead" dlblk attach v
-finish 38
+finish 44

@@ -33,12 +33,58 @@ for command in 4 8 32 6; do
     check "killed before ${steps[$command]}: nothing is left" wait_for 10 nothing_left
 done
 
+# --- the steps of a takeover, and of the end ---
+
+attach v >/dev/null
+kill_targets_for_good v
+steps+=([16]=START_USER_RECOVERY [17]=END_USER_RECOVERY [7]=STOP_DEV [5]=DEL_DEV)
+for command in 16 17; do
+    LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$command \
+        dlblk-ublk recover v --background >/tmp/out 2>&1
+    check "${steps[$command]} fails: the takeover says so" test $? != 0
+    check "${steps[$command]} fails: the device waits for another one" wait_for 10 is_state v waiting
+done
+check "another one takes it over" dlblk-ublk recover v --background
+dd if=/dev/zero of=/dev/ublkb0 bs=64k count=1 oflag=direct status=none
+check "and serves it" test $? = 0
+LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=7 dlblk detach v >/tmp/out 2>&1
+check "STOP_DEV fails: detach says so" test $? = 1
+check "STOP_DEV fails: the device is as before" is_state v attached
+check "detach" dlblk detach v
+check "nothing is left" wait_for 10 nothing_left
+LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=5 dlblk attach v >/dev/null 2>&1
+check "DEL_DEV fails in the server: detach does it" dlblk detach v
+check "nothing is left" wait_for 10 nothing_left
+
 # --- fifty times ---
 
 dlblk-ublk serve --null 64M n >/dev/null 2>&1 & # loads what is loaded at the first time
 wait_for 10 test -b /dev/ublkb0
 dlblk detach n
-before=$(awk '/^Slab|^MemFree/ {print $2}' /proc/meminfo | tr '\n' ' ')
+# Files that the daemons have open, in kB memory that nobody uses.
+daemon_files() {
+    local name count=0
+    for name in "${!pids[@]}"; do
+        count=$((count + $(find "/proc/${pids[$name]}/fd" -mindepth 1 | wc -l)))
+    done
+    echo $count
+}
+free_memory() {
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+    sleep 0.5
+    awk '/^MemAvailable/ {print $2}' /proc/meminfo
+}
+memory_of_all() {
+    local name
+    for name in "${!pids[@]}"; do
+        echo "$name $(awk '/^RssAnon/ {print $2}' "/proc/${pids[$name]}/status")"
+    done
+    awk '/^(Slab|SUnreclaim|Shmem|AnonPages|Cached|MemFree|PageTables|KernelStack|Percpu|Mapped)/ {print $1 $2}' /proc/meminfo
+}
+files=$(daemon_files)
+memory=$(free_memory)
+note "before: $(memory_of_all | tr '\n' ' ')"
 failed=0
 for _ in $(seq 50); do
     device=$(attach v --depth 16)
@@ -47,8 +93,13 @@ done
 check "fifty times attached, always as the same device, and detached" test $failed = 0
 check "nothing is left" wait_for 5 nothing_left
 check "no file is left" sh -c '! ls /run/dlblk/ublk | grep -v log'
-note "MemFree Slab before: $before after:" "$(awk '/^Slab|^MemFree/ {print $2}' /proc/meminfo | tr '\n' ' ')"
-check "no memory is lost" test "$(awk '/^MemFree/ {print $2}' /proc/meminfo)" -gt "$((${before%% *} - 65536))"
+files_same() {
+    [ "$(daemon_files)" -le "$files" ]
+}
+check "the daemons have no more files open: $files before, $(daemon_files) after" wait_for 10 files_same
+after=$(free_memory)
+note "after: $(memory_of_all | tr '\n' ' ')"
+check "no memory is lost: $memory kB before, $after kB after" test "$after" -gt $((memory - 16384))
 
 # --- SIGTERM ---
 
@@ -61,12 +112,12 @@ pid=$(device_of v .pid)
 exec 9<>"$device"
 kill -TERM "$pid"
 check "SIGTERM, while it is open: the server ends" wait_for 20 sh -c "! kill -0 $pid"
-check "the device waits" wait_for 8 test "$(device_of v .state)" = waiting
+check "the device waits" wait_for 8 is_state v waiting
 check "and the volume was detached cleanly" test "$(dlblk volume info v --json | jq .clean)" = true
 head -c 1M /dev/urandom >/tmp/data
 dd if=/tmp/data of="$device" bs=64k oflag=direct conv=notrunc status=none &
 writer=$!
-check "recover" dlblk-ublk recover --background --supervise
+check "recover" dlblk-ublk recover
 check "the write that waited is done" wait $writer
 check "it is there" cmp /tmp/data <(dd if="$device" bs=64k count=16 iflag=direct status=none)
 exec 9<&-
@@ -96,12 +147,9 @@ check "orderly" test $? = 0
 # --- somebody else took the volume ---
 
 attach v >/dev/null
-
-pid=$(device_of v .pid)
-kill -9 "$(pidof dlblk-ublk | tr ' ' '\n' | grep -v "^$pid\$")" # the supervisor
-kill -9 "$pid"
+kill_targets_for_good v
 DLBLK_RUN_DIR=/run/other dlblk attach v --id 9 --steal >/dev/null 2>&1
-check_fails 1 "attached elsewhere since" "a volume that was taken is not taken back" dlblk-ublk recover v
+check_fails 4 "attached elsewhere since" "a volume that was taken is not taken back" dlblk-ublk recover v
 check "the new owner still has it" dd if=/dev/zero of=/dev/ublkb9 bs=4k count=1 oflag=direct
 check "the old device can be removed" dlblk detach v
 DLBLK_RUN_DIR=/run/other dlblk detach v
@@ -119,4 +167,4 @@ check "again it does nothing" dlblk-ublk attach-all
 check "two are attached" test "$(dlblk devices --json | jq '.devices | length')" = 2
 dlblk detach v
 dlblk detach w
-finish 46
+finish 59

@@ -3,18 +3,51 @@
 # Also on 6.1.
 # The server of a device is killed ten times under verified load at full depth: fio sees no error
 # and reads what it wrote, I/O goes on within two seconds; then it is stopped for some seconds.
+#
+# The two seconds are meant for two processors that have nothing else to do.  Under software
+# emulation on a host that has other things to do, everything takes longer; so before and after each
+# round the guest's speed is looked at (probe_ms), with fio standing still, and the round's limit is
+#
+#     2 s x max(probe before, probe after) / PROBE_IDLE_MS, at least 2 s
+#
+# where PROBE_IDLE_MS is what the probe takes on an idle host.  Both are printed.
 # shellcheck source=tests/vm/functions.sh
 . /vm/functions.sh
 start_cluster
 create_volume v 128M
 attach v --depth 32 --queues 2 >/dev/null || die "attach: $(cat /tmp/attach.err)"
 
-limit=200
-[[ $(uname -r) == 6.1.* ]] && limit=1200 # it looks every 5 s whether servers live
+PROBE_IDLE_MS=400
+limit_idle=2000
+[[ $(uname -r) == 6.1.* ]] && limit_idle=12000 # it looks every 5 s whether servers live
 
 # In hundredths of a second since the boot, as centiseconds().
 started() {
     sed 's/.*) //' "/proc/$1/stat" | cut -d ' ' -f 20
+}
+
+# wait_until_on SECONDS AT-LEAST: goes_on, without other programs that would take their share of the
+# processors from what is measured.
+mkfifo /tmp/nothing
+exec 8<>/tmp/nothing
+wait_until_on() {
+    local tries=$(($1 * 50)) stat
+    while read -r -a stat </sys/block/ublkb0/stat && [ "${stat[6]}" -le "$2" ]; do
+        tries=$((tries - 1))
+        [ $tries -gt 0 ] || return 1
+        read -rt 0.02 -u 8
+    done
+    return 0
+}
+
+# The guest's speed, without the load.
+probe_alone() {
+    # shellcheck disable=SC2046
+    kill -STOP $(pidof fio)
+    sleep 0.2
+    probe_ms
+    # shellcheck disable=SC2046
+    kill -CONT $(pidof fio)
 }
 
 sectors_written() {
@@ -33,27 +66,38 @@ fio --name=load --filename=/dev/ublkb0 --direct=1 --ioengine=libaio --rw=randwri
 fio=$!
 wait_for 20 goes_on 2000 || die "fio does not write"
 
+late=0
 slowest=0
+probe=$(probe_alone)
 for i in $(seq 10); do
     sleep 0.7
     in_flight=$(device_of v .in_flight)
     old=$(device_of v .pid)
-    kill -9 "$old"
     begin=$(centiseconds)
-    written=$(sectors_written)
-    if ! wait_for 40 goes_on "$written"; then
+    kill -9 "$old"
+    while kill -0 "$old" 2>/dev/null; do
+        read -rt 0.01 -u 8
+    done
+    written=$(sectors_written) # it can't have done any more
+    if ! wait_until_on 60 "$written"; then
         not_ok "round $i: I/O does not go on"
         break
     fi
     end=$(centiseconds)
     wait_for 20 has_new_target v "$old" || not_ok "round $i: there is no new server"
-    took=$((end - $(started "$(device_of v .pid)")))
+    took=$(((end - $(started "$(device_of v .pid)")) * 10))
+    before=$probe
+    probe=$(probe_alone)
+    worst=$((before > probe ? before : probe))
+    limit=$((worst > PROBE_IDLE_MS ? limit_idle * worst / PROBE_IDLE_MS : limit_idle))
+    [ $took -le $limit ] || late=$((late + 1))
     [ $took -gt $slowest ] && slowest=$took
-    note "round $i: $in_flight in flight, goes on ${took}0 ms after the new server's start," \
+    note "round $i: $in_flight in flight, goes on $took ms after the new server's start (limit" \
+        "$limit: probes $before and $probe, idle $PROBE_IDLE_MS)," \
         "$((end - begin))0 ms after the old one's end"
 done
-check "I/O goes on within $((limit / 100)) s of the new server's start: ${slowest}0 ms at most" \
-    test $slowest -le $limit
+grep takeover: /run/dlblk/ublk/v.log | sed 's/.*takeover:/# takeover:/'
+check "I/O goes on in time after the new server's start, $slowest ms at most" test $late = 0
 check "ten servers took the device over" test "$(device_of v .takeovers)" = 10
 check "fio still runs" kill -0 $fio
 

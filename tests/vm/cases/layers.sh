@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# On top of a device: a partition table, dm-crypt; what a device below of others is told about
-# detaching.  Flushes: none arrive from fsync by default; FLUSH and FUA do with --volatile-cache,
+# On top of a device: a partition table, dm-crypt, LVM over two devices; what a device below of
+# others is told about detaching.  Flushes: none arrive from fsync by default; FLUSH and FUA do with --volatile-cache,
 # and are counted.  Both logical block sizes, several jobs and queues, discards.
 # shellcheck source=tests/vm/functions.sh
 . /vm/functions.sh
@@ -31,10 +31,58 @@ check "encrypted below it" sh -c "! cmp -s /tmp/data ${device}p2"
 cryptsetup close secret
 dlblk detach v
 
+# --- LVM, without udev ---
+
+mkdir -p /etc/lvm
+cat >/etc/lvm/lvm.conf <<'END'
+devices {
+    use_devicesfile = 0
+    obtain_device_list_from_udev = 0
+    external_device_info_source = "none"
+    filter = ["a|^/dev/ublkb|", "r|.*|"]
+}
+activation {
+    udev_sync = 0
+    udev_rules = 0
+    monitoring = 0
+}
+backup {
+    backup = 0
+    archive = 0
+}
+END
+create_volume w 128M
+physical=("$(attach v)" "$(attach w)")
+for device in "${physical[@]}"; do
+    wipefs -qa "$device"
+done
+check "volumes of LVM" lvm pvcreate -qq "${physical[@]}"
+check "a group" lvm vgcreate -qq group "${physical[@]}"
+check "striped over two devices" lvm lvcreate -qq -y -i 2 -L 160M -n striped group
+mkfs.ext4 -q /dev/group/striped
+check "a filesystem on it" mount /dev/group/striped /mnt
+populate /mnt
+before=$(manifest_of /mnt)
+umount /mnt
+check_fails 4 "is used by the device dm-0" "detaching below it is refused" dlblk detach w
+check "deactivated" lvm vgchange -qq -an group
+dlblk detach v
+dlblk detach w
+attach w >/dev/null
+attach v >/dev/null
+check "the other way round it is found again" lvm vgchange -qq -ay group
+mount /dev/group/striped /mnt
+check "and is the same" test "$(manifest_of /mnt)" = "$before"
+umount /mnt
+check "no damage" e2fsck -fn /dev/group/striped
+lvm vgchange -qq -an group
+dlblk detach v
+dlblk detach w
+
 # --- flushes ---
 
 device=$(attach v)
-mkfs.ext4 -q "$device"
+mkfs.ext4 -qF "$device"
 mount "$device" /mnt
 for i in 1 2 3 4 5; do
     dd if=/dev/urandom of=/mnt/f$i bs=16k count=3 conv=fsync status=none
@@ -77,4 +125,4 @@ for volume in v small; do
     check "$volume: no request has failed" test "$(counter $volume errors)" = 0
     dlblk detach $volume
 done
-finish 22
+finish 31
