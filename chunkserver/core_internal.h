@@ -315,7 +315,7 @@ struct pending_slice {
  */
 struct pending_slice pending_slice_of(const struct chunk *chunk, uint64_t first_version,
                                       uint32_t lease_epoch);
-/* What is said of a chunk.  writes and pointers have room for the slice; returns how many it has. */
+/* What is said of a chunk.  writes and pointers have room for the slice; returns how many. */
 size_t pending_chunk_fill(Dl__PendingChunk *reply, const struct chunk *chunk,
                           struct pending_slice slice, Dl__PendingWrite *writes,
                           Dl__PendingWrite **pointers);

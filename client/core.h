@@ -63,7 +63,7 @@ struct client_core_options {
 };
 
 struct conf;
-/* What the configuration says of [client] and of the metadata service's addresses; the rest stays. */
+/* What the configuration says of [client] and of the metadata service's addresses. */
 int client_core_options_read(struct client_core_options *options, const struct conf *conf,
                              struct dl_error *err);
 

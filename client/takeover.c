@@ -850,8 +850,8 @@ takeover_patrol(struct takeover *takeover)
 /* --- asking --- */
 
 /*
- * Who is waited for since when; from the attach on, if the first reply names it.  Of a long answer a
- * server may be asked for a part later.
+ * Who is waited for since when; from the attach on, if the first reply names it.  Of a long answer
+ * a server may be asked for a part later.
  */
 static void
 takeover_take_waiting(struct takeover *takeover, const Dl__FenceStatusReply *reply)

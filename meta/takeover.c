@@ -6,9 +6,9 @@
  * take nothing of lower lease epochs any more, and lists the writes that it has above its stable
  * version.  When for each segment one server of an in-sync slot has answered, the segment is
  * *covered*: no earlier owner gets a write of it acknowledged.  With all covered the attach may be
- * answered (`ready`, committed).  FENCE_STATUS hands the answers on; they are lost with the process:
- * then the next FENCE_STATUS, or attach, fences again with the same lease epoch, which servers
- * answer as before.
+ * answered (`ready`, committed).  FENCE_STATUS hands the answers on; they are lost with the
+ * process: then the next FENCE_STATUS, or attach, fences again with the same lease epoch, which
+ * servers answer as before.
  *
  * Answers come in parts if they are long, and go out in parts likewise.  Of each server one part is
  * here: the first one until the owner has it, if there is room (fence_bytes_max, of all volumes

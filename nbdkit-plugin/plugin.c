@@ -162,7 +162,7 @@ datenlord_config_complete(void)
     "meta=HOST:PORT[,...]     Metadata service (default: $DLBLK_META, then the\n"     \
     "                         configuration file, then 127.0.0.1).\n"                 \
     "config=FILE              Configuration file (default: /etc/dlblk/dlblk.conf).\n" \
-    "timeout=SECONDS          I/O fails after this long (default: never).\n"       \
+    "timeout=SECONDS          I/O fails after this long (default: never).\n"          \
     "connect-timeout=SECONDS  Wait for the metadata service (default: 10).\n"         \
     "steal=true               Take the volume from an owner that is alive."
 

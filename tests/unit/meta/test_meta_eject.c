@@ -331,8 +331,8 @@ test_failing_server_is_put_off(void **state)
 }
 
 /*
- * A server that is stopped, or cut off, which this service has not noticed yet: it is to give a sign
- * of life after the ejection before it is waited for again.
+ * A server that is stopped, or cut off, which this service has not noticed yet: it is to give a
+ * sign of life after the ejection before it is waited for again.
  */
 static void
 test_silent_server_is_not_taken_back(void **state)
