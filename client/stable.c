@@ -425,13 +425,17 @@ client_stable_tick(struct client_volume *volume)
     }
     while ((node = list_pop_front(&round)) != NULL) {
         struct segment_writer *writer = list_entry(node, struct segment_writer, idle_node);
+        const struct segment *segment = writer->segment;
 
         if (stable_writer_is_over(writer)) {
             stable_release_writer(writer);
             continue;
         }
         stable_cancel_old(writer);
-        stable_send(writer);
+        if (segment->writer == writer)
+            stable_send(writer);
+        if (segment->writer != writer)
+            continue; /* one of them was the end of it */
         /* Not over before the answers: looked at again after a while. */
         writer->last_write_ns = now_ns;
         list_push_back(&volume->idle, &writer->idle_node);
@@ -445,12 +449,15 @@ client_stable_send_all(struct client_volume *volume)
     struct segment_writer *following;
 
     list_for_each_entry_safe (writer, following, &volume->writers, node) {
+        const struct segment *segment = writer->segment;
+
         if (stable_writer_is_over(writer)) {
             stable_release_writer(writer);
             continue;
         }
         stable_cancel_old(writer);
-        stable_send(writer);
+        if (segment->writer == writer) /* that may have been the end of it */
+            stable_send(writer);
     }
 }
 
