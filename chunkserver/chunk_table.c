@@ -421,8 +421,9 @@ chunk_sources_hear(struct chunk *chunk, uint64_t stable_version)
     dl_assert(chunk->attempt != 0);
     if (stable_version > chunk->reported_version)
         chunk->reported_version = stable_version;
-    if (DLBLK_MUTANT(chunkserver_report_raises_s))
-        (void)chunk_stable_raise(chunk, stable_version);
+    /* For S of what was pulled, if another attempt begins. */
+    if (DLBLK_MUTANT(chunkserver_report_raises_s) && stable_version > chunk->heard_version)
+        chunk->heard_version = stable_version;
 }
 
 void

@@ -63,7 +63,8 @@ target_check(struct chunkserver_core *core, const struct data_target *target,
         core->stats.refused_epoch++;
         return -DL_E_EPOCH_OLD;
     }
-    if (chunk != NULL && target->config_epoch < chunk->config_epoch) {
+    if (chunk != NULL && target->config_epoch < chunk->config_epoch &&
+        !DLBLK_MUTANT(chunkserver_forget_config_check)) {
         core->stats.refused_epoch++;
         return -DL_E_EPOCH_OLD;
     }

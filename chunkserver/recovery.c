@@ -621,8 +621,10 @@ recovery_turn(struct recovery *recovery)
         recovery_over(recovery);
         return;
     }
-    if (chunk->cursor_sectors >= recovery->segment_sectors && recovery->told_s &&
-        !recovery_must_sweep(recovery, chunk)) {
+    if ((chunk->cursor_sectors >= recovery->segment_sectors ||
+         (DLBLK_MUTANT(chunkserver_report_early) &&
+          chunk->cursor_sectors >= recovery->segment_sectors / 2)) &&
+        recovery->told_s && !recovery_must_sweep(recovery, chunk)) {
         recovery_end(recovery);
         return;
     }

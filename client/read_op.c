@@ -351,7 +351,8 @@ read_op_on_slot(struct session_call *call, int err)
     struct read_op *op = list_entry(call, struct read_op, slot.call);
 
     read_op_end_question(op);
-    if (err == 0 && !read_op_is_current(op, op->config_epoch, op->slot_idx, op->slot.server))
+    if (err == 0 && !read_op_is_current(op, op->config_epoch, op->slot_idx, op->slot.server) &&
+        !DLBLK_MUTANT(client_keep_old_reads))
         err = -DL_E_NOT_IN_SYNC;
     op->result = err;
     if (err == 0) {

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/watch.h"
+
 #define SETUP_NS    (60 * SIM_S)
 #define CALM_NS     (150 * SIM_S) /* in which everything that is under way must end */
 #define SILENCE_NS  (15 * SIM_S)
@@ -140,6 +142,7 @@ cluster_init(struct cluster *cluster, uint64_t seed, bool trace)
         client_init(cluster, i);
     for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
         choose_volume(cluster, i, &rng);
+    watch_create(cluster);
 }
 
 static void
@@ -154,6 +157,7 @@ cluster_fini(struct cluster *cluster)
         oracle_fini(&cluster->volumes[i].oracle);
         free(cluster->volumes[i].last_values);
     }
+    watch_destroy(cluster);
     sim_world_fini(&cluster->world);
 }
 
@@ -222,6 +226,7 @@ static void
 cluster_step(struct cluster *cluster, uint64_t limit_ns)
 {
     (void)sim_world_step(&cluster->world, limit_ns);
+    watch_step(cluster);
     sim_require(&cluster->world, cluster->world.event_count < EVENTS_MAX,
                 "%u events and no end: something goes round in circles", EVENTS_MAX);
 }

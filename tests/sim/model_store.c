@@ -943,6 +943,8 @@ pull_must_wait(const struct model_store *model, const struct pending_look *look)
     const struct chunk_key *key = &look->pull->key;
     struct group *group;
 
+    if (DLBLK_MUTANT(chunkserver_pull_unfinished))
+        return false;
     if (list_has_before(&model->large, look->seq, key) ||
         list_has_before(&model->held, look->seq, key) ||
         list_has_before(&model->open, look->seq, key))
@@ -974,12 +976,13 @@ pull_take(struct store_pull *pull, uint32_t idx, const struct model_sector *from
 }
 
 static int
-pull_scan(struct chunk *chunk, struct store_pull *pull)
+pull_scan(const struct model_disk *disk, struct chunk *chunk, struct store_pull *pull)
 {
     uint32_t end = pull->first_sector + pull->window_sectors;
+    uint32_t count_max = disk->slowness.pull_sectors_max != 0 ? disk->slowness.pull_sectors_max
+                                                              : STORE_IO_SECTORS_MAX;
 
-    for (; pull->next_sector < end && pull->sector_count < STORE_IO_SECTORS_MAX;
-         pull->next_sector++) {
+    for (; pull->next_sector < end && pull->sector_count < count_max; pull->next_sector++) {
         const struct model_sector *sector = chunk_sector(chunk, pull->next_sector);
         uint32_t bit = pull->next_sector - pull->first_sector;
         bool wanted = pull->wanted != NULL && (pull->wanted[bit / 64] >> (bit % 64) & 1) != 0;
@@ -1030,7 +1033,7 @@ pull_look(struct model_disk *disk, struct store_pull *pull)
     if (chunk == NULL)
         return -DL_E_CHUNK_UNKNOWN;
     pull->stable_version = chunk->stable_version;
-    err = pull_scan(chunk, pull);
+    err = pull_scan(disk, chunk, pull);
     disk->counters.sectors_pulled += pull->sector_count;
     if (err == 0 && model_chance(disk, disk->profile.read_errors_per_million)) {
         disk->counters.read_errors++;
@@ -1068,7 +1071,9 @@ model_check_looks(struct model_store *model)
         if (look->looked || (look->pull != NULL && pull_must_wait(model, look)))
             continue;
         look->looked = true;
-        look->due_ns = model_due_ns(model, profile->read_ns_min, profile->read_ns_max);
+        look->due_ns = model_due_ns(
+            model, profile->read_ns_min,
+            profile->read_ns_max + (look->pull != NULL ? model->disk->slowness.pull_ns_max : 0));
         if (look->pull != NULL)
             look->err = pull_look(model->disk, look->pull);
         else
@@ -1178,7 +1183,8 @@ model_write_start(struct chunk_store *store, struct store_write *write)
     model->disk->counters.writes++;
     if (!write->zero && write->length_sectors >= LARGE_SECTORS_MIN) {
         model->disk->counters.large_writes++;
-        record->due_ns = model_due_ns(model, 0, model->disk->profile.large_ns_max);
+        record->due_ns = model_due_ns(
+            model, 0, model->disk->profile.large_ns_max + model->disk->slowness.large_ns_max);
         list_push_back(&model->large, &record->node);
         model_arm(model);
     } else {

@@ -39,6 +39,13 @@ struct model_profile {
     bool full;                       /* no space for new data, apart from the reserve */
 };
 
+/* What lasts longer than a well disk would let it: aim.c. */
+struct model_slowness {
+    uint32_t pull_sectors_max; /* of one answer to PULL; 0: as many as go into it */
+    uint64_t pull_ns_max;      /* of an answer to PULL */
+    uint64_t large_ns_max;     /* of the data of a large write */
+};
+
 struct model_counters {
     uint64_t groups, groups_kept, groups_lost, records_kept, records_lost;
     uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
@@ -70,6 +77,7 @@ struct model_disk {
     uint64_t journal_position;
     uint64_t next_local_id;
     uint64_t used_sectors;
+    struct model_slowness slowness;
     uint64_t capacity_bytes; /* as it is told; nothing is held to it */
     bool damaged;            /* it says so, from its next start on */
     struct model_profile profile;

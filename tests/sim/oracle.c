@@ -257,6 +257,36 @@ oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint
     oracle->writes_checked++;
 }
 
+/* --- on disks --- */
+
+static bool
+write_is_outdated(const struct oracle_block *block, const struct oracle_write *write)
+{
+    for (uint32_t i = block->count; i > 0; i--) {
+        const struct oracle_write *later = &block->writes[i - 1];
+
+        if (later->key <= write->key)
+            return false;
+        if (later->state == ORACLE_ACKNOWLEDGED &&
+            (epoch_of_key(later->key) > epoch_of_key(write->key) ||
+             (write->end_ns != 0 && later->begin_ns > write->end_ns)))
+            return true;
+    }
+    return false;
+}
+
+bool
+oracle_may_be_stored(const struct oracle *oracle, uint64_t idx, uint64_t value)
+{
+    static const struct oracle_write first = {.end_ns = 1};
+    const struct oracle_block *block = &oracle->blocks[idx];
+
+    for (uint32_t i = block->count; i > 0; i--)
+        if (block->writes[i - 1].value == value && !write_is_outdated(block, &block->writes[i - 1]))
+            return true;
+    return value == 0 && !write_is_outdated(block, &first);
+}
+
 /* --- reads --- */
 
 /* The highest acknowledged key of owners up to this one. */

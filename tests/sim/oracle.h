@@ -122,6 +122,12 @@ void oracle_read_begin(struct oracle *oracle, struct oracle_read *read, uint32_t
 /* It ended well: with these values. */
 void oracle_read_end(struct oracle *oracle, const struct oracle_read *read, const uint64_t *values);
 
+/*
+ * May an in-sync slot have this value in the block, now?  Not if something was acknowledged that
+ * surely came after it: under a newer owner, or begun after it had ended.
+ */
+bool oracle_may_be_stored(const struct oracle *oracle, uint64_t block, uint64_t value);
+
 /* What is known of a block, to stderr. */
 void oracle_print_block(const struct oracle *oracle, uint64_t block);
 

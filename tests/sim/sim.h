@@ -82,6 +82,18 @@ struct sim_net_stats {
     uint64_t frames_lost, silent, blocked, pauses;
 };
 
+/*
+ * A frame: when its sender hands it over to the network (the body may not be there), or when it is
+ * about to be given to a core.
+ */
+struct sim_frame_event {
+    struct sim_process *from; /* NULL: not known any more */
+    struct sim_process *to;   /* NULL: nobody is there */
+    uint64_t link_id;         /* of the end at which it happens: the same for request and reply */
+    const struct frame *frame;
+    bool arrives;
+};
+
 struct sim_world {
     uint64_t seed;
     uint64_t now_ns;
@@ -100,6 +112,12 @@ struct sim_world {
     struct sim_net_profile net;
     struct sim_net_stats net_stats;
     bool trace;
+    /*
+     * Who looks at frames; NULL: nobody.  He may block links, or pause processes; whatever else he
+     * does he does in an event of his own.
+     */
+    void (*on_frame)(void *context, const struct sim_frame_event *event);
+    void *frame_context;
 };
 
 void sim_world_init(struct sim_world *world, uint64_t seed);
@@ -164,6 +182,8 @@ void sim_net_slow(struct sim_world *world, const struct sim_process *from,
 void sim_net_unblock_all(struct sim_world *world);
 /* Break one link of the process, picked by `pick`.  False: it has none. */
 bool sim_net_cut_one(struct sim_process *process, uint64_t pick);
+/* Break all links between the two. */
+void sim_net_cut_between(struct sim_process *one, const struct sim_process *other);
 
 /* For sim_world.c. */
 extern const struct env_ops sim_env_ops;

@@ -349,6 +349,23 @@ trace_data_request(const struct sim_end *end, const struct frame *frame)
 }
 
 static void
+frame_tell(const struct sim_end *end, struct sim_process *from, struct sim_process *to,
+           const struct frame *frame, bool arrives)
+{
+    struct sim_world *world = end->process->world;
+    struct sim_frame_event event = {
+        .from = from,
+        .to = to,
+        .link_id = end->link.id,
+        .frame = frame,
+        .arrives = arrives,
+    };
+
+    if (world->on_frame != NULL)
+        world->on_frame(world->frame_context, &event);
+}
+
+static void
 message_deliver(struct sim_end *end, struct sim_message *message)
 {
     const uint8_t *payload = message->data + FRAME_HEADER_BYTES + message->frame.body_bytes;
@@ -363,6 +380,8 @@ message_deliver(struct sim_end *end, struct sim_message *message)
         trace_data_request(end, &message->frame);
     list_remove(&message->node);
     end->rx_bytes -= message->bytes;
+    frame_tell(end, end->process->world->processes[message->from_idx], end->process,
+               &message->frame, true);
     end->link.events->on_frame(end->link.core, &end->link, &message->frame);
     free(message);
 }
@@ -443,11 +462,25 @@ message_of_frame(struct sim_end *end, const struct frame_out *frame)
     return message;
 }
 
+/* Its body only if it is of one piece. */
+static void
+end_tell_departure(const struct sim_end *end, const struct frame_out *out)
+{
+    struct frame frame;
+
+    if (end->process->world->on_frame == NULL || frame_decode_header(out->head, &frame) != 0)
+        return;
+    if (out->body_tail_bytes == 0)
+        frame.body = out->head + FRAME_HEADER_BYTES;
+    frame_tell(end, end->process, end->peer == NULL ? NULL : end->peer->process, &frame, false);
+}
+
 static void
 end_hand_over(struct sim_end *end, struct frame_out *frame)
 {
     struct sim_world *world = end->process->world;
 
+    end_tell_departure(end, frame);
     world->net_stats.frames++;
     world->net_stats.bytes += frame->head_bytes + frame->body_tail_bytes + frame->payload_bytes;
     if (end->peer != NULL) {
@@ -705,27 +738,49 @@ end_break(struct sim_end *end, bool silent)
         end_append_end(end, end->process->idx, 0);
 }
 
+static void
+end_cut(struct sim_end *end)
+{
+    struct sim_world *world = end->process->world;
+    struct sim_end *peer = end->peer;
+
+    sim_trace(world, end->process, "link %" PRIu64 " breaks", end->link.id);
+    world->net_stats.cuts++;
+    end->peer = NULL;
+    peer->peer = NULL;
+    end_break(end, net_percent(world, world->net.silent_percent));
+    end_break(peer, net_percent(world, world->net.silent_percent));
+}
+
+static bool
+end_is_whole(const struct sim_end *end)
+{
+    return end->peer != NULL && end->state == END_UP && end->peer->state == END_UP;
+}
+
+void
+sim_net_cut_between(struct sim_process *one, const struct sim_process *other)
+{
+    struct sim_end *end;
+
+    list_for_each_entry (end, &one->ends, node)
+        if (end_is_whole(end) && end->peer->process == other)
+            end_cut(end);
+}
+
 bool
 sim_net_cut_one(struct sim_process *process, uint64_t pick)
 {
-    struct sim_world *world = process->world;
     size_t count = list_length(&process->ends);
     struct sim_end *end;
-    struct sim_end *peer;
 
     if (count == 0)
         return false;
     end = list_entry(process->ends.next, struct sim_end, node);
     for (uint64_t i = pick % count; i > 0; i--)
         end = list_entry(end->node.next, struct sim_end, node);
-    peer = end->peer;
-    if (peer == NULL || end->state != END_UP || peer->state != END_UP)
+    if (!end_is_whole(end))
         return false;
-    sim_trace(world, process, "link %" PRIu64 " breaks", end->link.id);
-    world->net_stats.cuts++;
-    end->peer = NULL;
-    peer->peer = NULL;
-    end_break(end, net_percent(world, world->net.silent_percent));
-    end_break(peer, net_percent(world, world->net.silent_percent));
+    end_cut(end);
     return true;
 }

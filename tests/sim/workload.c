@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "dlblk/error.h"
-#include "tests/sim/cluster.h"
+#include "tests/sim/watch.h"
 
 #define BLOCKS_MAX     512u
 #define IDLE_NS_MAX    (400 * SIM_MS)
@@ -210,6 +210,8 @@ op_judge(struct client_op *op, int err)
     default:
         oracle_write_end(&client->target->oracle, op->key, op->first_block, op->block_count,
                          err == 0, err == -DL_E_LEASE_OLD);
+        if (err == 0)
+            watch_acknowledged(cluster, client->target, op->first_block, op->block_count);
         break;
     }
 }
