@@ -281,8 +281,8 @@ struct cluster {
     X(holes_told, 100, c->holes_told)                               \
     X(scratch_deleted, 10, c->scratch_deleted)                      \
     X(groups, 10000, DISK(groups))                                  \
-    X(groups_kept, 50, DISK(groups_kept))                           \
-    X(groups_lost, 50, DISK(groups_lost))                           \
+    X(groups_kept, 30, DISK(groups_kept))                           \
+    X(groups_lost, 30, DISK(groups_lost))                           \
     X(duplicates, 100, DISK(duplicates))                            \
     X(outdated_sectors, 0, DISK(outdated_sectors))                  \
     X(large_writes, 100, DISK(large_writes))                        \

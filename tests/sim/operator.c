@@ -26,6 +26,8 @@
 #define ROT_SECTORS_MAX 6u
 #define ROT_TRIES       40u
 #define LEAF_SECTORS    64u
+#define QUIET_NS_MAX    (16 * SIM_S)
+#define QUIET_TICK_NS   (20 * SIM_MS)
 
 enum operator_job { JOB_NONE, JOB_DRAIN, JOB_UNDRAIN, JOB_REMOVE };
 
@@ -33,6 +35,7 @@ struct sim_operator {
     struct cluster *cluster;
     struct sim_event event;
     bool winding_down;
+    uint64_t quiet_ns; /* since then faults are kept from servers, or are no more */
     enum operator_job job;
     struct sim_server *server; /* whom the job is about */
     uint8_t uuid[16];          /* of its disk, as it was then */
@@ -334,6 +337,12 @@ server_is_well(const struct sim_server *server, uint64_t now_ns)
            server->kill_event.heap_idx == 0 && server->process.paused_until_ns <= now_ns;
 }
 
+static bool
+meta_is_serving(const struct cluster *cluster)
+{
+    return cluster->meta.process.up && meta_core_is_serving(cluster->meta.core);
+}
+
 /* Would the others have everything, whatever else is under way? */
 static bool
 disk_may_go(const struct sim_operator *operator, const struct sim_server * server)
@@ -341,8 +350,8 @@ disk_may_go(const struct sim_operator *operator, const struct sim_server * serve
     struct cluster *cluster = operator->cluster;
     uint32_t least;
 
-    if (cluster->fragile != NULL || !cluster->meta.process.up ||
-        store_memory_in_flight(cluster->meta.store) > 0 || !net_is_whole(&cluster->world))
+    if (!meta_is_serving(cluster) || store_memory_in_flight(cluster->meta.store) > 0 ||
+        !net_is_whole(&cluster->world))
         return false;
     for (uint32_t i = 0; i < cluster->server_count; i++)
         if (!cluster->servers[i].gone &&
@@ -352,25 +361,26 @@ disk_may_go(const struct sim_operator *operator, const struct sim_server * serve
     return least >= 3 && least != UINT32_MAX;
 }
 
+/* Of an image that is too new nobody could say that it is an older one. */
+static bool
+image_is_older(const struct cluster *cluster, const struct sim_server *server)
+{
+    const struct meta_server *known = !meta_is_serving(cluster)
+                                          ? NULL
+                                          : meta_server_by_uuid(cluster->meta.core, server->uuid);
+
+    return server->image != NULL && known != NULL && known->session != NULL &&
+           model_image_is_older(server->image, known->desc.start_count, known->journal_position);
+}
+
 static void
 damage_back(struct sim_operator *operator, struct sim_server * server)
 {
     struct cluster *cluster = operator->cluster;
-    const struct meta_server *known;
 
-    if (server->image == NULL) {
-        server->image = model_image_take(&server->disk);
-        return;
-    }
-    if (!disk_may_go(operator, server) || !meta_core_is_serving(cluster->meta.core))
-        return;
-    /* Of an image that is too new nobody could say that it is an older one. */
-    known = meta_server_by_uuid(cluster->meta.core, server->uuid);
-    if (known == NULL || known->session == NULL ||
-        !model_image_is_older(server->image, known->desc.start_count, known->journal_position))
+    if (!image_is_older(cluster, server))
         return;
     cluster->damage_done = true;
-    cluster->fragile = server;
     cluster->counters.disks_back++;
     server->damage_due = DAMAGE_BACK;
     server_kill(server, operator_percent(operator, 30));
@@ -381,14 +391,7 @@ damage_losses(struct sim_operator *operator, struct sim_server * server)
 {
     struct cluster *cluster = operator->cluster;
 
-    if (server->image == NULL) {
-        server->image = model_image_take(&server->disk);
-        return;
-    }
-    if (!disk_may_go(operator, server))
-        return;
     cluster->damage_done = true;
-    cluster->fragile = server;
     cluster->counters.disks_damaged++;
     server->spared = true;
     server->damage_due = DAMAGE_LOSSES;
@@ -401,10 +404,7 @@ damage_gone(struct sim_operator *operator, struct sim_server * server)
 {
     struct cluster *cluster = operator->cluster;
 
-    if (operator->job != JOB_NONE || !disk_may_go(operator, server))
-        return;
     cluster->damage_done = true;
-    cluster->fragile = server;
     cluster->counters.disks_gone++;
     job_begin(operator, JOB_REMOVE, server);
     server_lose(server);
@@ -412,6 +412,36 @@ damage_gone(struct sim_operator *operator, struct sim_server * server)
         cluster->counters.disks_replaced++;
         server_replace(server);
     }
+}
+
+/*
+ * First it becomes quiet: no fault hits servers any more.  Then, when all is well, it happens; or
+ * not, if that takes too long: a while later it is tried again.
+ */
+static bool
+operator_is_ready(struct sim_operator *operator, struct sim_server * server)
+{
+    struct cluster *cluster = operator->cluster;
+    enum cluster_damage damage = cluster->profile.damage;
+
+    if (cluster->fragile != NULL) {
+        if (cluster->world.now_ns - operator->quiet_ns<QUIET_NS_MAX)
+            return server_is_in_use(server) && disk_may_go(operator, server);
+        cluster->fragile = NULL;
+        operator->quiet_ns = cluster->world.now_ns;
+        return false;
+    }
+    if (!server_is_in_use(server) || !server->process.up ||
+        (operator->quiet_ns> 0 && cluster->world.now_ns - operator->quiet_ns<QUIET_NS_MAX / 4))
+        return false;
+    if (server->image == NULL && damage != DAMAGE_GONE)
+        server->image = model_image_take(&server->disk);
+    if (damage == DAMAGE_BACK && !image_is_older(cluster, server))
+        return false;
+    sim_trace(&cluster->world, &server->process, "is about to lose what its disk has");
+    cluster->fragile = server;
+    operator->quiet_ns = cluster->world.now_ns;
+    return false;
 }
 
 static void
@@ -422,7 +452,8 @@ operator_damage(struct sim_operator *operator)
     struct sim_server *server =
         &cluster->servers[cluster->world.seed % cluster->profile.server_count];
 
-    if (cluster->damage_done || !server_is_in_use(server) || !server->process.up)
+    if (cluster->damage_done || cluster->profile.damage == DAMAGE_NONE ||
+        !operator_is_ready(operator, server))
         return;
     if (cluster->profile.damage == DAMAGE_BACK)
         damage_back(operator, server);
@@ -440,7 +471,7 @@ operator_check_fragile(struct cluster *cluster)
     struct server_desc desc;
     bool known;
 
-    if (server == NULL || server->damage_due != DAMAGE_NONE)
+    if (server == NULL || !cluster->damage_done || server->damage_due != DAMAGE_NONE)
         return;
     if (cluster->profile.damage == DAMAGE_GONE)
         known = map_in_sync_least(cluster, NULL) == UINT32_MAX;
@@ -615,7 +646,12 @@ operator_on_event(struct sim_event *event)
         else if (operator->job == JOB_NONE)
             operator_damage(operator);
     }
-    operator_next(operator, operator->job != JOB_NONE ? SIM_MS : 2 * cluster->profile.operator_ns);
+    if (operator->job != JOB_NONE)
+        operator_next(operator, SIM_MS);
+    else if (cluster->fragile != NULL && !cluster->damage_done)
+        operator_next(operator, QUIET_TICK_NS);
+    else
+        operator_next(operator, 2 * cluster->profile.operator_ns);
 }
 
 /* --- life --- */
