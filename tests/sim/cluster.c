@@ -38,11 +38,11 @@ choose_changes(struct cluster_profile *profile, struct fake_rng *rng)
     profile->rebalance = fake_rng_percent(rng, 50);
     profile->capacity_bytes = fake_rng_percent(rng, 50) ? 1ull << 36 : 64ull << 20;
     profile->operator_ns = pick(rng, 50, fake_rng_percent(rng, 50) ? 500 : 5000) * SIM_MS;
-    if (dice <= 25 && profile->replicas > 1) {
+    if (dice <= 20 && profile->replicas > 1) {
         profile->damage = DAMAGE_ROT;
         profile->out_after_ns = 600 * SIM_S;
-    } else if (dice <= 60 && profile->replicas == 3) {
-        profile->damage = dice <= 37 ? DAMAGE_BACK : dice <= 49 ? DAMAGE_GONE : DAMAGE_LOSSES;
+    } else if (dice <= 64 && profile->replicas == 3) {
+        profile->damage = dice <= 42 ? DAMAGE_BACK : dice <= 54 ? DAMAGE_GONE : DAMAGE_LOSSES;
     }
 }
 
