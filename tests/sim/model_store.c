@@ -978,12 +978,16 @@ pull_take(struct store_pull *pull, uint32_t idx, const struct model_sector *from
 static int
 pull_scan(const struct model_disk *disk, struct chunk *chunk, struct store_pull *pull)
 {
+    static const struct model_sector beyond; /* a hole; a scrub asks for them up to 1 GiB */
+    const struct model_chunk *content = chunk->store_private;
     uint32_t end = pull->first_sector + pull->window_sectors;
     uint32_t count_max = disk->slowness.pull_sectors_max != 0 ? disk->slowness.pull_sectors_max
                                                               : STORE_IO_SECTORS_MAX;
 
     for (; pull->next_sector < end && pull->sector_count < count_max; pull->next_sector++) {
-        const struct model_sector *sector = chunk_sector(chunk, pull->next_sector);
+        const struct model_sector *sector = pull->next_sector < content->sector_count
+                                                ? &content->sectors[pull->next_sector]
+                                                : &beyond;
         uint32_t bit = pull->next_sector - pull->first_sector;
         bool wanted = pull->wanted != NULL && (pull->wanted[bit / 64] >> (bit % 64) & 1) != 0;
 
