@@ -732,35 +732,25 @@ recovery_cancel(struct recovery *recovery)
     }
 }
 
-static bool
-recovery_is_of(const struct recovery *recovery, const struct chunk_key *key)
-{
-    return !recovery->obsolete && memcmp(&recovery->key, key, sizeof(*key)) == 0;
-}
-
-void
-recovery_check(struct chunkserver_core *core, const struct chunk_key *key)
-{
-    struct recovery *recovery;
-
-    /* Of one slot there is at most one that is not obsolete. */
-    list_for_each_entry (recovery, &core->recoveries, node)
-        if (recovery_is_of(recovery, key)) {
-            if (recovery_chunk(recovery) == NULL)
-                recovery_cancel(recovery);
-            return;
-        }
-}
-
+/* Of one slot there is at most one that is not obsolete. */
 static struct recovery *
 recovery_find(struct chunkserver_core *core, const struct chunk_key *key)
 {
     struct recovery *recovery;
 
     list_for_each_entry (recovery, &core->recoveries, node)
-        if (recovery_is_of(recovery, key))
+        if (!recovery->obsolete && memcmp(&recovery->key, key, sizeof(*key)) == 0)
             return recovery;
     return NULL;
+}
+
+void
+recovery_check(struct chunkserver_core *core, const struct chunk_key *key)
+{
+    struct recovery *recovery = recovery_find(core, key);
+
+    if (recovery != NULL && recovery_chunk(recovery) == NULL)
+        recovery_cancel(recovery);
 }
 
 static struct recovery *
