@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * fail_control.c: for LD_PRELOAD: spoils the command of the ublk driver that DLBLK_FAIL_COMMAND
- * names by its number (6: START_DEV), so that the kernel itself refuses it; with DLBLK_FAIL_KILL
- * the process is killed instead, where it would have been sent.
+ * names by its number (6: START_DEV), so that the kernel itself refuses it; with DLBLK_FAIL_RESULT
+ * for the reason of that number (13: EACCES); with DLBLK_FAIL_KILL the process is killed instead,
+ * where it would have been sent.
  *
  * Works on what is about to be submitted: liburing's functions that submit are wrapped.
  */
 #include <dlfcn.h>
 #include <liburing.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+static bool spoiled; /* and its result is still to come */
 
 static void
 spoil(struct io_uring_sqe *sqe, unsigned command)
@@ -20,6 +24,7 @@ spoil(struct io_uring_sqe *sqe, unsigned command)
     if (getenv("DLBLK_FAIL_KILL") != NULL)
         (void)kill(getpid(), SIGKILL);
     sqe->cmd_op = (sqe->cmd_op & ~0xffu) | 0xfe;
+    spoiled = true;
 }
 
 static void
@@ -63,4 +68,22 @@ io_uring_submit_and_get_events(struct io_uring *ring)
     *(void **)(void *)&next = dlsym(RTLD_NEXT, "io_uring_submit_and_get_events");
     look(ring);
     return next(ring);
+}
+
+/* What waits for one command at a time. */
+__attribute__((visibility("default"))) int
+io_uring_wait_cqe_timeout(struct io_uring *ring, struct io_uring_cqe **cqe,
+                          struct __kernel_timespec *timeout)
+{
+    int (*next)(struct io_uring *, struct io_uring_cqe **, struct __kernel_timespec *);
+    const char *text = getenv("DLBLK_FAIL_RESULT");
+    int result;
+
+    *(void **)(void *)&next = dlsym(RTLD_NEXT, "io_uring_wait_cqe_timeout");
+    result = next(ring, cqe, timeout);
+    if (result == 0 && spoiled && text != NULL) {
+        (*cqe)->res = -(int)strtol(text, NULL, 10);
+        spoiled = false;
+    }
+    return result;
 }

@@ -164,8 +164,7 @@ start_servers() {
 
 start_cluster() {
     local i jobs=()
-    # A limit that a case can reach; Linux 6.1 takes it only here.
-    modprobe ublk_drv ublks_max=4 || die "no ublk in this kernel"
+    modprobe ublk_drv || die "no ublk in this kernel"
     start_meta
     for i in 1 2 3; do
         format_server $i &
