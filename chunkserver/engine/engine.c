@@ -154,6 +154,19 @@ engine_kick(struct engine *engine)
 }
 
 static void
+later_on_timer(struct env_timer *timer)
+{
+    engine_kick(list_entry(timer, struct engine, later_timer));
+}
+
+/* A deferred call would come before the loop looks at sockets and disks again. */
+void
+engine_kick_later(struct engine *engine)
+{
+    env_timer_start(engine->env, &engine->later_timer, 0);
+}
+
+static void
 engine_turn_end(struct chunk_store *store)
 {
     group_close_all(engine_of_store(store));
@@ -383,6 +396,7 @@ engine_create(struct env *env, struct disk *disk, struct index *index,
     engine->kick_task.fn = kick_on_task;
     engine->load_task.fn = leaf_loads_start;
     engine->idle_timer.fn = idle_on_timer;
+    engine->later_timer.fn = later_on_timer;
     return engine;
 }
 
@@ -414,6 +428,7 @@ engine_destroy(struct engine *engine)
         return;
     env_timer_stop(engine->env, &engine->idle_timer);
     env_timer_stop(engine->env, &engine->throttle_timer);
+    env_timer_stop(engine->env, &engine->later_timer);
     HASH_ITER (by_local_id, engine->chunks->by_local_id, chunk, next) {
         forget_chunk_fini(engine_chunk_of(chunk));
         free(engine_chunk_of(chunk)->leaves);

@@ -354,10 +354,11 @@ struct reclaim {
     uint64_t next_word;
     uint64_t *local_ids; /* of the chunks that were there when the map had been copied */
     uint32_t chunk_count, chunk_idx, next_leaf;
-    uint32_t pending;  /* leaves being read */
-    uint64_t lost_seq; /* at the beginning */
-    bool again;        /* there were damaged leaves that the index still has as they were */
-    bool never;        /* not in this life */
+    uint32_t pending;   /* leaves being read */
+    uint64_t lost_seq;  /* at the beginning */
+    bool again;         /* there were damaged leaves that the index still has as they were */
+    uint64_t again_seq; /* ... then not before it has lost, and flushed, more than this */
+    bool never;         /* not in this life */
 };
 
 /* --- replay --- */
@@ -442,7 +443,7 @@ struct engine {
     /* completions of requests that need no I/O, next turn */
     struct list done_writes, done_changes, done_reads;
     struct env_task done_task, kick_task, load_task;
-    struct env_timer idle_timer, throttle_timer;
+    struct env_timer idle_timer, throttle_timer, later_timer;
     uint64_t active_ns; /* of the last acknowledgement */
     uint32_t requests;  /* writes and changes under way */
 
@@ -462,7 +463,9 @@ struct engine {
 };
 
 /* --- engine.c --- */
-void engine_kick(struct engine *engine);          /* look at everything at the end of the turn */
+void engine_kick(struct engine *engine); /* look at everything at the end of the turn */
+/* The same in the loop's next turn: what is left of a long work. */
+void engine_kick_later(struct engine *engine);
 void engine_fail(struct engine *engine, int err); /* no more writes, for good */
 /* Call on_done: now, or, from inside a start call, next turn. */
 void engine_finish_write(struct engine *engine, struct store_write *write, int err);

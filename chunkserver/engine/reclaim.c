@@ -47,7 +47,8 @@ reclaim_end(struct engine *engine)
 
     free(reclaim->candidates);
     free(reclaim->local_ids);
-    *reclaim = (struct reclaim){.state = RECLAIM_IDLE, .never = reclaim->never};
+    *reclaim = (struct reclaim){
+        .state = RECLAIM_IDLE, .again_seq = reclaim->again_seq, .never = reclaim->never};
     engine_kick(engine);
 }
 
@@ -243,10 +244,12 @@ reclaim_walk(struct engine *engine)
     }
     if (reclaim->chunk_idx < reclaim->chunk_count || reclaim->pending > 0) {
         if (reclaim->pending < RECLAIM_WINDOW && reclaim->chunk_idx < reclaim->chunk_count)
-            engine_kick(engine);
+            engine_kick_later(engine);
         return;
     }
     if (reclaim->again || reclaim->never) {
+        /* Those damaged leaves are still to be put. */
+        reclaim->again_seq = reclaim->lost_seq;
         reclaim_end(engine);
         return;
     }
@@ -279,7 +282,7 @@ reclaim_finish(struct engine *engine)
     for (uint64_t word = engine->reclaim.next_word; word < end; word++)
         reclaim_give_up_word(engine, word);
     engine->reclaim.next_word = end;
-    engine_kick(engine);
+    engine_kick_later(engine);
     if (end < map_words(engine))
         return;
     engine->lost_searched = engine->reclaim.lost_seq;
@@ -293,7 +296,7 @@ static bool
 reclaim_is_due(const struct engine *engine)
 {
     return engine->lost_searched < engine->lost_seq && engine->lost_flushed == engine->lost_seq &&
-           !engine->reclaim.never;
+           engine->lost_flushed > engine->reclaim.again_seq && !engine->reclaim.never;
 }
 
 void
@@ -310,7 +313,7 @@ reclaim_step(struct engine *engine)
         return;
     case RECLAIM_COPYING:
         reclaim_copy(engine);
-        engine_kick(engine);
+        engine_kick_later(engine);
         return;
     case RECLAIM_WALKING:
         reclaim_walk(engine);

@@ -25,6 +25,7 @@ stop_finish(struct engine *engine, int err)
     engine->stop_done = NULL;
     env_timer_stop(engine->env, &engine->idle_timer);
     env_timer_stop(engine->env, &engine->throttle_timer);
+    env_timer_stop(engine->env, &engine->later_timer);
     on_done(engine->stop_context, err);
 }
 
