@@ -892,6 +892,38 @@ test_zeroes_are_remembered_for_others(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * A slot goes while the others are being told that zeroes may be forgotten: what was said is given
+ * up, and with it all that was left to do for the segment.
+ */
+static void
+test_zeroes_and_a_slot_that_goes(void **state)
+{
+    struct fixture *f = fixture_create(43, 3);
+    struct fake_volume *volume = open_small(f);
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 8192, 2), 0);
+    assert_int_equal(fixture_op(f, DLBLK_WRITE_ZEROES, 0, 8192), 0);
+    for (unsigned i = 0; i < 1000 && f->cluster.servers[0].stables == 0; i++)
+        fixture_run(f, NS_PER_MS);
+    fixture_run(f, 20 * NS_PER_MS);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_stables = true;
+    for (unsigned i = 0; i < 1000 && f->cluster.servers[0].forgets == 0; i++)
+        fixture_run(f, NS_PER_MS);
+    assert_int_equal(f->cluster.servers[0].forgets, 1);
+    fixture_set_slot(f, volume, 0, 1, 2, DL__SLOT_STATE__SLOT_EJECTED, 1);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 0; i < 3; i++)
+        fixture_server_release(f, i);
+    fixture_run(f, SIM_S);
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    fixture_run(f, SIM_S);
+    fixture_check(f, 0, 4096, 1);
+    close_clean(f, volume);
+}
+
 /* --- allocation --- */
 
 /* A sequential writer waits for segments less and less often. */
@@ -1079,6 +1111,7 @@ UNIT_MAIN(
     cmocka_unit_test(test_two_handles_of_one_volume),
     cmocka_unit_test(test_stable_under_an_old_map), cmocka_unit_test(test_zeroes_may_be_forgotten),
     cmocka_unit_test(test_zeroes_are_remembered_for_others),
+    cmocka_unit_test(test_zeroes_and_a_slot_that_goes),
     cmocka_unit_test(test_the_caller_changes_its_buffer),
     cmocka_unit_test(test_a_server_that_never_answers),
     cmocka_unit_test(test_frames_come_back_before_on_done), cmocka_unit_test(test_taken_over),
