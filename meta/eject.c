@@ -22,7 +22,7 @@ static bool
 ejection_names(const Dl__Ejection *ejection, uint32_t server_id)
 {
     for (size_t i = 0; i < ejection->n_server_ids; i++)
-        if (server_id != 0 && ejection->server_ids[i] == server_id)
+        if (ejection->server_ids[i] == server_id)
             return true;
     return false;
 }
@@ -36,11 +36,17 @@ eject_check(struct meta_op *op, const struct meta_volume *volume, struct dl_erro
         return dl_error_set(err, -DL_E_MESSAGE_MALFORMED,
                             "EJECT of %zu segments: 1 to %u are possible", message->n_ejections,
                             META_ALLOCATE_MAX);
-    for (size_t i = 0; i < message->n_ejections; i++)
-        if (meta_segments_find(&volume->segments, message->ejections[i]->segment) == NULL)
+    for (size_t i = 0; i < message->n_ejections; i++) {
+        const Dl__Ejection *ejection = message->ejections[i];
+
+        if (meta_segments_find(&volume->segments, ejection->segment) == NULL)
             return dl_error_set(err, -DL_E_RANGE,
                                 "EJECT in segment %" PRIu32 " of volume %s, which is not allocated",
-                                message->ejections[i]->segment, volume->desc.name);
+                                ejection->segment, volume->desc.name);
+        for (size_t k = 0; k < ejection->n_server_ids; k++)
+            if (ejection->server_ids[k] == 0)
+                return dl_error_set(err, -DL_E_MESSAGE_MALFORMED, "EJECT of server 0");
+    }
     if (!volume->desc.ready)
         return dl_error_set(err, -DL_E_FENCE_PENDING,
                             "volume %s: the attach with lease %" PRIu32

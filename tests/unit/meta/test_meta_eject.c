@@ -162,6 +162,9 @@ test_requests_that_make_no_sense(void **state)
 {
     struct eject_test t;
     Dl__Eject message = DL__EJECT__INIT;
+    Dl__Ejection ejection = DL__EJECTION__INIT;
+    Dl__Ejection *ejections[] = {&ejection};
+    uint32_t ids[2] = {0};
 
     (void)state;
     eject_init(&t);
@@ -173,6 +176,16 @@ test_requests_that_make_no_sense(void **state)
                      -DL_E_RANGE);
     message.volume = t.volume;
     message.lease_epoch = 1;
+    assert_int_equal(peer_ask(t.client, OP_EJECT, &message.base, NULL, NULL),
+                     -DL_E_MESSAGE_MALFORMED);
+    /* A server that can't be, beside one that is. */
+    ejection.config_epoch = 1;
+    ejection.reason = DL__EJECT_REASON__EJECT_FULL;
+    ejection.server_ids = ids;
+    ejection.n_server_ids = 2;
+    ids[0] = t.ids[1];
+    message.ejections = ejections;
+    message.n_ejections = 1;
     assert_int_equal(peer_ask(t.client, OP_EJECT, &message.base, NULL, NULL),
                      -DL_E_MESSAGE_MALFORMED);
     check_states(&t, 0, 1, I, I, I);
