@@ -104,4 +104,5 @@ def main():
             flip_in_journal(file, description)
 
 
-main()
+if __name__ == "__main__":
+    main()
