@@ -6,10 +6,10 @@
  *
  * A disk that dies has bad sectors by the thousand.  So findings are gathered by slot and told
  * FIRST_NS after the first one, the next ones GAP_MIN_NS later, then twice as long each time up to
- * GAP_MAX_NS, and when that long nothing was found it begins anew.  What does not fit into ITEMS_MAX
- * places is added up with another finding of the same volume, or with the last one of all: numbers
- * are right, places are those of the first.  A sector that stays bad is one finding, however often
- * it is read.
+ * GAP_MAX_NS, and when that long nothing was found it begins anew.  What does not fit into
+ * ITEMS_MAX places is added up with another finding of the same volume, or with the last one of
+ * all: numbers are right, places are those of the first.  A sector that stays bad is one finding,
+ * however often it is read.
  *
  * What was told and not answered is told again; so an entry of the log can be there twice.
  */

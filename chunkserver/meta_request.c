@@ -3,9 +3,9 @@
  * meta_request.c: what the metadata service asks of a chunkserver: FENCE, CHUNK_DELETE,
  * SLOT_TELL, SCRUB_VOLUME, PING.
  *
- * Each (but SCRUB_VOLUME) is answered when the store has it durably.  The metadata service sends again on its next
- * connection what was not answered, so an answer whose connection is gone is dropped, and every
- * request may come twice.
+ * Each (but SCRUB_VOLUME) is answered when the store has it durably.  The metadata service sends
+ * again on its next connection what was not answered, so an answer whose connection is gone is
+ * dropped, and every request may come twice.
  */
 #include <stdlib.h>
 

@@ -179,7 +179,7 @@ scrub_begin_chunk(struct scrub *scrub, struct scrub_job *job, const struct chunk
     scrub_read(scrub);
 }
 
-/* The next ones in order behind the position: few of many, so that a look at all serves for long. */
+/* The next ones in order behind the position: so many that a look at all serves for long. */
 static void
 scrub_fill_batch(struct scrub *scrub)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * scrub_job.c: scrubs of volumes that the metadata service asks for: SCRUB_VOLUME.  Each is known by
- * its id; they are done one after the other (scrub.c), and kept for a while afterwards, for those who
- * ask how it went.
+ * scrub_job.c: scrubs of volumes that the metadata service asks for: SCRUB_VOLUME.  Each is known
+ * by its id; they are done one after the other (scrub.c), and kept for a while afterwards, for
+ * those who ask how it went.
  */
 #include <stdlib.h>
 #include <string.h>

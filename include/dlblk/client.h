@@ -407,8 +407,8 @@ int dlblk_volume_status(struct dlblk_client *client, const char *name,
 void dlblk_volume_status_fini(struct dlblk_volume_status *status);
 /*
  * Read all copies now, compare them with their checksums and with each other, repair what is bad.
- * id: 16 random bytes.  The same id again: how far it is.  If another one is under way that is told,
- * with its id, and nothing begins.
+ * id: 16 random bytes.  The same id again: how far it is.  If another one is under way that is
+ * told, with its id, and nothing begins.
  */
 int dlblk_volume_scrub(struct dlblk_client *client, const char *name, const uint8_t id[16],
                        struct dlblk_scrub *ret_scrub, struct dl_error *err);

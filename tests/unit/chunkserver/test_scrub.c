@@ -205,8 +205,8 @@ test_what_nobody_has(void **state)
 }
 
 /*
- * Slot 1 has other bytes in one sector; slot 2 lacks a write up to S, and slot 0 another one.  Slot 0
- * finds all of it, and nothing is changed.  What is above S is no finding.
+ * Slot 1 has other bytes in one sector; slot 2 lacks a write up to S, and slot 0 another one.  Slot
+ * 0 finds all of it, and nothing is changed.  What is above S is no finding.
  */
 static void
 test_slots_that_differ(void **state)
@@ -352,7 +352,7 @@ restart(struct server *server, uint64_t scrub_period_ns)
     server_up(server);
 }
 
-/* A whole disk, in about the time that it may take; what is bad is found without being asked for. */
+/* A whole disk, in about the time that it may take; what is bad is found without being asked. */
 static void
 test_disk(void **state)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Scrubs: one of a volume is asked of each of its servers until it is done there, and added up; who
- * is down is named, who was started anew is asked again, and the id says which scrub is meant.  What
- * servers tell by themselves is shown, remembered over a restart, and goes to the log.
+ * is down is named, who was started anew is asked again, and the id says which scrub is meant.
+ * What servers tell by themselves is shown, remembered over a restart, and goes to the log.
  */
 #include "tests/unit/meta/fixture.h"
 
