@@ -3,8 +3,8 @@
  * Chunks that left the map.  A record says so from the commit that dropped the slot on; the chunk
  * is deleted, by CHUNK_DELETE until it is answered, when nobody can read it any more:
  *
- *   - its volume's owner, and readers, are known to have a map without it (change.c), or
- *   - the volume has a newer owner: then FENCE on that server first, which shuts out older ones.
+ *   - its volume's owner, and readers, are known to have a map without it (change.c), and
+ *   - if the volume had an owner before, FENCE on that server has shut out older ones.
  *
  * Otherwise an owner with an old map would read holes where the deleted chunk was.
  */
@@ -215,7 +215,7 @@ reaper_on_reply(struct meta_command *command, const struct frame *frame)
     if (reaper->fencing != 0) {
         list_for_each_entry (removal, &reaper->removals, node)
             if (removal->key.volume_id == reaper->fencing &&
-                removal->lease_epoch < reaper->fence_epoch)
+                removal->lease_epoch <= reaper->fence_epoch)
                 removal->fence = false;
         reaper->fencing = 0;
         reaper_go(reaper);
@@ -263,10 +263,11 @@ removal_release(struct meta_core *core, struct meta_removal *removal,
     if (list_is_linked(&removal->node))
         list_remove(&removal->node);
     /*
-     * An owner of that time may still be there, with its old map; that a later one has detached
-     * cleanly says nothing of it.
+     * An owner before the present one may still be there, with its old map; that a later one has
+     * detached cleanly says nothing of it.  The server may have been away when he was shut out,
+     * and have left the map before it came back.
      */
-    removal->fence = volume != NULL && volume->desc.lease_epoch > removal->lease_epoch;
+    removal->fence = volume != NULL && volume->desc.lease_epoch > 1;
     list_push_back(&reaper->removals, &removal->node);
     reaper_go(reaper);
 }

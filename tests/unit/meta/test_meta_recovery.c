@@ -650,6 +650,38 @@ test_chunk_of_an_older_owner_after_a_restart(void **state)
     }
 }
 
+/*
+ * The chunk leaves the map under the new owner, from a server that was away when the old one was
+ * shut out, and that the next owner's takeover does not fence: the old owner may have it in his map.
+ */
+static void
+test_chunk_of_a_server_that_was_not_fenced(void **state)
+{
+    struct cluster_test t;
+    Dl__Attach message;
+    uint32_t id;
+
+    (void)state;
+    cluster_init(&t, 4, 1, NULL);
+    id = cluster_slot(&t, 0, 1).server_id;
+    cluster_server_goes(&t, id);
+    fill_attach(&message, "v", 2);
+    message.steal = true;
+    t.client = fixture_client(&t.f);
+    assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL), 0);
+    t.lease = 2;
+    move_away(&t, id);
+    fill_attach(&message, "v", 3);
+    message.steal = true;
+    t.client = fixture_client(&t.f);
+    assert_int_equal(peer_ask(t.client, OP_ATTACH, &message.base, NULL, NULL), 0);
+    cluster_server_returns(&t, id);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(t.servers[id - 1]->chunk_deletes, 1);
+    assert_int_equal(t.servers[id - 1]->fence_of_volume[t.volume], 3);
+    fixture_fini(&t.f);
+}
+
 /* A deleted volume leaves no removal behind, whatever it was waiting for. */
 static void
 test_deleted_volume(void **state)
@@ -713,5 +745,6 @@ UNIT_MAIN(cmocka_unit_test(test_promotion), cmocka_unit_test(test_attach_begins_
           cmocka_unit_test(test_chunk_waits_for_the_owner),
           cmocka_unit_test(test_chunk_of_an_older_owner),
           cmocka_unit_test(test_chunk_of_an_older_owner_after_a_restart),
+          cmocka_unit_test(test_chunk_of_a_server_that_was_not_fenced),
           cmocka_unit_test(test_deleted_volume),
           cmocka_unit_test(test_volume_is_deleted_while_it_recovers))
