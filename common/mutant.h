@@ -5,9 +5,9 @@
  *     if (!DLBLK_MUTANT(skip_flush))
  *         flush();
  *
- * False in every build but that of the test that looks for mutants (tests/crash), which sets
- * DLBLK_MUTANTS=1; there the environment variable DLBLK_MUTANT names the one that is alive.  The
- * names are listed in tests/crash/CMakeLists.txt.
+ * False in every build but those of the tests that look for mutants (tests/crash, tests/sim), which
+ * set DLBLK_MUTANTS=1; there the environment variable DLBLK_MUTANT names the one that is alive.
+ * The names are listed in tests/crash/CMakeLists.txt and in tests/mutate, which runs them all.
  *
  * Threads: any.
  */

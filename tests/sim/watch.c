@@ -161,15 +161,6 @@ watch_find(struct watch *watch, uint64_t volume, uint32_t index)
     return NULL;
 }
 
-static const struct sim_volume *
-volume_of(const struct cluster *cluster, uint64_t id)
-{
-    for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
-        if (cluster->volumes[i].id == id)
-            return &cluster->volumes[i];
-    return NULL;
-}
-
 static bool
 place_is_in_sync(const struct watch_place *place)
 {
@@ -221,36 +212,28 @@ sector_is_bad(const struct model_sector *sector)
 
 static void
 check_block(struct cluster *cluster, const struct sim_volume *volume,
-            const struct watch_segment *segment, uint64_t block, uint32_t offset_bytes)
+            const struct watch_segment *segment, const struct watch_place *place,
+            const struct chunk *chunk, uint64_t block, uint32_t offset_bytes)
 {
     uint32_t idx = offset_bytes / SECTOR_BYTES;
+    const struct model_sector *sector = chunk_sector_of(chunk, idx);
+    uint64_t value;
 
-    for (uint32_t i = 0; i < segment->place_count; i++) {
-        const struct watch_place *place = &segment->places[i];
-        const struct model_sector *sector;
-        uint64_t value;
-
-        if (!place_is_in_sync(place) || !place_has_disk(cluster, place))
-            continue;
-        sector = chunk_sector_of(place_chunk(segment, place), idx);
-        if (sector->damaged_version != 0)
-            continue;
-        sim_require(&cluster->world, !sector->is_void,
-                    "volume %" PRIu64 " segment %u slot %u on %s is in-sync, and sector %u is void",
-                    segment->volume, segment->index, place->number, place->server->process.name,
-                    idx);
-        value = sector_value(sector, offset_bytes % SECTOR_BYTES);
-        if (oracle_may_be_stored(&volume->oracle, block, value) || sector_is_bad(sector))
-            continue;
-        oracle_print_block(&volume->oracle, block);
-        sim_fail(&cluster->world,
-                 "volume %" PRIu64
-                 " segment %u slot %u on %s is in-sync under config epoch %u, but "
-                 "has value %" PRIu64 " (version %#" PRIx64 ") in sector %u, block %" PRIu64
-                 ": something newer was acknowledged",
-                 segment->volume, segment->index, place->number, place->server->process.name,
-                 segment->config_epoch, value, sector->version, idx, block);
-    }
+    if (sector->damaged_version != 0)
+        return;
+    sim_require(&cluster->world, !sector->is_void,
+                "volume %" PRIu64 " segment %u slot %u on %s is in-sync, and sector %u is void",
+                segment->volume, segment->index, place->number, place->server->process.name, idx);
+    value = sector_value(sector, offset_bytes % SECTOR_BYTES);
+    if (oracle_may_be_stored(&volume->oracle, block, value) || sector_is_bad(sector))
+        return;
+    oracle_print_block(&volume->oracle, block);
+    sim_fail(&cluster->world,
+             "volume %" PRIu64 " segment %u slot %u on %s is in-sync under config epoch %u, but "
+             "has value %" PRIu64 " (version %#" PRIx64 ") in sector %u, block %" PRIu64
+             ": something newer was acknowledged",
+             segment->volume, segment->index, place->number, place->server->process.name,
+             segment->config_epoch, value, sector->version, idx, block);
 }
 
 static void
@@ -262,20 +245,22 @@ volume_geometry(const struct sim_volume *volume, struct geometry *ret_geometry)
 }
 
 static void
-check_acknowledged(struct cluster *cluster, const struct watch_segment *segment)
+check_acknowledged(struct cluster *cluster, const struct watch_segment *segment,
+                   const struct watch_place *place)
 {
-    const struct sim_volume *volume = volume_of(cluster, segment->volume);
+    const struct sim_volume *volume = cluster_volume(cluster, segment->volume);
+    const struct chunk *chunk = place_chunk(segment, place);
     struct geometry geometry;
 
-    if (volume == NULL)
+    if (volume == NULL || !place_is_in_sync(place) || !place_has_disk(cluster, place))
         return;
     volume_geometry(volume, &geometry);
     for (uint32_t at = 0; at < volume->segment_bytes; at += volume->logical_block_bytes) {
         uint64_t block = geometry_volume_offset(&geometry, segment->index, at) /
                          volume->logical_block_bytes;
 
-        if (block < volume->oracle.block_count)
-            check_block(cluster, volume, segment, block, at);
+        if (block < volume->oracle.block_count && volume->oracle.blocks[block].count > 0)
+            check_block(cluster, volume, segment, place, chunk, block, at);
     }
 }
 
@@ -335,7 +320,7 @@ check_trusted(struct cluster *cluster, const struct watch_segment *segment,
 static uint32_t
 segment_lease_in_use(const struct cluster *cluster, const struct watch_segment *segment)
 {
-    const struct sim_volume *volume = volume_of(cluster, segment->volume);
+    const struct sim_volume *volume = cluster_volume(cluster, segment->volume);
     uint32_t highest = 0;
 
     for (uint32_t i = 0; i < cluster->profile.client_count && volume != NULL; i++) {
@@ -358,7 +343,7 @@ static void
 check_alike(struct cluster *cluster, const struct watch_segment *segment,
             const struct watch_place *a, const struct watch_place *b, uint32_t lease_epoch)
 {
-    const struct sim_volume *volume = volume_of(cluster, segment->volume);
+    const struct sim_volume *volume = cluster_volume(cluster, segment->volume);
     const struct chunk *one = place_chunk(segment, a);
     const struct chunk *other = place_chunk(segment, b);
 
@@ -461,7 +446,8 @@ watch_look(struct watch *watch, struct watch_segment *segment)
     uint32_t lease_epoch = segment_lease_in_use(cluster, segment);
 
     segment->acknowledged = 0;
-    check_acknowledged(cluster, segment);
+    for (uint32_t i = 0; i < segment->place_count; i++)
+        check_acknowledged(cluster, segment, &segment->places[i]);
     for (uint32_t i = 0; i < segment->place_count; i++)
         for (uint32_t k = 0; k < segment->place_count; k++) {
             const struct watch_place *one = &segment->places[i];
@@ -549,7 +535,13 @@ watch_acknowledged(struct cluster *cluster, const struct sim_volume *volume, uin
 
         if (segment == NULL)
             continue; /* zeroes that were zeroes */
-        check_block(cluster, volume, segment, block, piece.offset_bytes);
+        for (uint32_t i = 0; i < segment->place_count; i++) {
+            const struct watch_place *place = &segment->places[i];
+
+            if (place_is_in_sync(place) && place_has_disk(cluster, place))
+                check_block(cluster, volume, segment, place, place_chunk(segment, place), block,
+                            piece.offset_bytes);
+        }
         segment->acknowledged++;
         if (segment->acknowledged >= LOOK_AGAIN)
             watch_look(watch, segment);
@@ -740,7 +732,7 @@ watch_on_chunk_delete(struct watch *watch, const struct sim_frame_event *event,
     if (deletion == NULL)
         return;
     for (size_t i = 0; i < deletion->n_chunks; i++)
-        if (volume_of(watch->cluster, deletion->chunks[i]->volume) != NULL)
+        if (cluster_volume(watch->cluster, deletion->chunks[i]->volume) != NULL)
             check_deletion(watch, server, deletion->chunks[i]);
     dl__chunk_delete__free_unpacked(deletion, NULL);
 }
