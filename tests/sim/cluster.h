@@ -415,8 +415,9 @@ void faults_stop(struct cluster *cluster);
 /* The server's record; false: there is none. */
 struct server_desc;
 bool map_find_server(struct cluster *cluster, const uint8_t uuid[16], struct server_desc *ret_desc);
-/* Segments of which it has a place. */
-uint32_t map_count_places(struct cluster *cluster, const struct sim_server *server);
+/* Segments of which it has a place: of the run's volumes, or of all. */
+uint32_t map_count_places(struct cluster *cluster, const struct sim_server *server,
+                          bool scratch_too);
 /*
  * In-sync slots of the segments that have one of them on the server: the lowest number; UINT32_MAX:
  * it has none.

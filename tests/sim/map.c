@@ -133,6 +133,7 @@ segment_in_sync(const struct sim_segment *segment)
 
 struct places_of {
     const struct sim_server *server;
+    bool scratch_too;
     uint32_t count;
     uint32_t least;
 };
@@ -142,21 +143,21 @@ count_places(struct cluster *cluster, const struct sim_segment *segment, void *c
 {
     struct places_of *of = context;
     uint32_t in_sync = segment_in_sync(segment);
+    bool counts = of->scratch_too || cluster_volume(cluster, segment->volume) != NULL;
 
-    (void)cluster;
     for (uint32_t i = 0; i < segment->place_count; i++) {
         if (segment->places[i].server != of->server)
             continue;
-        of->count++;
+        of->count += counts;
         if (place_is_in_sync(&segment->places[i]) && in_sync < of->least)
             of->least = in_sync;
     }
 }
 
 uint32_t
-map_count_places(struct cluster *cluster, const struct sim_server *server)
+map_count_places(struct cluster *cluster, const struct sim_server *server, bool scratch_too)
 {
-    struct places_of of = {.server = server};
+    struct places_of of = {.server = server, .scratch_too = scratch_too};
 
     map_for_each(cluster, count_places, &of);
     return of.count;

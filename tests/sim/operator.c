@@ -93,8 +93,8 @@ server_is_spare(const struct sim_operator *operator, const struct sim_server * s
         count += server_is_in_use(&cluster->servers[i]) && !cluster->servers[i].spared;
         damaged = damaged || cluster->servers[i].spared;
     }
-    return count > cluster->profile.replicas ||
-           (!damaged && operator_percent(operator, 20) && map_count_places(cluster, server) > 0);
+    return count > cluster->profile.replicas || (!damaged && operator_percent(operator, 20) &&
+                                                 map_count_places(cluster, server, false) > 0);
 }
 
 static struct sim_server *
@@ -287,7 +287,7 @@ begin_remove(struct sim_operator *operator)
     struct cluster *cluster = operator->cluster;
     struct sim_server *server = operator_pick(operator, server_is_drained);
 
-    if (server == NULL || map_count_places(cluster, server) > 0 || server->stopping ||
+    if (server == NULL || map_count_places(cluster, server, true) > 0 || server->stopping ||
         server->process.paused_until_ns > cluster->world.now_ns)
         return;
     cluster->counters.servers_emptied++;
