@@ -100,9 +100,12 @@ umount /mnt
 files=$(ls /mnt2)
 check_fails 4 "is mounted on /mnt2" "w: detaching while it is mounted" dlblk detach w
 sync
-check "by force" dlblk detach --force w
+dlblk detach --force w &
+job=$!
+check "by force: the device goes" wait_for 30 test ! -b "${device[w]}"
 check "its users get errors" sh -c '! dd if=/dev/zero of=/mnt2/more bs=64k count=8 conv=fsync'
 umount /mnt2
+check "detach ends when the last of them is gone" wait $job
 check "the volume is free" test "$(dlblk volume info w --json | jq .clean)" = true
 device[w]=$(attach w)
 mount "${device[w]}" /mnt2
