@@ -69,7 +69,7 @@ check "nothing is left" wait_for 10 nothing_left
 dlblk-ublk serve --null 64M n >/dev/null 2>&1 & # loads what is loaded at the first time
 wait_for 10 test -b /dev/ublkb0
 dlblk detach n
-# Files that the daemons have open, in kB memory that nobody uses.
+# Connections of the daemons (their databases open and close files as they like); kB of memory.
 daemon_files() {
     local name count=0
     for name in "${!pids[@]}"; do
@@ -102,9 +102,9 @@ check "fifty times attached, always as the same device, and detached" test $fail
 check "nothing is left" wait_for 5 nothing_left
 check "no file is left" sh -c '! ls /run/dlblk/ublk | grep -v log'
 files_same() {
-    [ "$(daemon_files)" -le $((files + 4)) ] # a database may have begun a file
+    [ "$(daemon_files)" -le $((files + 4)) ]
 }
-check "the daemons have no more files open: $files before, $(daemon_files) after" wait_for 10 files_same
+check "the daemons have no more connections: $files before, $(daemon_files) after" wait_for 10 files_same
 after=$(free_memory)
 note "after: $(memory_of_all | tr '\n' ' ')"
 check "no memory is lost: $memory kB before, $after kB after" test "$after" -gt $((memory - 32768))
