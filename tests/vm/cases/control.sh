@@ -73,7 +73,7 @@ dlblk detach n
 daemon_files() {
     local name count=0
     for name in "${!pids[@]}"; do
-        count=$((count + $(find "/proc/${pids[$name]}/fd" -mindepth 1 | wc -l)))
+        count=$((count + $(find "/proc/${pids[$name]}/fd" -mindepth 1 -lname 'socket:*' | wc -l)))
     done
     echo $count
 }
