@@ -209,7 +209,7 @@ recovery_fail(struct recovery *recovery, int err)
     recovery->last_error = err;
     if (err == -DL_E_NO_SPACE && recovery_chunk(recovery) != NULL)
         (void)recovery_send_report(recovery, false, true);
-    /* It may be never told: the metadata service does not reach it, or its store takes no writes. */
+    /* It may never be told: nobody reaches it, or its store takes no writes. */
     if ((err != -DL_E_NOT_YET || wait_ns == RETRY_MAX_NS) && recovery->source_count > 0)
         recovery->source_idx = (recovery->source_idx + 1) % recovery->source_count;
     recovery->retry_ns = min_u64(2 * wait_ns, RETRY_MAX_NS);

@@ -450,6 +450,12 @@ frame_out_free(struct frame_out *frame, int err)
     frame_out_destroy(frame);
 }
 
+bool
+frame_out_frees_itself(const struct frame_out *frame)
+{
+    return frame->on_sent == frame_out_free;
+}
+
 struct frame_out *
 frame_out_create_message(uint16_t opcode, uint16_t flags, uint64_t request_id, int status,
                          const ProtobufCMessage *message)

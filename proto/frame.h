@@ -171,6 +171,8 @@ struct frame_out *frame_out_create_error(uint16_t opcode, uint64_t request_id, i
  * For those two, if the sender has put an on_sent of its own in place of theirs.  NULL is allowed.
  */
 void frame_out_destroy(struct frame_out *frame);
+/* Is it one of those two, and nobody else's?  For who drops frames without telling. */
+bool frame_out_frees_itself(const struct frame_out *frame);
 /* Unpack frame->body; NULL: malformed.  Freed by protobuf_c_message_free_unpacked(). */
 ProtobufCMessage *frame_unpack(const struct frame *frame, const ProtobufCMessageDescriptor *type);
 

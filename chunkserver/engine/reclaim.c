@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * reclaim.c: blocks that damaged leaves had: in use, but nobody's.  Found by a walk over all leaves,
- * in the background.
+ * reclaim.c: blocks that damaged leaves had: in use, but nobody's.  Found by a walk over all
+ * leaves, in the background.
  *
  *     IDLE --> COPYING --> WALKING --> ENDING --> IDLE, and key Z goes
  *      ^        the map     each leaf   what is left over is given up
  *      |                       |
  *      '-- damaged leaves: they are put as they are, then again
  *
- * It begins at the start, or when a flush of the index is over, if key Z says that leaves were lost:
- * what they had in the index before is gone by then, and can't claim blocks any more.
+ * It begins at the start, or when a flush of the index is over, if key Z says that leaves were
+ * lost: what they had in the index before is gone by then, and can't claim blocks any more.
  *
  * A candidate is a block that has been in use since it was copied, and of which no owner was seen.
  * Owners are: leaves; the queue of blocks given up, and FREE or BAD records under way; bad blocks.
- * A block that stays in use stays with the leaf that has it, so one look at each leaf is enough; one
- * that is given up, or freed, is no candidate any more (reclaim_forget()).  Kept extents will be
- * owners, too.
+ * A block that stays in use stays with the leaf that has it, so one look at each leaf is enough;
+ * one that is given up, or freed, is no candidate any more (reclaim_forget()).  Kept extents will
+ * be owners, too.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -240,6 +240,20 @@ end_give_back_tx(struct sim_end *end, int err)
     }
 }
 
+/* The process dies: nobody is told.  Other frames are part of what the core frees. */
+static void
+end_forget_tx(struct sim_end *end)
+{
+    struct list *node;
+
+    while ((node = list_pop_front(&end->tx)) != NULL) {
+        struct frame_out *frame = list_entry(node, struct frame_out, node);
+
+        if (frame_out_frees_itself(frame))
+            frame_out_destroy(frame);
+    }
+}
+
 static void
 end_on_down_event(struct sim_event *event)
 {
@@ -693,6 +707,7 @@ sim_process_drop_links(struct sim_process *process, bool silent)
 
     list_for_each_entry_safe (end, following, &process->ends, node) {
         end_leave_peer(end, false, silent);
+        end_forget_tx(end);
         end_free(end);
     }
 }

@@ -837,7 +837,7 @@ test_stable_under_an_old_map(void **state)
     close_clean(f, volume);
 }
 
-/* Zeroes may be forgotten, once they are stable: said once to each slot; of data nothing is said. */
+/* Zeroes may be forgotten once they are stable: said once to each slot; not of data. */
 static void
 test_zeroes_may_be_forgotten(void **state)
 {

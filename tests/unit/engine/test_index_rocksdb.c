@@ -483,7 +483,7 @@ test_damaged_table_is_an_error_not_a_hole(void **state)
                      -DL_E_INDEX_CORRUPT);
 }
 
-/* What lies behind a prefix is not looked at: a damaged leaf does not keep a server from starting. */
+/* What lies behind a prefix is not looked at: a server starts though a leaf is damaged. */
 static void
 test_scan_stops_before_what_is_damaged(void **state)
 {

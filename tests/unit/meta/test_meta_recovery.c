@@ -652,7 +652,8 @@ test_chunk_of_an_older_owner_after_a_restart(void **state)
 
 /*
  * The chunk leaves the map under the new owner, from a server that was away when the old one was
- * shut out, and that the next owner's takeover does not fence: the old owner may have it in his map.
+ * shut out, and that the next owner's takeover does not fence: the old owner may have it in his
+ * map.
  */
 static void
 test_chunk_of_a_server_that_was_not_fenced(void **state)
