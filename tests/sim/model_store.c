@@ -347,6 +347,14 @@ model_sector_is_good(const struct chunk *chunk, uint32_t idx)
 }
 
 bool
+model_sector_is_void(const struct chunk *chunk, uint32_t idx)
+{
+    const struct model_chunk *content = chunk->store_private;
+
+    return idx < content->sector_count && content->sectors[idx].is_void;
+}
+
+bool
 model_disk_rot(struct model_disk *disk, struct chunk *chunk, uint32_t idx)
 {
     struct model_sector *sector = chunk_sector(chunk, idx);

@@ -103,6 +103,7 @@ void model_disk_damage_leaf(struct model_disk *disk, struct chunk *chunk, uint32
 bool model_disk_rot(struct model_disk *disk, struct chunk *chunk, uint32_t sector);
 /* Does the sector read as what was written? */
 bool model_sector_is_good(const struct chunk *chunk, uint32_t sector);
+bool model_sector_is_void(const struct chunk *chunk, uint32_t sector);
 
 /*
  * What a disk has at a moment, as a crash without luck would leave it; later it may come back in

@@ -486,7 +486,10 @@ operator_check_fragile(struct cluster *cluster)
 
 /* --- bits that flip at rest --- */
 
-/* Are all other copies of these sectors good? */
+/*
+ * Are all other copies of these sectors good?  Those of recovering slots, too, but for what they
+ * will pull: they are in-sync again with what they have.
+ */
 static bool
 others_are_good(struct cluster *cluster, const struct sim_server *server,
                 const struct chunk_key *key, uint32_t first, uint32_t count)
@@ -499,7 +502,8 @@ others_are_good(struct cluster *cluster, const struct sim_server *server,
 
             for (uint32_t k = first;
                  chunk != NULL && &cluster->servers[i] != server && k < first + count; k++)
-                if (chunk->attempt == 0 && !model_sector_is_good(chunk, k))
+                if (!model_sector_is_good(chunk, k) &&
+                    !(chunk->attempt != 0 && model_sector_is_void(chunk, k)))
                     return false;
         }
     }
