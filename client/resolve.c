@@ -54,6 +54,7 @@ struct resolve {
     uint32_t slot;         /* that is read */
     uint32_t first, count; /* the part of the range that is under way: all of it, or one sector */
     uint32_t failed;       /* bit per slot: can't deliver the part */
+    uint32_t lacking;      /* ... and has a hole in it, in spite of what it lists */
     uint32_t written;      /* sectors of the range that are alike again */
     uint32_t run;          /* sectors being written */
     int err;
@@ -122,7 +123,11 @@ resolve_slots_are_alike(const struct resolve *resolve)
     return resolve->range.listed;
 }
 
-/* What a slot lists as written can't be a hole: it does not have what it lists. */
+/*
+ * What a slot lists as written can't be a hole: it does not have what it lists.  (Of a write that
+ * was pulled it lists the range that holds the parts; what lies between them may have come from a
+ * source without that write.)
+ */
 static bool
 resolve_has_listed_holes(const struct resolve *resolve)
 {
@@ -137,8 +142,10 @@ resolve_on_read(struct read_op *read, int err)
 
     dl_assert(resolve->read == read);
     resolve->read = NULL;
-    if (err == 0 && resolve_has_listed_holes(resolve))
+    if (err == 0 && resolve_has_listed_holes(resolve)) {
         err = -DL_E_INDEX_CORRUPT;
+        resolve->lacking |= 1u << resolve->slot;
+    }
     if (err == 0) {
         if (resolve->err == 0)
             sm_move(&resolve->sm, RESOLVE_WRITE);
@@ -241,15 +248,24 @@ resolve_go_on(struct resolve *resolve, uint32_t first)
     resolve->count = 1;
     resolve->written = first;
     resolve->failed = 0;
+    resolve->lacking = 0;
     sm_move(&resolve->sm, over ? RESOLVE_DONE : RESOLVE_READ);
 }
 
-/* No slot can deliver the part. */
+/*
+ * No slot can deliver the part.  A hole in an in-sync slot says that nothing was acknowledged
+ * there: it is as good as any older content, and slots that list the same are not alike.
+ */
 static void
 resolve_has_no_source(struct resolve *resolve)
 {
     if (resolve->count > 1) {
         resolve_go_on(resolve, resolve->first);
+        return;
+    }
+    if (resolve->lacking != 0) {
+        resolve->kinds[resolve->first] = WIRE_SECTOR_HOLE;
+        sm_move(&resolve->sm, RESOLVE_WRITE);
         return;
     }
     if (!resolve_slots_are_alike(resolve))

@@ -251,6 +251,38 @@ test_unreadable_everywhere(void **state)
     fixture_destroy(f);
 }
 
+/*
+ * Two slots have pulled the write from one that has it and one that lacks it: they list the range
+ * that holds its parts, and have a hole in it.  Where nobody else can deliver they are not alike:
+ * the write was never acknowledged, and the hole is written to all.
+ */
+static void
+test_a_hole_in_what_was_pulled(void **state)
+{
+    struct fixture *f = fixture_create(32, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    for (unsigned slot = 0; slot < 3; slot++) {
+        struct fake_sector *sectors;
+
+        put(f, volume, 0, slot, VERSION(11), 3, 4, 11);
+        sectors = fake_server_chunk(server_of(f, volume, 0, slot), volume->id, 0)->sectors;
+        if (slot == 0) {
+            sectors[4].data[9] ^= 1;
+            continue;
+        }
+        for (uint32_t i = 4; i < 6; i++)
+            sectors[i] = (struct fake_sector){.kind = WIRE_SECTOR_HOLE, .data = sectors[i].data};
+    }
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    check_sectors(f, 0, 0, 3, 1);
+    check_sectors(f, 0, 3, 1, 11);
+    check_sectors(f, 0, 4, 1, 0);
+    check_sectors(f, 0, 5, 2, 11);
+    close_clean(f, volume);
+}
+
 /* How long the first read waits for a segment with so many pending writes, in virtual time. */
 static uint64_t
 takeover_ns(uint64_t seed, uint32_t count)
@@ -943,7 +975,8 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_the_highest_version_wins), cmocka_unit_test(test_zeroes),
           cmocka_unit_test(test_an_unreadable_highest_version),
           cmocka_unit_test(test_a_damaged_highest_version),
-          cmocka_unit_test(test_unreadable_everywhere), cmocka_unit_test(test_many_at_a_time),
+          cmocka_unit_test(test_unreadable_everywhere),
+          cmocka_unit_test(test_a_hole_in_what_was_pulled), cmocka_unit_test(test_many_at_a_time),
           cmocka_unit_test(test_bad_sectors_in_different_places),
           cmocka_unit_test(test_waits_for_answers), cmocka_unit_test(test_a_close_before_the_end),
           cmocka_unit_test(test_an_attach_that_fails),
