@@ -287,6 +287,7 @@ wait_text(const struct meta_core *core, const struct health_wait *wait, char *te
                        problem[0] != '\0' ? problem : "not ready");
         return;
     case WAIT_ELSEWHERE:
+        dl_assert(server != NULL);
         (void)snprintf(text, text_bytes, "server %s is %s, and no other server can take them now",
                        name,
                        server->out                                       ? "out"
@@ -302,6 +303,7 @@ wait_text(const struct meta_core *core, const struct health_wait *wait, char *te
                        name);
         return;
     case WAIT_PUT_OFF:
+        dl_assert(server != NULL);
         left_s = (server->resume_ns - min_u64(now_ns, server->resume_ns)) / NS_PER_S + 1;
         (void)snprintf(text, text_bytes,
                        "server %s failed while it was up, and is tried again in %" PRIu64 " s",

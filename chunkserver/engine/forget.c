@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "chunkserver/engine/engine_private.h"
+#include "common/align.h"
 
 #define FORGET_WINDOW    16u
 #define EMPTIED_KEYS_MAX 4096u /* deleted in one batch, but for the last chunk's */
@@ -229,8 +230,7 @@ forget_start(struct engine *engine, struct store_change *change)
     private = engine_chunk_of(chunk);
     if (!forget_may_go_on(private) || private->zeroes.count == 0)
         return;
-    if (change->stable_version > private->forget_version)
-    private->forget_version = change->stable_version;
+    private->forget_version = max_u64(private->forget_version, change->stable_version);
     private->forget_next = 0;
     if (!list_is_linked(&private->forget_node))
         list_push_back(&engine->forgets, &private->forget_node);
