@@ -244,7 +244,8 @@ create_volume() {
 # its log, at the end.
 nbdkit_words=(nbdkit)
 if is_asan; then
-    nbdkit_words=(env "LD_PRELOAD=$(gcc -print-file-name=libasan.so)" LSAN_OPTIONS=exitcode=0 nbdkit)
+    nbdkit_preload=$(gcc -print-file-name=libasan.so):$build/lib/libnbdkit_preload.so
+    nbdkit_words=(env "LD_PRELOAD=$nbdkit_preload" LSAN_OPTIONS=exitcode=0 nbdkit)
 fi
 
 nbdkit_with_plugin() {
