@@ -220,7 +220,7 @@ group_ack_all(struct engine *engine)
         ;
     if (engine->applying) {
         engine->counters.applied_in_slices++;
-        engine_kick(engine);
+        engine_kick_later(engine);
     }
     engine_arm_idle(engine);
     group_finish_ops(engine, &done);

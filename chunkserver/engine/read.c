@@ -4,7 +4,7 @@
  *
  * Invariants:
  * 1. A read sees the leaves as they are when the last of them is in memory: what is acknowledged,
- *    nothing else.
+ *    or durable and about to be (a group that is applied in slices), nothing else.
  * 2. From its start to its end it is in engine.reads, ordered by started_seq: blocks that are freed
  *    meanwhile are not handed out before it has ended (alloc.h, quarantine).
  * 3. With the leaves in memory nothing is allocated: ops and I/Os come from free lists.

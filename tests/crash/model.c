@@ -200,6 +200,8 @@ compare_write(struct model_chunk *chunk, struct model_write *write, const struct
     case WRITE_UNDECIDED:
         if (!decide)
             return NULL;
+        if (pending == NULL && write->seen)
+            return problem(chunk, "a write that was read is lost", 0, write->version);
         if (pending != NULL)
             model_write_apply(chunk, write);
         else

@@ -892,7 +892,8 @@ test_zeroes_are_kept(void **state)
 }
 
 /*
- * Zeroes of the largest chunk change 4096 leaves: 256 in a turn.  What comes behind waits; what was
+ * Zeroes of the largest chunk change 4096 leaves: 256 in a turn of the loop (512 in the one that
+ * made them durable), so that sockets and disks have theirs.  What comes behind waits; what was
  * there before is gone when it is answered.
  */
 static void
@@ -910,7 +911,13 @@ test_many_zeroes_take_turns(void **state)
     write_start(zeroes);
     after = write_make(&rig, VERSION(3), 100, 1);
     write_start(after);
-    assert_true(fake_env_run(&rig.env, &after->done, TURNS_MAX));
+    fake_env_settle(&rig.env);
+    while (!after->done) {
+        uint64_t slices = engine_counters(rig.engine)->applied_in_slices;
+
+        assert_true(fake_env_turn(&rig.env));
+        assert_in_range(engine_counters(rig.engine)->applied_in_slices, slices, slices + 2);
+    }
     assert_true(zeroes->done && zeroes->done_order < after->done_order);
     assert_int_equal(engine_counters(rig.engine)->applied_in_slices, CHUNK_LEAVES_MAX / 256 - 1);
     assert_int_equal(write_end(zeroes), 0);
