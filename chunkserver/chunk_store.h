@@ -62,7 +62,7 @@ struct chunk_store;
  */
 struct store_write {
     struct chunk_key key;
-    uint32_t config_epoch;   /* higher than the chunk's: teaches it, durably with this record */
+    uint32_t config_epoch;   /* higher than the chunk's: it rises, at once (below) */
     uint32_t birth;          /* snapshot seq of the write */
     uint64_t version;        /* lease_epoch << 40 | sequence */
     uint64_t stable_version; /* every version up to it is on all slots */
@@ -119,13 +119,15 @@ struct store_read {
 /*
  * One durable change without data.
  *   STORE_FENCE   volume, lease_epoch: the table's fence rises at once; on_done when it and every
- *   write of the volume
- *                 that was accepted earlier are durable or aborted.
+ *                 write of the volume that was accepted earlier are durable or aborted.
  *   STORE_EPOCH   key, config_epoch: the chunk's config epoch rises (creates the chunk if
- *   `create`).  STORE_STABLE  key, stable_version: with on_done a durable confirmation
- *   (store_stable_hint() is the cheap form).  STORE_DELETE  key, incarnation: the chunk with that
- *   or a lower incarnation is gone; its space follows in the
- *                 background.  An unknown chunk is success.
+ *                 `create`).  By this, by a write and by STORE_IN_SYNC it rises at once, and
+ *                 durably with the record: the core starts nothing of a lower epoch behind it, and
+ *                 so confirms no stable version of an attempt behind the attempt's end.
+ *   STORE_STABLE  key, stable_version: with on_done a durable confirmation (store_stable_hint() is
+ *                 the cheap form).
+ *   STORE_DELETE  key, incarnation: the chunk with that or a lower incarnation is gone; its space
+ *                 follows in the background.  An unknown chunk is success.
  */
 /*
  * Of a slot that recovers (docs/recovery.md; the rules are numbered there).  A config epoch below

@@ -288,6 +288,7 @@ struct cluster {
     X(large_writes, 100, DISK(large_writes))                        \
     X(fences, 100, DISK(fences))                                    \
     X(fences_undone, 1, DISK(fences_undone))                        \
+    X(epochs_undone, 1, DISK(epochs_undone))                        \
     X(chunks_deleted, 10, DISK(deletes))                            \
     X(no_space, 10, DISK(no_space))                                 \
     X(attempts, 100, DISK(attempts))                                \

@@ -27,6 +27,7 @@ struct record {
     struct store_merge *merge;
     struct chunk_key key;
     uint64_t stable_version; /* RECORD_HINT */
+    bool is_old;             /* its config epoch was below the chunk's: it changes nothing */
     int err;
 };
 
@@ -194,9 +195,23 @@ static struct chunk *
 disk_chunk_create(struct model_disk *disk, const struct chunk_key *key, uint32_t incarnation)
 {
     struct chunk *chunk = chunk_table_add(disk->chunks, key, disk->next_local_id++, incarnation);
+    struct model_chunk *content = model_alloc(sizeof(*content));
 
-    chunk->store_private = model_alloc(sizeof(struct model_chunk));
+    content->config_epoch = incarnation;
+    chunk->store_private = content;
     return chunk;
+}
+
+/* A config epoch that is durable. */
+static void
+chunk_set_epoch(struct chunk *chunk, uint32_t config_epoch)
+{
+    struct model_chunk *content = chunk->store_private;
+
+    if (config_epoch > content->config_epoch)
+        content->config_epoch = config_epoch;
+    if (config_epoch > chunk->config_epoch)
+        chunk->config_epoch = config_epoch;
 }
 
 /*
@@ -227,6 +242,7 @@ content_copy(const struct model_chunk *from)
 {
     struct model_chunk *to = model_alloc(sizeof(*to));
 
+    to->config_epoch = from->config_epoch;
     to->sector_count = from->sector_count;
     to->sectors = model_alloc((from->sector_count + 1) * sizeof(to->sectors[0]));
     for (uint32_t i = 0; i < from->sector_count; i++) {
@@ -244,8 +260,9 @@ static void
 chunk_copy(struct chunk_table *table, const struct chunk *from)
 {
     struct chunk *to = chunk_table_add(table, &from->key, from->local_id, from->incarnation);
+    const struct model_chunk *content = from->store_private;
 
-    to->config_epoch = from->config_epoch;
+    to->config_epoch = content->config_epoch;
     to->stable_version = from->stable_version;
     to->attempt = from->attempt;
     to->cursor_sectors = from->cursor_sectors;
@@ -253,7 +270,7 @@ chunk_copy(struct chunk_table *table, const struct chunk *from)
     to->reported_version = from->reported_version;
     memcpy(to->steps, from->steps, sizeof(to->steps));
     to->step_count = from->step_count;
-    to->store_private = content_copy(from->store_private);
+    to->store_private = content_copy(content);
     if (from->pending_count == 0)
         return;
     to->pending_memory = model_alloc(from->pending_count * sizeof(to->pending[0]));
@@ -437,6 +454,7 @@ apply_promotion(struct model_disk *disk, struct chunk *chunk, uint32_t config_ep
             dl_assert(!content->sectors[i].is_void || content->sectors[i].damaged_version != 0);
     }
     chunk_promote(chunk, config_epoch);
+    chunk_set_epoch(chunk, config_epoch);
 }
 
 static int
@@ -452,8 +470,7 @@ apply_write(struct model_disk *disk, const struct store_write *write)
         apply_promotion(disk, chunk, write->config_epoch);
     if (chunk->attempt != 0 && write->attempt != chunk->attempt)
         return -DL_E_EPOCH_OLD;
-    if (write->config_epoch > chunk->config_epoch)
-        chunk->config_epoch = write->config_epoch;
+    chunk_set_epoch(chunk, write->config_epoch);
     if (chunk_version_is_durable(chunk, write->version)) {
         disk->counters.duplicates++;
     } else {
@@ -503,8 +520,6 @@ apply_attempt(struct model_disk *disk, const struct store_change *change)
 {
     struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
 
-    if (chunk != NULL && change->config_epoch < chunk->config_epoch)
-        return 0;
     if (chunk != NULL && chunk->incarnation < change->incarnation) {
         disk_chunk_remove(disk, chunk);
         chunk = NULL;
@@ -513,8 +528,7 @@ apply_attempt(struct model_disk *disk, const struct store_change *change)
         return -DL_E_CHUNK_UNKNOWN;
     if (chunk == NULL)
         chunk = disk_chunk_create(disk, &change->key, change->incarnation);
-    if (change->config_epoch > chunk->config_epoch)
-        chunk->config_epoch = change->config_epoch;
+    chunk_set_epoch(chunk, change->config_epoch);
     if (change->lease_epoch > 0)
         disk_fence(disk, change->key.volume, change->lease_epoch);
     if (change->attempt <= chunk->attempt)
@@ -531,8 +545,6 @@ apply_in_sync(struct model_disk *disk, const struct store_change *change)
 {
     struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
 
-    if (chunk != NULL && change->config_epoch < chunk->config_epoch)
-        return 0;
     if (chunk == NULL && change->incarnation == 0)
         return -DL_E_CHUNK_UNKNOWN;
     if (chunk != NULL && chunk->incarnation < change->incarnation)
@@ -593,12 +605,13 @@ apply_change(struct model_disk *disk, const struct store_change *change)
             return -DL_E_CHUNK_UNKNOWN;
         if (chunk == NULL)
             chunk = disk_chunk_create(disk, &change->key, change->config_epoch);
-        if (change->config_epoch > chunk->config_epoch)
-            chunk->config_epoch = change->config_epoch;
+        chunk_set_epoch(chunk, change->config_epoch);
         return 0;
     case STORE_STABLE:
         if (chunk == NULL)
             return -DL_E_CHUNK_UNKNOWN;
+        /* It is confirmed, so it must not be lost. */
+        dl_assert(change->attempt == chunk->attempt);
         (void)chunk_stable_hear(chunk, change->attempt, change->stable_version);
         return 0;
     case STORE_DELETE:
@@ -677,7 +690,7 @@ record_apply(struct model_disk *disk, const struct record *record)
     case RECORD_WRITE:
         return apply_write(disk, record->write);
     case RECORD_CHANGE:
-        return apply_change(disk, record->change);
+        return record->is_old ? 0 : apply_change(disk, record->change);
     case RECORD_MERGE:
         return apply_merge(disk, record->merge);
     case RECORD_HINT:
@@ -1179,6 +1192,25 @@ model_on_timer(struct env_timer *timer)
 
 /* --- the interface --- */
 
+/* It refuses older requests from now on, though a crash may still take it back. */
+static void
+model_raise_epoch(struct model_store *model, const struct chunk_key *key, uint32_t config_epoch)
+{
+    struct chunk *chunk = chunk_table_find(model->disk->chunks, key);
+
+    if (chunk != NULL && config_epoch > chunk->config_epoch)
+        chunk->config_epoch = config_epoch;
+}
+
+static bool
+change_is_old(const struct model_store *model, const struct store_change *change)
+{
+    const struct chunk *chunk = chunk_table_find(model->disk->chunks, &change->key);
+
+    return (change->kind == STORE_IN_SYNC || change->kind == STORE_ATTEMPT) && chunk != NULL &&
+           change->config_epoch < chunk->config_epoch;
+}
+
 static void
 model_write_start(struct chunk_store *store, struct store_write *write)
 {
@@ -1192,6 +1224,7 @@ model_write_start(struct chunk_store *store, struct store_write *write)
     record->seq = model->next_seq++;
     record->key = write->key;
     record->write = write;
+    model_raise_epoch(model, &write->key, write->config_epoch);
     model->disk->counters.writes++;
     if (!write->zero && write->length_sectors >= LARGE_SECTORS_MIN) {
         model->disk->counters.large_writes++;
@@ -1237,6 +1270,9 @@ model_change_start(struct chunk_store *store, struct store_change *change)
     record->change = change;
     if (change->kind == STORE_FENCE)
         chunk_table_fence_raise(model->disk->chunks, change->key.volume, change->lease_epoch);
+    record->is_old = change_is_old(model, change);
+    if (change->kind == STORE_EPOCH || change->kind == STORE_IN_SYNC)
+        model_raise_epoch(model, &change->key, change->config_epoch);
     if (change->kind == STORE_ATTEMPT && list_has_before(&model->large, record->seq, &record->key))
         list_push_back(&model->held, &record->node);
     else
@@ -1448,6 +1484,20 @@ disk_undo_fences(struct model_disk *disk)
     }
 }
 
+/* What no record has carried: of requests that failed too. */
+static void
+disk_undo_epochs(struct model_disk *disk)
+{
+    struct chunk *chunk, *next;
+
+    HASH_ITER (by_key, disk->chunks->by_key, chunk, next) {
+        const struct model_chunk *content = chunk->store_private;
+
+        disk->counters.epochs_undone += chunk->config_epoch != content->config_epoch;
+        chunk->config_epoch = content->config_epoch;
+    }
+}
+
 void
 model_store_crash(struct chunk_store *store)
 {
@@ -1471,6 +1521,7 @@ model_store_destroy(struct chunk_store *store)
     struct model_store *model = model_of(store);
     struct list *node;
 
+    disk_undo_epochs(model->disk);
     records_drop(&model->open);
     records_drop(&model->large);
     records_drop(&model->held);

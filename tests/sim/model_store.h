@@ -11,7 +11,8 @@
  *   overtake it.
  * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged,
  *   and exists whole.
- * - A fence holds for requests at once, but survives a crash only with its group.
+ * - A fence, and a config epoch that a WRITE, STORE_EPOCH or STORE_IN_SYNC brings, holds for
+ *   requests at once, but survives a crash only with its group.
  * - Zeroes are forgotten at once, of the whole chunk.
  * - The beginning of an attempt waits for the large writes of its chunk, then joins a group like
  *   any other record; so does what was pulled.
@@ -49,7 +50,8 @@ struct model_slowness {
 struct model_counters {
     uint64_t groups, groups_kept, groups_lost, records_kept, records_lost;
     uint64_t writes, large_writes, duplicates, outdated_sectors, zeroes, reads, fences, deletes;
-    uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, crashes, stops;
+    uint64_t no_space, write_errors, read_errors, read_flips, fences_undone, epochs_undone, crashes,
+        stops;
     uint64_t attempts, promotions, sectors_voided, pulls, sectors_pulled, merges, sectors_merged;
     uint64_t sectors_rotten, leaves_damaged, zeroes_forgotten;
 };
@@ -69,6 +71,7 @@ struct model_sector {
 struct model_chunk {
     struct model_sector *sectors;
     uint32_t sector_count; /* those behind are holes */
+    uint32_t config_epoch; /* what a crash leaves; the chunk's may be higher */
 };
 
 struct model_disk {

@@ -303,7 +303,7 @@ model_fini(struct server *server)
     model_disk_fini(&server->disk);
 }
 
-static const struct backing model_backing = {
+const struct backing model_backing = {
     .init = model_init,
     .open = model_open,
     .crash = model_crash,
@@ -857,4 +857,62 @@ on_stopped(void *context, int err)
 
     assert_int_equal(err, 0);
     server->stopped = true;
+}
+
+static void
+assert_stable(struct fixture *fx, uint64_t version, bool confirmed, bool promoted)
+{
+    const struct chunk *chunk = chunk_of(fx, 2);
+    uint64_t stable = chunk->attempt == 0 ? chunk->stable_version : chunk->heard_version;
+
+    if (confirmed)
+        assert_int_equal(stable, version);
+    if (promoted)
+        assert_int_equal(chunk->attempt, 0);
+    if (chunk->attempt == 0)
+        assert_int_equal(chunk->pending_count, stable == version ? 0 : 1);
+}
+
+/* How STABLE was answered. */
+static int
+stable_around_promotion(uint64_t seed, const struct backing *backing)
+{
+    struct fixture *fx = fixture_create_on(seed, backing);
+    uint64_t tell_id;
+    int status;
+
+    write_all(fx, 7, 1, 0, 4, 0);
+    tell_in_sync(fx, 0, 5);
+    tell_attempt(fx, 2, 5, 1, 1);
+    wait_reported(fx, 2, 5);
+    for (uint32_t slot = 0; slot < SERVERS; slot += 2)
+        assert_int_equal(write_now(fx, slot, 2, 0, 4, 5, slot == 2 ? 5 : 0, 1), 0);
+    tell_id = send_in_sync(fx, 2, 6);
+    run_for(fx, seed * 10 * SIM_US);
+    status = stable_now(fx, 2, 2, 5, 5);
+    if (seed % 2 == 0) {
+        assert_int_equal(wait_answer(fx, tell_id)->status, 0);
+        assert_stable(fx, VERSION(2), status == 0, true);
+    }
+    server_crash(&fx->servers[2]);
+    server_up(&fx->servers[2]);
+    assert_stable(fx, VERSION(2), status == 0, seed % 2 == 0);
+    fixture_destroy(fx);
+    return status;
+}
+
+void
+check_stable_around_promotion(const struct backing *backing)
+{
+    uint32_t confirmed = 0, refused = 0;
+
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        int status = stable_around_promotion(seed, backing);
+
+        assert_true(status == 0 || status == -DL_E_EPOCH_OLD || status == -DL_E_NOT_YET);
+        confirmed += status == 0;
+        refused += status != 0;
+    }
+    assert_true(confirmed > 2);
+    assert_true(refused > 2);
 }

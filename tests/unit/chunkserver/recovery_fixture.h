@@ -43,6 +43,8 @@ struct backing {
     void (*fini)(struct server *server);
 };
 
+extern const struct backing model_backing;
+
 struct server {
     struct sim_process process;
     const struct backing *backing;
@@ -160,6 +162,11 @@ void assert_reads_same(struct fixture *fx, uint32_t a, uint32_t b);
 void assert_same(struct fixture *fx, uint32_t a, uint32_t b);
 /* Data and holes, in both windows. */
 void fill(struct fixture *fx, uint32_t slots);
+/*
+ * STABLE of an attempt comes at any moment around SLOT_TELL that ends the attempt: what is
+ * confirmed is in S of the promoted slot, and stays, whatever the process does afterwards.
+ */
+void check_stable_around_promotion(const struct backing *backing);
 /* For chunkserver_core_stop(); context is the server. */
 void on_stopped(void *context, int err);
 /* The metadata service is away for a second, and then another process. */

@@ -72,6 +72,14 @@ test_promotion_by_write(void **state)
     fixture_destroy(fx);
 }
 
+/* Rule 10: what is confirmed under an attempt is not lost by the promotion. */
+static void
+test_stable_around_promotion(void **state)
+{
+    (void)state;
+    check_stable_around_promotion(&model_backing);
+}
+
 /* While an attempt begins nothing is served that is about to be void. */
 static void
 test_attempt_about_to_begin(void **state)
@@ -852,6 +860,7 @@ test_crash_at_any_moment(void **state)
 
 UNIT_MAIN(cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_promotion_by_write),
           cmocka_unit_test(test_attempt_about_to_begin),
+          cmocka_unit_test(test_stable_around_promotion),
           cmocka_unit_test(test_read_of_a_replaced_chunk), cmocka_unit_test(test_told_twice),
           cmocka_unit_test(test_deleted_while_it_begins), cmocka_unit_test(test_bad_slot_tells),
           cmocka_unit_test(test_pending), cmocka_unit_test(test_source_needs_the_epoch),

@@ -137,6 +137,13 @@ test_whole_segment(void **state)
     fixture_destroy(fx);
 }
 
+static void
+test_stable_around_promotion(void **state)
+{
+    (void)state;
+    check_stable_around_promotion(&engine_backing);
+}
+
 /* The n-th block that has the data of write 1 can't be read any more. */
 static void
 break_block(struct fixture *fx, uint32_t slot, uint32_t n)
@@ -217,6 +224,6 @@ test_crash_at_any_moment(void **state)
     }
 }
 
-UNIT_MAIN(cmocka_unit_test(test_whole_segment),
+UNIT_MAIN(cmocka_unit_test(test_whole_segment), cmocka_unit_test(test_stable_around_promotion),
           cmocka_unit_test(test_sources_with_unreadable_sectors),
           cmocka_unit_test(test_crash_at_any_moment))

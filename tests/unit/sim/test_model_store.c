@@ -92,7 +92,7 @@ on_written(struct store_write *write, int err)
 
 /* Write idx covers two sectors of its own, or a hundred. */
 static void
-start_write(struct fixture *fx, uint32_t idx, uint32_t length)
+start_write_under(struct fixture *fx, uint32_t idx, uint32_t length, uint32_t config_epoch)
 {
     struct one_write *one = &fx->writes[idx];
     struct sim_process *before = sim_enter(&fx->process);
@@ -104,7 +104,7 @@ start_write(struct fixture *fx, uint32_t idx, uint32_t length)
         one->crcs[i] = crc32c(0, one->payload, SECTOR_BYTES);
     one->write = (struct store_write){
         .key = the_chunk,
-        .config_epoch = 1,
+        .config_epoch = config_epoch,
         .birth = 1,
         .version = (1ull << 40) + idx + 1,
         .offset_sectors = idx * 100,
@@ -117,6 +117,12 @@ start_write(struct fixture *fx, uint32_t idx, uint32_t length)
     fx->store->ops->write_start(fx->store, &one->write);
     fx->store->ops->turn_end(fx->store);
     sim_leave(&fx->process, before);
+}
+
+static void
+start_write(struct fixture *fx, uint32_t idx, uint32_t length)
+{
+    start_write_under(fx, idx, length, 1);
 }
 
 static void
@@ -237,6 +243,52 @@ test_fence(void **state)
     assert_true(undone > 20);
 }
 
+/*
+ * A config epoch holds at once, and then survives every crash if it was answered; a crash may take
+ * it back before.
+ */
+static void
+test_config_epoch(void **state)
+{
+    uint32_t undone = 0, answered = 0;
+
+    (void)state;
+    for (uint64_t seed = 1; seed <= 200; seed++) {
+        struct fixture *fx = fixture_create(seed);
+        struct sim_process *before;
+        uint32_t config_epoch;
+
+        start_write(fx, 0, 1);
+        run_for(fx, SIM_S);
+        if (seed % 2 == 0) {
+            before = sim_enter(&fx->process);
+            fx->fence = (struct store_change){
+                .kind = seed % 4 == 0 ? STORE_EPOCH : STORE_IN_SYNC,
+                .key = the_chunk,
+                .config_epoch = 9,
+                .on_done = on_fenced,
+            };
+            fx->store->ops->change_start(fx->store, &fx->fence);
+            fx->store->ops->turn_end(fx->store);
+            sim_leave(&fx->process, before);
+        } else {
+            start_write_under(fx, 1, 1 + (uint32_t)(seed % 4) * 30, 9);
+        }
+        assert_int_equal(chunk_table_find(fx->disk.chunks, &the_chunk)->config_epoch, 9);
+        run_for(fx, seed * 4 * SIM_US);
+        fixture_crash(fx);
+        config_epoch = chunk_table_find(fx->disk.chunks, &the_chunk)->config_epoch;
+        if (fx->fence_done || fx->writes[1].done)
+            assert_int_equal(config_epoch, 9);
+        answered += fx->fence_done || fx->writes[1].done;
+        undone += config_epoch != 9;
+        fixture_open(fx);
+        fixture_destroy(fx);
+    }
+    assert_true(answered > 20);
+    assert_true(undone > 20);
+}
+
 /* The same version twice is written once, and acknowledged twice; a lower version does not show. */
 static void
 test_versions(void **state)
@@ -268,4 +320,4 @@ test_versions(void **state)
 }
 
 UNIT_MAIN(cmocka_unit_test(test_crash_keeps_what_was_acknowledged), cmocka_unit_test(test_fence),
-          cmocka_unit_test(test_versions))
+          cmocka_unit_test(test_config_epoch), cmocka_unit_test(test_versions))
