@@ -450,6 +450,7 @@ chunkserver_core_create(struct chunkserver_core **ret_core, struct env *env,
     core->turn_task.fn = core_on_turn;
     core->stopped_task.fn = core_on_stopped_task;
     core->tick_timer.fn = core_on_tick;
+    core->pull_timer.fn = recoveries_on_pull_timer;
     env_timer_start(env, &core->tick_timer, CORE_TICK_NS);
     meta_link_start(core);
     *ret_core = core;

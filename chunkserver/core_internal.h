@@ -48,6 +48,7 @@
 #define PULLS_MAX          8u
 #define PULLS_FOREGROUND   1u
 #define PULL_FOREGROUND_NS (10 * CORE_NS_PER_MS)
+#define PULL_REST_FACTOR   2u
 #define PULL_OPS           64u
 #define PULL_SOURCES_MAX   8u
 /* Of a packed PullReply: at most a run for each sector. */
@@ -200,7 +201,9 @@ struct chunkserver_core {
     struct list pull_queue;           /* of others, waiting */
     uint32_t pulls_as_source, pulls_as_target;
     uint64_t foreground_ns; /* when a client asked for something last */
-    bool starved;           /* links are paused, or will be at the end of their payload */
+    uint64_t pull_rest_ns;  /* no turn begins before it while clients are at it */
+    struct env_timer pull_timer;
+    bool starved; /* links are paused, or will be at the end of their payload */
 
     struct env_task
         turn_task; /* the store's turn_end, once per turn in which something was started */
@@ -351,6 +354,7 @@ void recoveries_on_report_reply(struct chunkserver_core *core, uint64_t request_
 void recoveries_on_peer_up(struct chunkserver_core *core);
 /* Nothing is pulled any more; each ends when the store has nothing of it. */
 void recoveries_stop(struct chunkserver_core *core);
+void recoveries_on_pull_timer(struct env_timer *timer);
 void recoveries_free(struct chunkserver_core *core);
 
 /* removed.c */

@@ -21,7 +21,8 @@
  *
  * Suspending: LOOKING, MERGING, ENDING for the store; PULLING for the peer; WAITING, WHOLE for the
  * timer.  A recovery has a turn from LOOKING to the end of MERGING, and a buffer with it; turns are
- * limited (core_pulls_max()), others are READY in line.
+ * limited (core_pulls_max()), others are READY in line; while clients are at it, none begins for
+ * PULL_REST_FACTOR times as long as the last one took.
  *
  * Where it is: the chunk's cursor, which the store keeps.  What goes wrong is tried again, with
  * another peer (NOT_YET: with the same one at first), after RETRY_MIN_NS, doubled up to
@@ -106,6 +107,7 @@ struct recovery {
     struct env_timer timer;
 
     /* One turn. */
+    uint64_t turn_ns; /* when it began */
     void *buffer;
     uint32_t window_first, window_sectors;
     uint64_t above_version;
@@ -154,6 +156,7 @@ static void
 recovery_end_turn(struct recovery *recovery)
 {
     struct chunkserver_core *core = recovery->core;
+    uint64_t now_ns = env_now_ns(core->env);
 
     if (recovery->buffer == NULL)
         return;
@@ -161,6 +164,7 @@ recovery_end_turn(struct recovery *recovery)
     recovery->buffer = NULL;
     dl_assert(core->pulls_as_target > 0);
     core->pulls_as_target--;
+    core->pull_rest_ns = now_ns + PULL_REST_FACTOR * (now_ns - recovery->turn_ns);
 }
 
 /* Nothing of it is under way.  It is gone afterwards. */
@@ -597,6 +601,7 @@ recovery_look(struct recovery *recovery, const struct chunk *chunk)
     struct chunkserver_core *core = recovery->core;
 
     sm_move(&recovery->sm, RECOVERY_LOOKING);
+    recovery->turn_ns = env_now_ns(core->env);
     core->pulls_as_target++;
     recovery->buffer = buffer_pool_acquire(core->pull_buffers, BUFFER_BYTES_MAX);
     dl_assert(recovery->buffer != NULL);
@@ -641,6 +646,21 @@ recovery_turn(struct recovery *recovery)
     recovery_wait(recovery, PEER_WAIT_NS);
 }
 
+/*
+ * Clients go first: most of the time is theirs.  Asked again as soon as they may have gone quiet.
+ */
+static bool
+recoveries_rest(struct chunkserver_core *core)
+{
+    uint64_t now_ns = env_now_ns(core->env);
+
+    if (core_pulls_max(core) > PULLS_FOREGROUND || now_ns >= core->pull_rest_ns)
+        return false;
+    env_timer_start(core->env, &core->pull_timer,
+                    min_u64(core->pull_rest_ns - now_ns, PULL_FOREGROUND_NS));
+    return true;
+}
+
 /* As many turns as there may be, in the order of the line. */
 static void
 recoveries_run(struct chunkserver_core *core)
@@ -648,7 +668,7 @@ recoveries_run(struct chunkserver_core *core)
     struct recovery *recovery;
 
 again:
-    if (core->stopping || core->pulls_as_target >= core_pulls_max(core))
+    if (core->stopping || core->pulls_as_target >= core_pulls_max(core) || recoveries_rest(core))
         return;
     list_for_each_entry (recovery, &core->recoveries, node)
         if (recovery->sm.state == RECOVERY_READY) {
@@ -808,9 +828,17 @@ recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint3
 }
 
 void
+recoveries_on_pull_timer(struct env_timer *timer)
+{
+    recoveries_run(list_entry(timer, struct chunkserver_core, pull_timer));
+}
+
+void
 recoveries_stop(struct chunkserver_core *core)
 {
     struct recovery *recovery;
+
+    env_timer_stop(core->env, &core->pull_timer);
 
 again:
     list_for_each_entry (recovery, &core->recoveries, node)

@@ -702,6 +702,30 @@ test_foreground_first(void **state)
     fixture_destroy(fx);
 }
 
+/* While a client is at it, a target rests twice as long as it has pulled, and goes on. */
+static void
+test_target_rests(void **state)
+{
+    struct fixture *fx = fixture_create(9);
+    uint32_t pulling = 0, samples = 0;
+
+    (void)state;
+    fill(fx, 1);
+    tell_in_sync(fx, 0, 5);
+    (void)asker_up(fx, 2, true);
+    fx->servers[0].disk.profile.read_ns_min = fx->servers[0].disk.profile.read_ns_max = 2 * SIM_MS;
+    tell_attempt(fx, 2, 5, 5, 1);
+    while (!is_reported(fx, 2, 5)) {
+        (void)send_read(fx, 2, 0, 1, 5);
+        run_for(fx, 200 * SIM_US);
+        pulling += fx->servers[2].core->pulls_as_target > 0;
+        samples++;
+        assert_true(samples < 10000);
+    }
+    assert_in_range(pulling, samples / 5, samples / 2);
+    fixture_destroy(fx);
+}
+
 /* A stop when both sources are gone, and have just been idle for long enough to be forgotten. */
 static void
 test_stop_with_idle_sources(void **state)
@@ -873,5 +897,6 @@ UNIT_MAIN(cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_
           cmocka_unit_test(test_restart_of_the_target), cmocka_unit_test(test_restart_when_whole),
           cmocka_unit_test(test_reports_are_repeated),
           cmocka_unit_test(test_new_attempt_in_the_middle), cmocka_unit_test(test_foreground_first),
-          cmocka_unit_test(test_stop_in_the_middle), cmocka_unit_test(test_stop_with_idle_sources),
-          cmocka_unit_test(test_histories), cmocka_unit_test(test_crash_at_any_moment))
+          cmocka_unit_test(test_target_rests), cmocka_unit_test(test_stop_in_the_middle),
+          cmocka_unit_test(test_stop_with_idle_sources), cmocka_unit_test(test_histories),
+          cmocka_unit_test(test_crash_at_any_moment))
