@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "chunkserver/core_internal.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "common/crc32c.h"
 #include "common/log.h"
@@ -162,7 +163,12 @@ write_op_finish(struct write_op *op, int err)
 static void
 write_op_on_stored(struct store_write *write, int err)
 {
-    write_op_finish(list_entry(write, struct write_op, write), err);
+    struct write_op *op = list_entry(write, struct write_op, write);
+
+    if (err == 0)
+        findings_written(op->session->core->findings, &write->key, write->offset_sectors,
+                         write->length_sectors, write->version);
+    write_op_finish(op, err);
 }
 
 /* The one pass over the payload.  The CRCs that came go to the store as they are. */

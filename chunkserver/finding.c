@@ -40,7 +40,9 @@ struct finding {
 
 struct bad_sector {
     struct chunk_key key;
+    uint64_t local_id; /* of the chunk */
     uint32_t sector;
+    uint64_t version; /* at most; a write of a higher one has healed it */
 };
 
 struct findings {
@@ -65,12 +67,12 @@ key_equal(const struct chunk_key *a, const struct chunk_key *b)
 }
 
 static uint32_t
-known_find(const struct findings *findings, const struct chunk_key *key, uint32_t sector)
+known_find(const struct findings *findings, const struct chunk *chunk, uint32_t sector)
 {
     uint32_t idx = 0;
 
-    while (idx < findings->known_count &&
-           (findings->known[idx].sector != sector || !key_equal(&findings->known[idx].key, key)))
+    while (idx < findings->known_count && (findings->known[idx].sector != sector ||
+                                           findings->known[idx].local_id != chunk->local_id))
         idx++;
     return idx;
 }
@@ -82,23 +84,35 @@ known_remove(struct findings *findings, uint32_t idx)
     findings->known[idx] = findings->known[--findings->known_count];
 }
 
-/* Of a chunk that is gone. */
+/* Of a chunk that is gone, or another one by now. */
 static void
 known_forget_deleted(struct findings *findings)
 {
-    for (uint32_t i = findings->known_count; i > 0; i--)
-        if (chunk_table_find(findings->core->chunks, &findings->known[i - 1].key) == NULL)
+    for (uint32_t i = findings->known_count; i > 0; i--) {
+        const struct bad_sector *bad = &findings->known[i - 1];
+        const struct chunk *chunk = chunk_table_find(findings->core->chunks, &bad->key);
+
+        if (chunk == NULL || chunk->local_id != bad->local_id)
             known_remove(findings, i - 1);
+    }
 }
 
-/* Those beyond the limit are counted as found, and not as left. */
+/*
+ * Those beyond the limit are counted as found, and not as left.  version 0: nothing is known of the
+ * sector; it can't be above all that is here.
+ */
 static void
-known_add(struct findings *findings, const struct chunk_key *key, uint32_t sector)
+known_add(struct findings *findings, const struct chunk *chunk, uint32_t sector, uint64_t version)
 {
     if (findings->known_count == KNOWN_BAD_MAX)
         known_forget_deleted(findings);
     if (findings->known_count < KNOWN_BAD_MAX)
-        findings->known[findings->known_count++] = (struct bad_sector){*key, sector};
+        findings->known[findings->known_count++] = (struct bad_sector){
+            .key = chunk->key,
+            .local_id = chunk->local_id,
+            .sector = sector,
+            .version = version != 0 ? version : chunk_version_max(chunk),
+        };
 }
 
 /* --- telling --- */
@@ -248,9 +262,36 @@ findings_read(struct findings *findings, const struct chunk_key *key, uint32_t f
 }
 
 void
-findings_bad(struct findings *findings, const struct chunk_key *key, uint32_t sector, bool healed)
+findings_written(struct findings *findings, const struct chunk_key *key, uint32_t first_sector,
+                 uint32_t sector_count, uint64_t version)
 {
-    uint32_t idx = known_find(findings, key, sector);
+    for (uint32_t i = findings->known_count; i > 0; i--) {
+        const struct bad_sector *bad = &findings->known[i - 1];
+
+        if (bad->sector >= first_sector && bad->sector - first_sector < sector_count &&
+            bad->version < version && key_equal(&bad->key, key))
+            known_remove(findings, i - 1);
+    }
+}
+
+void
+findings_voided(struct findings *findings, const struct chunk *chunk)
+{
+    for (uint32_t i = findings->known_count; i > 0; i--) {
+        const struct bad_sector *bad = &findings->known[i - 1];
+
+        if (bad->local_id == chunk->local_id &&
+            bad->version > chunk_step_version(chunk, bad->sector))
+            known_remove(findings, i - 1);
+    }
+}
+
+void
+findings_bad(struct findings *findings, const struct chunk *chunk, uint32_t sector,
+             uint64_t version, bool healed)
+{
+    const struct chunk_key *key = &chunk->key;
+    uint32_t idx = known_find(findings, chunk, sector);
     bool is_known = idx < findings->known_count;
     struct finding *finding;
 
@@ -264,7 +305,7 @@ findings_bad(struct findings *findings, const struct chunk_key *key, uint32_t se
     if (is_known)
         known_remove(findings, idx);
     else if (!healed)
-        known_add(findings, key, sector);
+        known_add(findings, chunk, sector, version);
     findings_wake(findings);
 }
 

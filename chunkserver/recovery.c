@@ -42,6 +42,7 @@
 
 #include "chunkserver/core_internal.h"
 #include "chunkserver/peer.h"
+#include "chunkserver/scrub.h"
 #include "common/align.h"
 #include "common/assert.h"
 #include "common/crc32c.h"
@@ -360,6 +361,9 @@ recovery_on_merged(struct store_merge *merge, int err)
         recovery_fail(recovery, err);
         return;
     }
+    for (uint32_t i = 0; i < merge->sector_count; i++)
+        findings_written(core->findings, &merge->key, merge->sectors[i].sector, 1,
+                         merge->sectors[i].version);
     core->stats.recovery_pulls++;
     core->stats.recovery_bytes += (uint64_t)recovery->data_sectors * SECTOR_BYTES;
     recovery->pulled_bytes += (uint64_t)recovery->data_sectors * SECTOR_BYTES;

@@ -69,6 +69,7 @@ struct repair {
     struct store_pull pull;
     struct store_sector sectors[STORE_IO_SECTORS_MAX]; /* of the store; [0] is the bad one */
     bool lost;                                         /* nothing is known of it */
+    uint64_t bad_version;                              /* 0: not known */
     struct store_sector taken;                         /* of a source */
     uint64_t source_stable;
     uint32_t config_epoch, lease_epoch; /* of the chunk, and its fence, when the source was asked */
@@ -118,9 +119,14 @@ repair_tell(struct repair *repair, enum repair_outcome outcome)
 {
     const struct repair_range *range = repair_now(repair);
     struct chunkserver_core *core = repair->core;
+    const struct chunk *chunk = chunk_table_find(core->chunks, &range->key);
 
-    if (outcome == REPAIR_DONE || outcome == REPAIR_REWRITTEN || outcome == REPAIR_FAILED)
-        findings_bad(core->findings, &range->key, range->first_sector, outcome != REPAIR_FAILED);
+    if (chunk != NULL &&
+        (outcome == REPAIR_DONE || outcome == REPAIR_REWRITTEN || outcome == REPAIR_FAILED))
+        findings_bad(core->findings, chunk, range->first_sector, repair->bad_version,
+                     outcome != REPAIR_FAILED);
+    if (outcome == REPAIR_FINE)
+        findings_read(core->findings, &range->key, range->first_sector, range->first_sector + 1, 0);
     if (range->by_scrub)
         scrub_on_repaired(core->scrub, outcome);
 }
@@ -442,6 +448,7 @@ repair_on_named(struct store_pull *pull, int err)
     } else if (pull->sector_count == 0 || pull->data_sectors == 0) {
         repair_next_sector(repair, REPAIR_REWRITTEN);
     } else {
+        repair->bad_version = repair->sectors[0].version;
         repair->tries = 0;
         repair_get_map(repair);
     }
@@ -506,6 +513,7 @@ repair_step(struct repair *repair)
         chunk = chunk_table_find(repair->core->chunks, &repair_now(repair)->key);
         if (chunk != NULL && chunk->attempt == 0 &&
             !slot_is_beginning(repair->core, &repair_now(repair)->key)) {
+            repair->bad_version = 0;
             repair_pull(repair, REPAIR_CHECKING, repair_on_checked);
             return;
         }

@@ -40,9 +40,14 @@ void findings_stop(struct findings *findings);
 /* Read, and as it should be. */
 void findings_read(struct findings *findings, const struct chunk_key *key, uint32_t first_sector,
                    uint32_t end_sector, uint32_t data_sectors);
-/* It was bad; healed: it is not any more. */
-void findings_bad(struct findings *findings, const struct chunk_key *key, uint32_t sector,
-                  bool healed);
+/* A write, or a slot's pull, of this version is durable: what it has replaced is not bad any more. */
+void findings_written(struct findings *findings, const struct chunk_key *key, uint32_t first_sector,
+                      uint32_t sector_count, uint64_t version);
+/* The chunk has begun an attempt: what became void is pulled. */
+void findings_voided(struct findings *findings, const struct chunk *chunk);
+/* It was bad (version 0: in which one is not known); healed: it is not any more. */
+void findings_bad(struct findings *findings, const struct chunk *chunk, uint32_t sector,
+                  uint64_t version, bool healed);
 /* Two slots have different content under one version, or one lacks what all should have. */
 void findings_mismatch(struct findings *findings, const struct chunk_key *key,
                        uint32_t first_sector, uint32_t count, uint32_t other_slot);

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "chunkserver/core_internal.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "common/log.h"
 #include "common/mutant.h"
@@ -123,6 +124,8 @@ tell_on_done(struct slot_change *slot, int err)
     Dl__SlotTellReply reply = DL__SLOT_TELL_REPLY__INIT;
 
     recovery_check(core, &change->key);
+    if (err == 0 && chunk != NULL && chunk->attempt != 0)
+        findings_voided(core->findings, chunk);
     /* Of what the store says now: the message may have been an old one. */
     if (err == 0 && change->kind == STORE_ATTEMPT && chunk != NULL &&
         chunk->attempt == change->attempt && !core->stopping)

@@ -196,11 +196,14 @@ test_what_nobody_has(void **state)
     assert_int_equal(scrub_all(fx, 2).left_bad, 3);
     run_for(fx, 700 * SIM_S);
     assert_int_equal(fx->bad_told, 3);
-    write_all(fx, 7, 21, 7, 1, 20);
+    write_all(fx, 7, 21, 8, 1, 20);
     run_for(fx, SIM_S);
+    assert_int_equal(fx->servers[1].scrub_counts.left_bad, 1);
+    write_all(fx, 7, 22, 7, 1, 20);
+    run_for(fx, SIM_S);
+    for (uint32_t slot = 0; slot < SERVERS; slot++)
+        assert_int_equal(fx->servers[slot].scrub_counts.left_bad, 0);
     assert_int_equal(scrub_all(fx, 3).left_bad, 0);
-    run_for(fx, SIM_S);
-    assert_int_equal(fx->servers[1].scrub_counts.left_bad, 0);
     fixture_destroy(fx);
 }
 
