@@ -569,8 +569,9 @@ client_session_stop(struct client_session *session)
     if (session->stopping)
         return;
     session->stopping = true;
-    if (session->link == NULL)
-        session_stopped(session);
-    else
+    if (session->link != NULL)
         client_session_reset(session);
+    else if (!session
+                  ->closing) /* else session_on_down() does it, after the callbacks of the calls */
+        session_stopped(session);
 }

@@ -788,6 +788,49 @@ test_stop_in_the_middle(void **state)
     }
 }
 
+/* The first that is under way; NULL: none. */
+static const struct session_call *
+pull_of(const struct server *server)
+{
+    const struct peer *peer;
+
+    list_for_each_entry (peer, &server->core->peers, node)
+        for (uint32_t i = 0; i < peer->session.slot_count; i++)
+            if (peer->session.slots[i].call != NULL)
+                return peer->session.slots[i].call;
+    return NULL;
+}
+
+/* Stopped while the link has an answer to a PULL: it is closed, and its end is that of the stop. */
+static void
+test_stop_ends_with_the_link(void **state)
+{
+    struct fixture *fx = fixture_create(1);
+    struct server *server = &fx->servers[2];
+    const struct session_call *call = NULL;
+    struct sim_process *before;
+
+    (void)state;
+    fill(fx, 1);
+    tell_in_sync(fx, 0, 5);
+    fx->world.net.split_percent = 100;
+    (void)send_attempt(fx, 2, 5, 5, 5, 1);
+    while (call == NULL || !call->receiving) {
+        assert_true(sim_world_step(&fx->world, UINT64_MAX));
+        call = pull_of(server);
+    }
+    before = sim_enter(&server->process);
+    chunkserver_core_stop(server->core, on_stopped, server);
+    sim_leave(&server->process, before);
+    run_for(fx, 8 * SIM_S);
+    assert_true(server->stopped);
+    sim_process_kill(&server->process, false);
+    chunkserver_core_destroy(server->core);
+    server->backing->close(server);
+    server->core = NULL;
+    fixture_destroy(fx);
+}
+
 /*
  * Everything at once: the owner writes, source and target die and come back, attempts follow each
  * other.  What the promoted slot has is what the source has.
@@ -882,21 +925,19 @@ test_crash_at_any_moment(void **state)
     }
 }
 
-UNIT_MAIN(cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_promotion_by_write),
-          cmocka_unit_test(test_attempt_about_to_begin),
-          cmocka_unit_test(test_stable_around_promotion),
-          cmocka_unit_test(test_read_of_a_replaced_chunk), cmocka_unit_test(test_told_twice),
-          cmocka_unit_test(test_deleted_while_it_begins), cmocka_unit_test(test_bad_slot_tells),
-          cmocka_unit_test(test_pending), cmocka_unit_test(test_source_needs_the_epoch),
-          cmocka_unit_test(test_source_waits_for_slow_writes),
-          cmocka_unit_test(test_what_a_source_gives), cmocka_unit_test(test_roles),
-          cmocka_unit_test(test_pulls_are_bounded), cmocka_unit_test(test_whole_segment),
-          cmocka_unit_test(test_only_what_is_missing), cmocka_unit_test(test_sources_fail),
-          cmocka_unit_test(test_source_is_never_told),
-          cmocka_unit_test(test_sources_recover_or_hang),
-          cmocka_unit_test(test_restart_of_the_target), cmocka_unit_test(test_restart_when_whole),
-          cmocka_unit_test(test_reports_are_repeated),
-          cmocka_unit_test(test_new_attempt_in_the_middle), cmocka_unit_test(test_foreground_first),
-          cmocka_unit_test(test_target_rests), cmocka_unit_test(test_stop_in_the_middle),
-          cmocka_unit_test(test_stop_with_idle_sources), cmocka_unit_test(test_histories),
-          cmocka_unit_test(test_crash_at_any_moment))
+UNIT_MAIN(
+    cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_promotion_by_write),
+    cmocka_unit_test(test_attempt_about_to_begin), cmocka_unit_test(test_stable_around_promotion),
+    cmocka_unit_test(test_read_of_a_replaced_chunk), cmocka_unit_test(test_told_twice),
+    cmocka_unit_test(test_deleted_while_it_begins), cmocka_unit_test(test_bad_slot_tells),
+    cmocka_unit_test(test_pending), cmocka_unit_test(test_source_needs_the_epoch),
+    cmocka_unit_test(test_source_waits_for_slow_writes), cmocka_unit_test(test_what_a_source_gives),
+    cmocka_unit_test(test_roles), cmocka_unit_test(test_pulls_are_bounded),
+    cmocka_unit_test(test_whole_segment), cmocka_unit_test(test_only_what_is_missing),
+    cmocka_unit_test(test_sources_fail), cmocka_unit_test(test_source_is_never_told),
+    cmocka_unit_test(test_sources_recover_or_hang), cmocka_unit_test(test_restart_of_the_target),
+    cmocka_unit_test(test_restart_when_whole), cmocka_unit_test(test_reports_are_repeated),
+    cmocka_unit_test(test_new_attempt_in_the_middle), cmocka_unit_test(test_foreground_first),
+    cmocka_unit_test(test_target_rests), cmocka_unit_test(test_stop_in_the_middle),
+    cmocka_unit_test(test_stop_with_idle_sources), cmocka_unit_test(test_stop_ends_with_the_link),
+    cmocka_unit_test(test_histories), cmocka_unit_test(test_crash_at_any_moment))
