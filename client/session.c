@@ -569,9 +569,9 @@ client_session_stop(struct client_session *session)
     if (session->stopping)
         return;
     session->stopping = true;
+    /* In a callback of a call that broke with the link, session_on_down() does it afterwards. */
     if (session->link != NULL)
         client_session_reset(session);
-    else if (!session
-                  ->closing) /* else session_on_down() does it, after the callbacks of the calls */
+    else if (!session->closing)
         session_stopped(session);
 }
