@@ -249,6 +249,9 @@ struct store_voids {
  * above the highest version that the chunk may have had when the damage was found.  One that was
  * not taken stays void: again with a later S of the source.  A request is one record, or several
  * if it has many short runs: then a crash can leave the first of them, without the cursor.
+ *
+ * With `bad` the payload of the one sector is not what its CRC says: nobody in-sync has that any
+ * more.  So every read of it fails, until it is written, or repaired from one who has it after all.
  *   -DL_E_EPOCH_OLD    the chunk has another attempt, or none; with repair: it has one, or another
  *                      config epoch or fence than when the content was asked for
  *   -DL_E_INDEX_CORRUPT  the index could not be read at all: not before the next start
@@ -261,6 +264,7 @@ struct store_merge {
     struct chunk_key key;
     uint32_t attempt; /* with repair: 0 */
     bool repair;
+    bool bad;
     /* With repair: of the chunk, and its volume's fence, when the content was asked for. */
     uint32_t config_epoch, lease_epoch;
     const struct store_sector *sectors; /* ascending; borrowed until on_done */

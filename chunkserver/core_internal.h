@@ -97,6 +97,8 @@ struct pull_op {
     void *buffer;     /* NULL: it waits */
     uint32_t config_epoch;
     uint64_t local_id;
+    bool takes_bad;
+    uint64_t bad_version; /* of a sector that is sent without its data; 0: it is not */
     struct frame_out reply;
     struct store_change teaching; /* of a mutant */
     uint64_t wanted[STORE_WINDOW_WORDS];

@@ -43,6 +43,8 @@ struct bad_sector {
     uint64_t local_id; /* of the chunk */
     uint32_t sector;
     uint64_t version; /* at most; a write of a higher one has healed it */
+    /* Of exactly this version; the segment's config epoch when nobody in-sync had it.  0: unknown. */
+    uint32_t hopeless_epoch;
 };
 
 struct findings {
@@ -102,7 +104,8 @@ known_forget_deleted(struct findings *findings)
  * sector; it can't be above all that is here.
  */
 static void
-known_add(struct findings *findings, const struct chunk *chunk, uint32_t sector, uint64_t version)
+known_add(struct findings *findings, const struct chunk *chunk, uint32_t sector, uint64_t version,
+          uint32_t hopeless_epoch)
 {
     if (findings->known_count == KNOWN_BAD_MAX)
         known_forget_deleted(findings);
@@ -112,6 +115,7 @@ known_add(struct findings *findings, const struct chunk *chunk, uint32_t sector,
             .local_id = chunk->local_id,
             .sector = sector,
             .version = version != 0 ? version : chunk_version_max(chunk),
+            .hopeless_epoch = hopeless_epoch,
         };
 }
 
@@ -286,17 +290,31 @@ findings_voided(struct findings *findings, const struct chunk *chunk)
     }
 }
 
+uint64_t
+findings_hopeless(const struct findings *findings, const struct chunk *chunk, uint32_t sector)
+{
+    uint32_t idx = known_find(findings, chunk, sector);
+
+    if (idx == findings->known_count || findings->known[idx].hopeless_epoch != chunk->config_epoch)
+        return 0;
+    return findings->known[idx].version;
+}
+
 void
 findings_bad(struct findings *findings, const struct chunk *chunk, uint32_t sector,
-             uint64_t version, bool healed)
+             uint64_t version, bool healed, uint32_t hopeless_epoch)
 {
     const struct chunk_key *key = &chunk->key;
     uint32_t idx = known_find(findings, chunk, sector);
     bool is_known = idx < findings->known_count;
     struct finding *finding;
 
-    if (is_known && !healed)
-        return; /* bad as before */
+    if (is_known && !healed) { /* bad as before */
+        findings->known[idx].hopeless_epoch = hopeless_epoch;
+        if (version != 0)
+            findings->known[idx].version = version;
+        return;
+    }
     finding = finding_get(findings, key, sector, false, 0);
     findings->counts.bad += !is_known;
     findings->counts.repaired += healed;
@@ -305,7 +323,7 @@ findings_bad(struct findings *findings, const struct chunk *chunk, uint32_t sect
     if (is_known)
         known_remove(findings, idx);
     else if (!healed)
-        known_add(findings, chunk, sector, version);
+        known_add(findings, chunk, sector, version, hopeless_epoch);
     findings_wake(findings);
 }
 

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "chunkserver/core_internal.h"
+#include "chunkserver/scrub.h"
 #include "common/assert.h"
 #include "common/mutant.h"
 #include "dlblk/error.h"
@@ -73,7 +74,7 @@ run_goes_on(const Dl__PullRun *run, const struct store_sector *sector)
 }
 
 static void
-pull_runs_fill(struct pull_runs *runs, const struct store_pull *pull)
+pull_runs_fill(struct pull_runs *runs, const struct store_pull *pull, bool bad)
 {
     runs->count = 0;
     for (uint32_t i = 0; i < pull->sector_count; i++) {
@@ -87,6 +88,7 @@ pull_runs_fill(struct pull_runs *runs, const struct store_pull *pull)
             run->kind = (uint32_t)sector->kind;
             run->version = sector->version;
             run->birth = sector->birth;
+            run->bad = bad;
             run->crcs = &runs->crcs[i];
             runs->pointers[runs->count++] = run;
         }
@@ -103,7 +105,7 @@ pull_op_pack(struct pull_op *op)
     Dl__PullReply reply = DL__PULL_REPLY__INIT;
     struct pull_runs runs;
 
-    pull_runs_fill(&runs, &op->pull);
+    pull_runs_fill(&runs, &op->pull, op->bad_version != 0);
     reply.n_runs = runs.count;
     reply.runs = runs.pointers;
     reply.next_sector = op->pull.next_sector;
@@ -159,6 +161,39 @@ is_bad_sector(const struct store_pull *pull, int err)
 }
 
 /*
+ * The sector is bad here, and nobody in-sync has it: who asks for such ones gets its version and
+ * its CRC, so that one sector does not keep back all that lies behind it.
+ */
+static bool
+pull_op_names_bad(struct pull_op *op, uint32_t sector)
+{
+    struct chunkserver_core *core = op->session->core;
+    const struct chunk *chunk = chunk_table_find(core->chunks, &op->pull.key);
+
+    if (!op->takes_bad || chunk == NULL || chunk->local_id != op->local_id)
+        return false;
+    op->bad_version = findings_hopeless(core->findings, chunk, sector);
+    if (op->bad_version == 0)
+        return false;
+    op->pull.window_sectors = 1;
+    op->pull.without_data = true;
+    core->store->ops->pull_start(core->store, &op->pull);
+    core_store_started(core);
+    return true;
+}
+
+/* Is it what was found to be bad?  It may have been written since. */
+static int
+pull_op_check_bad(const struct pull_op *op)
+{
+    const struct store_sector *sector = op->pull.sector_count == 1 ? &op->pull.sectors[0] : NULL;
+
+    return sector != NULL && sector->kind == SECTOR_DATA && sector->version == op->bad_version
+               ? 0
+               : -DL_E_CRC_DATA;
+}
+
+/*
  * A sector is bad here: it is repaired, and who pulls gets what lies before it, if there is
  * something.  Otherwise sources that have bad sectors in different places would fail one after the
  * other, and nobody ever get on.  Of a read that the drive failed nobody says which sector it was:
@@ -173,6 +208,8 @@ pull_op_is_shortened(struct pull_op *op, int err)
     uint32_t good_sectors = unknown ? pull->window_sectors / 2
                                     : pull->bad_sector - pull->first_sector;
 
+    if (good_sectors == 0 && pull_op_names_bad(op, pull->first_sector))
+        return true;
     if (!unknown || good_sectors == 0)
         repair_found(core, &pull->key, unknown ? pull->first_sector : pull->bad_sector);
     if (good_sectors == 0)
@@ -190,9 +227,12 @@ pull_op_on_pulled(struct store_pull *pull, int err)
     struct chunkserver_core *core = op->session->core;
     const struct chunk *chunk = chunk_table_find(core->chunks, &pull->key);
 
-    if (is_bad_sector(pull, err) && chunk != NULL && !core->stopping &&
-        pull_op_is_shortened(op, err))
+    if (op->bad_version != 0) {
+        err = err != 0 ? err : pull_op_check_bad(op);
+    } else if (is_bad_sector(pull, err) && chunk != NULL && !core->stopping &&
+               pull_op_is_shortened(op, err)) {
         return;
+    }
     if (err == 0 && chunk != NULL && chunk->local_id != op->local_id)
         err = -DL_E_CHUNK_UNKNOWN;
     pull_op_finish(op, err != 0 ? err : pull_op_check(core, op, chunk));
@@ -287,6 +327,8 @@ pull_op_decode(struct pull_op *op, const struct frame *frame, const Dl__Pull *me
 {
     op->request_id = frame->request_id;
     op->config_epoch = message->config_epoch;
+    op->takes_bad = message->takes_bad;
+    op->bad_version = 0;
     op->pull = (struct store_pull){
         .key = {.volume = message->volume, .segment = message->segment, .slot = message->slot},
         .first_sector = message->first_sector,

@@ -115,6 +115,7 @@ struct recovery {
     struct store_voids voids;
     struct session_call call;
     uint32_t sector_count, data_sectors, next_sector;
+    bool bad; /* the one sector that came has no data: nobody has it */
     struct store_sector sectors[STORE_IO_SECTORS_MAX];
     struct store_merge merge;
 
@@ -345,6 +346,20 @@ recovery_next_turn(struct recovery *recovery)
     recoveries_run(core);
 }
 
+/* The log says it, and the events, as of every bad sector. */
+static void
+recovery_note_bad(struct recovery *recovery)
+{
+    const struct store_sector *sector = &recovery->sectors[0];
+
+    log_warning("chunkserver", recovery_name(recovery).text,
+                "recovery: sector %u is bad, and no slot in-sync has it right: it is bad here too",
+                sector->sector);
+    recovery->core->stats.sectors_bad++;
+    findings_bad(recovery->core->findings, recovery_chunk(recovery), sector->sector,
+                 sector->version, false, 0);
+}
+
 static void
 recovery_on_merged(struct store_merge *merge, int err)
 {
@@ -364,6 +379,8 @@ recovery_on_merged(struct store_merge *merge, int err)
     for (uint32_t i = 0; i < merge->sector_count; i++)
         findings_written(core->findings, &merge->key, merge->sectors[i].sector, 1,
                          merge->sectors[i].version);
+    if (recovery->bad && merge->taken_sectors > 0)
+        recovery_note_bad(recovery);
     core->stats.recovery_pulls++;
     core->stats.recovery_bytes += (uint64_t)recovery->data_sectors * SECTOR_BYTES;
     recovery->pulled_bytes += (uint64_t)recovery->data_sectors * SECTOR_BYTES;
@@ -386,12 +403,42 @@ recovery_merge(struct recovery *recovery)
     recovery->merge.sectors = recovery->sectors;
     recovery->merge.sector_count = recovery->sector_count;
     recovery->merge.payload = recovery->buffer;
+    recovery->merge.bad = recovery->bad;
     recovery->merge.cursor_sectors = recovery->next_sector;
     if (DLBLK_MUTANT(chunkserver_cursor_early) && !recovery->sweeping)
         recovery->merge.cursor_sectors = recovery->window_first + recovery->window_sectors;
     recovery->merge.on_done = recovery_on_merged;
     core->store->ops->merge_start(core->store, &recovery->merge);
     core_store_started(core);
+}
+
+/*
+ * A sector that nobody has: it is stored under its version and its CRC, with other bytes, so that
+ * to read it is an error here as well.
+ */
+static int
+recovery_take_bad(struct recovery *recovery, const Dl__PullReply *reply)
+{
+    const Dl__PullRun *run = reply->runs[0];
+
+    if (reply->n_runs != 1 || run->kind != SECTOR_DATA || run->sector_count != 1 ||
+        run->n_crcs != 1 || run->version == 0 || run->first_sector != recovery->window_first ||
+        reply->next_sector != recovery->window_first + 1)
+        return -DL_E_MESSAGE_MALFORMED;
+    recovery->bad = true;
+    recovery->data_sectors = 1;
+    recovery->sector_count = 1;
+    recovery->sectors[0] = (struct store_sector){
+        .sector = run->first_sector,
+        .birth = run->birth,
+        .version = run->version,
+        .crc = run->crcs[0],
+        .kind = SECTOR_DATA,
+    };
+    memset(recovery->buffer, 0, SECTOR_BYTES);
+    if (crc32c(0, recovery->buffer, SECTOR_BYTES) == run->crcs[0])
+        memset(recovery->buffer, 0xff, SECTOR_BYTES);
+    return 0;
 }
 
 /* One more sector of an answer; whether it makes sense. */
@@ -423,7 +470,8 @@ recovery_run_is_good(const struct recovery *recovery, const Dl__PullRun *run)
 {
     uint32_t window_end = recovery->window_first + recovery->window_sectors;
 
-    return run->kind <= SECTOR_DATA && (run->kind == SECTOR_HOLE) == (run->version == 0) &&
+    return !run->bad && run->kind <= SECTOR_DATA &&
+           (run->kind == SECTOR_HOLE) == (run->version == 0) &&
            run->n_crcs == (run->kind == SECTOR_DATA ? run->sector_count : 0) &&
            run->first_sector >= recovery->window_first && run->first_sector < window_end &&
            run->sector_count > 0 && run->sector_count <= window_end - run->first_sector;
@@ -438,13 +486,16 @@ recovery_take_reply(struct recovery *recovery, const Dl__PullReply *reply, uint3
     if (reply->next_sector <= recovery->window_first || reply->next_sector > window_end)
         return -DL_E_MESSAGE_MALFORMED;
     for (size_t i = 0; i < reply->n_runs; i++)
-        data_sectors += reply->runs[i]->n_crcs;
+        data_sectors += reply->runs[i]->bad ? 0 : reply->runs[i]->n_crcs;
     if (data_sectors * SECTOR_BYTES != payload_bytes)
         return -DL_E_MESSAGE_MALFORMED;
     recovery->next_sector = reply->next_sector;
     recovery->merge.stable_version = reply->stable_version;
     recovery->sector_count = 0;
     recovery->data_sectors = 0;
+    recovery->bad = false;
+    if (reply->n_runs > 0 && reply->runs[0]->bad)
+        return recovery_take_bad(recovery, reply);
     for (size_t i = 0; i < reply->n_runs; i++) {
         if (!recovery_run_is_good(recovery, reply->runs[i]))
             return -DL_E_MESSAGE_MALFORMED;
@@ -515,6 +566,7 @@ recovery_send_pull(struct recovery *recovery, struct client_session *session)
     message.first_sector = recovery->window_first;
     message.window_sectors = recovery->window_sectors;
     message.above_version = recovery->above_version;
+    message.takes_bad = true;
     if (recovery->voids.count > 0) {
         message.wanted = (ProtobufCBinaryData){(recovery->window_sectors + 7) / 8, wanted};
         for (size_t i = 0; i < message.wanted.len; i++)

@@ -69,8 +69,9 @@ struct repair {
     struct store_pull pull;
     struct store_sector sectors[STORE_IO_SECTORS_MAX]; /* of the store; [0] is the bad one */
     bool lost;                                         /* nothing is known of it */
-    uint64_t bad_version;                              /* 0: not known */
-    struct store_sector taken;                         /* of a source */
+    uint32_t hopeless_epoch;   /* of the map, as long as all in-sync slots say that they lack it */
+    uint64_t bad_version;      /* 0: not known */
+    struct store_sector taken; /* of a source */
     uint64_t source_stable;
     uint32_t config_epoch, lease_epoch; /* of the chunk, and its fence, when the source was asked */
     struct store_merge merge;
@@ -124,7 +125,7 @@ repair_tell(struct repair *repair, enum repair_outcome outcome)
     if (chunk != NULL &&
         (outcome == REPAIR_DONE || outcome == REPAIR_REWRITTEN || outcome == REPAIR_FAILED))
         findings_bad(core->findings, chunk, range->first_sector, repair->bad_version,
-                     outcome != REPAIR_FAILED);
+                     outcome != REPAIR_FAILED, repair->hopeless_epoch);
     if (outcome == REPAIR_FINE)
         findings_read(core->findings, &range->key, range->first_sector, range->first_sector + 1, 0);
     if (range->by_scrub)
@@ -156,7 +157,7 @@ repair_give_up(struct repair *repair, const char *why)
 
 /* --- the repair --- */
 
-static void repair_next_source(struct repair *repair);
+static void repair_next_source(struct repair *repair, int err);
 
 /* The sector from the beginning: what was found out may hold no more. */
 static void
@@ -181,7 +182,7 @@ repair_on_merged(struct store_merge *merge, int err)
         return;
     }
     if (repair->lost && merge->taken_sectors == 0) {
-        repair_next_source(repair);
+        repair_next_source(repair, -DL_E_INDEX_CORRUPT);
         return;
     }
     repair->core->stats.sectors_repaired += merge->taken_sectors;
@@ -215,9 +216,12 @@ repair_write(struct repair *repair)
 
 static void repair_ask(struct repair *repair);
 
+/* err: of the one before it. */
 static void
-repair_next_source(struct repair *repair)
+repair_next_source(struct repair *repair, int err)
 {
+    if (err != -DL_E_NOT_FOUND && err != -DL_E_CRC_DATA && err != -DL_E_MEDIA_READ)
+        repair->hopeless_epoch = 0;
     repair->tries = 0;
     if (++repair->source_idx < repair->source_count)
         repair_ask(repair);
@@ -255,6 +259,8 @@ repair_take_reply(struct repair *repair, const struct frame *frame, const Dl__Pu
     const Dl__PullRun *run = reply->n_runs == 1 ? reply->runs[0] : NULL;
 
     repair->source_stable = reply->stable_version;
+    if (reply->n_runs == 0 && !repair->lost)
+        return -DL_E_NOT_FOUND; /* a lower one, or none */
     if (run != NULL && repair->lost && run->first_sector == bad->sector && run->sector_count == 1)
         return repair_take_lost(repair, frame, run);
     if (run == NULL || run->first_sector != bad->sector || run->sector_count != 1 ||
@@ -314,7 +320,7 @@ repair_on_pulled(struct session_call *call, int err)
     if (repair->core->stopping)
         repair->state = REPAIR_IDLE;
     else if (err != 0)
-        repair_next_source(repair);
+        repair_next_source(repair, err);
     else if (!repair_is_current(repair))
         repair_again(repair);
     else
@@ -369,7 +375,7 @@ repair_ask(struct repair *repair)
     else if (repair->tries++ < REPAIR_PEER_TRIES)
         env_timer_start(core->env, &repair->timer, REPAIR_PEER_NS);
     else
-        repair_next_source(repair);
+        repair_next_source(repair, -DL_E_CONNECTION_LOST);
 }
 
 /* --- who has it --- */
@@ -380,6 +386,9 @@ repair_add_source(struct repair *repair, const Dl__Slot *slot, const Dl__ServerA
     if (repair->source_count < PULL_SOURCES_MAX &&
         peer_take_source(repair->core, slot, server, &repair->sources[repair->source_count]))
         repair->source_count++;
+    else if (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC &&
+             slot->server_id != repair->core->meta.server_id)
+        repair->hopeless_epoch = 0; /* it can't be asked */
 }
 
 static void
@@ -390,7 +399,10 @@ repair_take_map(struct repair *repair, const Dl__MapReply *map)
     repair->source_count = 0;
     repair->source_idx = 0;
     repair->tries = 0;
-    if (segment != NULL && segment->index == repair_now(repair)->key.segment)
+    if (segment != NULL && segment->index != repair_now(repair)->key.segment)
+        segment = NULL;
+    repair->hopeless_epoch = segment == NULL || repair->lost ? 0 : segment->config_epoch;
+    if (segment != NULL)
         for (size_t i = 0; i < segment->n_slots; i++)
             repair_add_source(repair, segment->slots[i],
                               peer_map_server(map, segment->slots[i]->server_id));
@@ -514,6 +526,7 @@ repair_step(struct repair *repair)
         if (chunk != NULL && chunk->attempt == 0 &&
             !slot_is_beginning(repair->core, &repair_now(repair)->key)) {
             repair->bad_version = 0;
+            repair->hopeless_epoch = 0;
             repair_pull(repair, REPAIR_CHECKING, repair_on_checked);
             return;
         }
@@ -536,7 +549,7 @@ repair_on_timer(struct env_timer *timer)
     } else if (!client_session_call_is_active(&repair->call)) {
         repair_ask(repair); /* is it connected now? */
     } else if (client_session_cancel(&repair->call)) {
-        repair_next_source(repair);
+        repair_next_source(repair, -DL_E_TIMEOUT);
     }
 }
 

@@ -45,9 +45,15 @@ void findings_written(struct findings *findings, const struct chunk_key *key, ui
                       uint32_t sector_count, uint64_t version);
 /* The chunk has begun an attempt: what became void is pulled. */
 void findings_voided(struct findings *findings, const struct chunk *chunk);
-/* It was bad (version 0: in which one is not known); healed: it is not any more. */
+/*
+ * It was bad (version 0: in which one is not known); healed: it is not any more.  hopeless_epoch:
+ * the segment's config epoch, if under it no other slot in-sync has this version right; else 0.
+ */
 void findings_bad(struct findings *findings, const struct chunk *chunk, uint32_t sector,
-                  uint64_t version, bool healed);
+                  uint64_t version, bool healed, uint32_t hopeless_epoch);
+/* The version in which it is bad, if nobody has that under the chunk's config epoch; else 0. */
+uint64_t findings_hopeless(const struct findings *findings, const struct chunk *chunk,
+                           uint32_t sector);
 /* Two slots have different content under one version, or one lacks what all should have. */
 void findings_mismatch(struct findings *findings, const struct chunk_key *key,
                        uint32_t first_sector, uint32_t count, uint32_t other_slot);

@@ -543,7 +543,7 @@ apply_op_merge(struct engine *engine, struct op *op, uint64_t lsn)
         .stable_version = part->request->stable_version,
         .offset_sectors = part->cursor,
         .length_sectors = part->write.length_sectors,
-        .flags = part->request->repair ? RECORD_MERGE_REPAIR : 0,
+        .flags = merge_flags(part),
     };
     struct merge_record merge = {
         .record = &record,

@@ -571,6 +571,7 @@ merge_of_write(struct store_write *write)
 {
     return list_entry(write, struct merge, write);
 }
+uint16_t merge_flags(const struct merge *merge); /* of its record */
 void pull_start(struct chunk_store *store, struct store_pull *request);
 size_t pull_bytes(void);
 void voids_start(struct chunk_store *store, struct store_voids *request);

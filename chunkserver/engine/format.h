@@ -209,6 +209,7 @@ struct record_merge_disk {
 static_assert(sizeof(struct record_merge_disk) == 40, "merge record");
 enum record_merge_flags {
     RECORD_MERGE_REPAIR = 1u << 0, /* takes the place of exactly the same version */
+    RECORD_MERGE_BAD = 1u << 1,    /* the data does not match its CRC, and is not meant to */
 };
 
 struct merge_run_disk {

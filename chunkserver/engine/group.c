@@ -158,7 +158,7 @@ compose_merge(struct journal_compose *compose, struct op *op)
         .stable_version = merge->request->stable_version,
         .offset_sectors = merge->cursor,
         .length_sectors = op->write->length_sectors,
-        .flags = merge->request->repair ? RECORD_MERGE_REPAIR : 0,
+        .flags = merge_flags(merge),
     };
 
     op->record_idx = journal_put_merge(compose, &record, merge->runs, merge->run_count, op->extents,

@@ -526,7 +526,7 @@ parse_merge(const uint8_t *at, uint32_t bytes, struct journal_record *record)
     if (record->length_sectors > STORE_IO_SECTORS_MAX || record->run_count > STORE_IO_SECTORS_MAX ||
         record->extent_count > record->length_sectors ||
         record->offset_sectors > CHUNK_SECTORS_MAX ||
-        (record->flags & ~(unsigned)RECORD_MERGE_REPAIR) != 0 ||
+        (record->flags & ~(unsigned)(RECORD_MERGE_REPAIR | RECORD_MERGE_BAD)) != 0 ||
         bytes !=
             journal_merge_bytes(record->run_count, record->extent_count, record->length_sectors))
         return -DL_E_DISK_DAMAGED;

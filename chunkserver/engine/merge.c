@@ -92,6 +92,14 @@ merge_take_part(struct merge *merge)
                         : 0;
 }
 
+uint16_t
+merge_flags(const struct merge *merge)
+{
+    if (merge->request->bad)
+        return RECORD_MERGE_BAD;
+    return merge->request->repair ? RECORD_MERGE_REPAIR : 0;
+}
+
 /* The leaves from the part's first sector to its last. */
 static struct leaf_range
 merge_leaves(const struct merge *merge)
@@ -236,6 +244,9 @@ request_check(const struct engine *engine, const struct store_merge *request)
             (i > 0 && sector->sector <= request->sectors[i - 1].sector))
             return -DL_E_RANGE;
     }
+    if (request->bad &&
+        (request->repair || request->sector_count != 1 || request->sectors[0].kind != SECTOR_DATA))
+        return -DL_E_RANGE;
     return 0;
 }
 

@@ -1005,6 +1005,65 @@ test_repair(void **state)
     free(rig);
 }
 
+/*
+ * A sector that nobody has right comes with other bytes than its CRC says.  A crash right after it
+ * loses neither it nor what came behind it, reads fail, and the very version repairs it.
+ */
+static void
+test_merge_of_a_bad_sector(void **state)
+{
+    struct truth good = data_of(LEASE(1) + 1), behind = data_of(LEASE(1) + 2);
+    struct rig *rig = calloc(1, sizeof(*rig));
+    struct truth expected[SECTORS] = {0};
+    struct test_merge *merge;
+    struct test_pull *pull;
+    uint32_t taken;
+
+    (void)state;
+    assert_non_null(rig);
+    rig_init(rig, 5);
+    assert_int_equal(change_now(rig, attempt_of(rig, 2)), 0);
+    rig->attempt = rig->epoch = 2;
+    merge = merge_make(rig);
+    merge_add(merge, 7, &good);
+    memset(merge->payload, 0, SECTOR_BYTES);
+    merge->merge.bad = true;
+    merge->merge.cursor_sectors = 8;
+    merge->merge.stable_version = LEASE(2);
+    assert_int_equal(merge_now(rig, merge, &taken), 0);
+    assert_int_equal(taken, 1);
+    merge = merge_make(rig);
+    merge_add(merge, 8, &behind);
+    merge->merge.cursor_sectors = SECTORS;
+    assert_int_equal(merge_now(rig, merge, NULL), 0);
+    rig_cut(rig);
+    assert_int_equal(rig_chunk(rig)->cursor_sectors, SECTORS);
+    assert_int_equal(
+        change_now(rig,
+                   (struct store_change){.kind = STORE_IN_SYNC, .key = key, .config_epoch = 3}),
+        0);
+    for (int again = 0; again < 2; again++) {
+        pull = pull_now(rig, 0, 64, 0, NULL);
+        assert_int_equal(pull->err, -DL_E_CRC_DATA);
+        assert_int_equal(pull->pull.bad_sector, 7);
+        pull_free(pull);
+        rig_quiet(rig);
+        rig_cut(rig);
+    }
+    merge = repair_make(rig);
+    merge_add(merge, 7, &good);
+    assert_int_equal(merge_now(rig, merge, &taken), 0);
+    assert_int_equal(taken, 1);
+    expected[7] = good;
+    expected[8] = behind;
+    expect_content(rig, expected);
+    merge = merge_make(rig);
+    merge->merge.bad = true;
+    assert_int_equal(merge_now(rig, merge, NULL), -DL_E_RANGE);
+    rig_fini(rig);
+    free(rig);
+}
+
 static void
 damage_leaf(struct rig *rig)
 {
@@ -1117,6 +1176,7 @@ test_voids_of_a_chunk_that_grows(void **state)
 }
 
 UNIT_MAIN(cmocka_unit_test(test_attempt), cmocka_unit_test(test_replay_of_what_the_index_has),
-          cmocka_unit_test(test_merge), cmocka_unit_test(test_merge_of_many_versions),
-          cmocka_unit_test(test_repair), cmocka_unit_test(test_damaged_leaf),
-          cmocka_unit_test(test_voids_of_a_chunk_that_grows), cmocka_unit_test(test_histories))
+          cmocka_unit_test(test_merge), cmocka_unit_test(test_merge_of_a_bad_sector),
+          cmocka_unit_test(test_merge_of_many_versions), cmocka_unit_test(test_repair),
+          cmocka_unit_test(test_damaged_leaf), cmocka_unit_test(test_voids_of_a_chunk_that_grows),
+          cmocka_unit_test(test_histories))

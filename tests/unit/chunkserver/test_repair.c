@@ -191,6 +191,98 @@ test_recovery_from_bad_sources(void **state)
     fixture_destroy(fx);
 }
 
+/* Is its content other than its CRC says? */
+static bool
+is_bad(struct fixture *fx, uint32_t slot, uint32_t sector)
+{
+    struct model_sector content = sector_of(fx, slot, sector);
+
+    assert_int_equal(content.kind, SECTOR_DATA);
+    return crc32c(0, content.data, 4096) != content.crc;
+}
+
+/*
+ * Sectors that the only source has bad: all else is recovered, and they are bad in the promoted slot
+ * as well, in their version, and listed; who has them right after all repairs them, or a write.
+ */
+static void
+test_recovery_of_what_nobody_has(void **state)
+{
+    static const uint32_t bad[] = {0, 3, 4, 19 * 290 + 2};
+    struct fixture *fx = fixture_create(18);
+
+    (void)state;
+    fx->in_sync = 1;
+    fill(fx, 3);
+    assert_int_equal(stable_now(fx, 0, 20, 1, 0), 0);
+    assert_int_equal(stable_now(fx, 1, 20, 1, 0), 0);
+    tell_in_sync(fx, 0, 5);
+    fx->config_epoch = 5;
+    for (uint32_t i = 0; i < 4; i++)
+        damage(fx, 0, bad[i]);
+    tell_attempt(fx, 2, 5, 5, 1);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_true(is_bad(fx, 2, bad[i]));
+        assert_int_equal(sector_of(fx, 2, bad[i]).version, sector_of(fx, 0, bad[i]).version);
+        assert_int_equal(sector_of(fx, 2, bad[i]).crc, sector_of(fx, 1, bad[i]).crc);
+    }
+    assert_false(is_bad(fx, 2, 5));
+    run_for(fx, 30 * SIM_S);
+    assert_int_equal(fx->servers[0].scrub_counts.left_bad, 4);
+    assert_int_equal(fx->servers[2].scrub_counts.left_bad, 4);
+    assert_int_equal(fx->bad_told, 8);
+    assert_int_equal(fx->repaired_told, 0);
+    tell_in_sync(fx, 0, 7);
+    tell_in_sync(fx, 1, 7);
+    tell_in_sync(fx, 2, 7);
+    fx->config_epoch = 7;
+    fx->in_sync = 7;
+    write_all(fx, 7, 21, 3, 1, 20);
+    assert_int_equal(repair_now(fx, 2, 0, 5), 0);
+    assert_int_equal(repair_now(fx, 2, 19 * 290, 3), 0);
+    assert_int_equal(repair_now(fx, 0, 0, 5), 0);
+    assert_int_equal(repair_now(fx, 0, 19 * 290, 3), 0);
+    run_for(fx, 30 * SIM_S);
+    assert_same(fx, 0, 1);
+    assert_same(fx, 2, 1);
+    assert_int_equal(fx->servers[0].scrub_counts.left_bad, 0);
+    assert_int_equal(fx->servers[2].scrub_counts.left_bad, 0);
+    fixture_destroy(fx);
+}
+
+/* As long as another slot in-sync can't be asked it may have the sector: it is waited for. */
+static void
+test_recovery_waits_for_who_may_have_it(void **state)
+{
+    struct fixture *fx = fixture_create(19);
+
+    (void)state;
+    fx->in_sync = 3;
+    fill(fx, 3);
+    assert_int_equal(stable_now(fx, 0, 20, 1, 0), 0);
+    assert_int_equal(stable_now(fx, 1, 20, 1, 0), 0);
+    tell_in_sync(fx, 0, 5);
+    tell_in_sync(fx, 1, 5);
+    fx->config_epoch = 5;
+    damage(fx, 0, 3);
+    server_crash(&fx->servers[1]);
+    tell_attempt(fx, 2, 5, 5, 3);
+    run_for(fx, 60 * SIM_S);
+    assert_false(is_reported(fx, 2, 5));
+    assert_int_equal(chunk_of(fx, 2)->cursor_sectors, 3);
+    server_up(&fx->servers[1]);
+    wait_registered(fx);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    assert_int_equal(repair_now(fx, 0, 3, 1), 0);
+    run_for(fx, 10 * SIM_S);
+    assert_same(fx, 0, 1);
+    assert_same(fx, 0, 2);
+    fixture_destroy(fx);
+}
+
 /* A metadata service that does not answer, a source that is away: neither holds it up for good. */
 static void
 test_repair_waits(void **state)
@@ -254,6 +346,8 @@ test_stop_in_a_repair(void **state)
 }
 
 UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another_version),
+          cmocka_unit_test(test_recovery_of_what_nobody_has),
+          cmocka_unit_test(test_recovery_waits_for_who_may_have_it),
           cmocka_unit_test(test_repair_waits), cmocka_unit_test(test_stop_in_a_repair),
           cmocka_unit_test(test_repair_of_a_lost_leaf), cmocka_unit_test(test_repair_under_a_fence),
           cmocka_unit_test(test_recovery_of_a_lost_leaf),
