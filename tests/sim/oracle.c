@@ -211,13 +211,52 @@ block_find(struct oracle_block *block, uint64_t key)
     return NULL;
 }
 
+/*
+ * An owner saw this value of earlier ones, which is not unique: could it be of a write above this
+ * key?  The lowest such one; 0: no.
+ */
+static uint64_t
+block_settled_above(const struct oracle_block *block, uint64_t key)
+{
+    for (uint32_t i = 0; i < block->count; i++) {
+        const struct oracle_write *write = &block->writes[i];
+
+        if (write->key > key && epoch_of_key(write->key) < block->settled_epoch &&
+            write->value == block->settled_value && write->begin_ns <= block->settled_ns)
+            return write->key;
+    }
+    return 0;
+}
+
+/* May a write of an earlier owner be acknowledged now, although it is not what was seen? */
+static bool
+block_may_acknowledge(const struct oracle *oracle, struct oracle_block *block,
+                      const struct oracle_write *write)
+{
+    const struct oracle_write *settled;
+    uint64_t above;
+
+    if (epoch_of_key(write->key) >= block->settled_epoch || write->key <= block->settled_key ||
+        write->value == block->settled_value)
+        return true;
+    above = block_settled_above(block, write->key);
+    if (above != 0) {
+        block->settled_key = above;
+        return true;
+    }
+    /* Without the order of submission: if what was seen did not end before this one began. */
+    settled = block_find(block, block->settled_key);
+    return oracle->disordered[epoch_of_key(write->key)] && settled != NULL &&
+           epoch_of_key(settled->key) == epoch_of_key(write->key) &&
+           (settled->end_ns == 0 || settled->end_ns >= write->begin_ns);
+}
+
 static void
 block_acknowledge(struct oracle *oracle, uint64_t idx, const struct oracle_write *write)
 {
     struct oracle_block *block = &oracle->blocks[idx];
 
-    if (epoch_of_key(write->key) < block->settled_epoch && write->key > block->settled_key &&
-        write->value != block->settled_value) {
+    if (!block_may_acknowledge(oracle, block, write)) {
         oracle_print_block(oracle, idx);
         sim_fail(oracle->world,
                  "%s block %" PRIu64
@@ -428,6 +467,7 @@ block_settle(struct oracle *oracle, struct oracle_block *block, uint64_t read_ke
     block->settled_epoch = lease_epoch;
     block->settled_key = key;
     block->settled_value = value;
+    block->settled_ns = oracle->world->now_ns;
     oracle->settled++;
 }
 

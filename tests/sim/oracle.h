@@ -16,7 +16,8 @@
  *        its parts have ended),
  *      - anything that a read of the same or an earlier owner had returned before it began;
  *   2. once a read of an owner has returned a write W of earlier owners, no read returns another
- *      write of theirs any more, and none of theirs above W has been or will be acknowledged;
+ *      write of theirs any more, and none of theirs above W has been or will be acknowledged (with
+ *      zeroes: above the highest ones that were submitted by then);
  *   3. writes that were never acknowledged, or failed, may be returned or not, within 1 and 2.
  * A failed write leaves its range undecided until it is rewritten.  Requests to such a range wait,
  * and others that were submitted later may go first.  So in a session in which a write failed the
@@ -60,7 +61,8 @@ struct oracle_block {
     uint64_t seen_key;         /* the highest that a read returned ... */
     uint32_t seen_epoch;       /* ... to readers up to this epoch */
     uint32_t settled_epoch;    /* 2.: the latest owner that saw a write of earlier ones */
-    uint64_t settled_key;
+    uint64_t settled_key;      /* the lowest that it can have been: zeroes are not unique */
+    uint64_t settled_ns;       /* when that read ended */
     uint64_t settled_value;
 };
 

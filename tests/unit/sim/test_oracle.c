@@ -139,6 +139,23 @@ right_late_acknowledgement(void *context)
     read_done(2, 6);
 }
 
+/* Zeroes are not unique: the new owner has seen the later ones. */
+static void
+right_late_acknowledgement_under_zeroes(void *context)
+{
+    uint64_t write, zeroes;
+
+    (void)context;
+    write_done(1, 0);
+    write = write_begin(1, 5);
+    zeroes = write_begin(1, 0);
+    read_done(2, 0);
+    write_done(2, 7);
+    write_ack(write);
+    write_ack(zeroes);
+    read_done(2, 7);
+}
+
 /* A replaced owner that does not know it may read old data. */
 static void
 right_replaced_owner(void *context)
@@ -180,6 +197,21 @@ right_disorder(void *context)
     read_done(1, 7);
     write_ack(first);
     read_done(1, 6);
+}
+
+/* ... and a new owner may have seen the one that was submitted first. */
+static void
+right_disorder_before_a_takeover(void *context)
+{
+    uint64_t second;
+
+    (void)context;
+    write_fail(write_begin(1, 5));
+    (void)write_begin(1, 6);
+    second = write_begin(1, 7);
+    read_done(2, 6);
+    write_ack(second);
+    read_done(2, 6);
 }
 
 /* The part of a write that covers this block has failed; the rest of it has not ended yet. */
@@ -303,6 +335,50 @@ wrong_acknowledged_after_it_was_dropped(void *context)
     write_ack(key);
 }
 
+/* Between the zeroes that were there and those that may have been seen: one write, not two. */
+static void
+wrong_acknowledged_over_all_zeroes(void *context)
+{
+    uint64_t below, above;
+
+    (void)context;
+    write_done(1, 0);
+    below = write_begin(1, 5);
+    (void)write_begin(1, 0);
+    above = write_begin(1, 6);
+    read_done(2, 0);
+    write_ack(below);
+    write_ack(above);
+}
+
+/* Zeroes that came after the read are not what it saw. */
+static void
+wrong_acknowledged_under_late_zeroes(void *context)
+{
+    uint64_t key;
+
+    (void)context;
+    write_done(1, 0);
+    key = write_begin(1, 5);
+    read_done(2, 0);
+    (void)write_begin(1, 0); /* by the replaced owner, who doesn't know it */
+    write_ack(key);
+}
+
+/* What was seen had ended before the other one began: that is an order. */
+static void
+wrong_acknowledged_after_disorder(void *context)
+{
+    uint64_t key;
+
+    (void)context;
+    write_fail(write_begin(1, 4));
+    write_done(1, 5);
+    key = write_begin(1, 6);
+    read_done(2, 5);
+    write_ack(key);
+}
+
 static void
 wrong_shut_out_but_visible_later(void *context)
 {
@@ -371,8 +447,16 @@ static void
 test_right_histories_pass(void **state)
 {
     void (*const histories[])(void *context) = {
-        right_sequence,       right_concurrent,   right_takeover, right_late_acknowledgement,
-        right_replaced_owner, right_failed_write, right_disorder, right_disorder_before_the_end,
+        right_sequence,
+        right_concurrent,
+        right_takeover,
+        right_late_acknowledgement,
+        right_late_acknowledgement_under_zeroes,
+        right_replaced_owner,
+        right_failed_write,
+        right_disorder,
+        right_disorder_before_the_end,
+        right_disorder_before_a_takeover,
     };
     static struct child child;
 
@@ -400,6 +484,9 @@ test_wrong_histories_are_stopped(void **state)
         {wrong_undecided_after_takeover, "another one of earlier owners stands"},
         {wrong_rises_again, "another one of earlier owners stands"},
         {wrong_acknowledged_after_it_was_dropped, "is acknowledged after owner 2 saw"},
+        {wrong_acknowledged_after_disorder, "is acknowledged after owner 2 saw"},
+        {wrong_acknowledged_over_all_zeroes, "write 1.4 is acknowledged after owner 2 saw 1.3"},
+        {wrong_acknowledged_under_late_zeroes, "write 1.2 is acknowledged after owner 2 saw 1.1"},
         {wrong_shut_out_but_visible_later, "another one of earlier owners stands"},
         {wrong_even_in_disorder, "returned value 6, which is none"},
         {wrong_back_in_time_in_disorder, "returned value 4, which is none"},
