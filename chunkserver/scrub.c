@@ -11,7 +11,7 @@
  *    |                 REPAIRING                       |                       ASKING ----+
  *    |                                                 |                        |  ^
  *    |                                                 |            they differ v  |
- *    +----------------------- chunk done --------------+                     CONFIRMING
+ *    +----------------------- chunk done --------------+         LOOKING again, CONFIRMING
  *
  *   PAUSED: between any two of them, by the timer
  *

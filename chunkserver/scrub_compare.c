@@ -6,10 +6,14 @@
  * Comparing is the work of the lowest in-sync slot whose server is there.  What can be said of two
  * in-sync slots, with this one's S from before it looked: every version up to S is in both.  So a
  * sector has the same version in both, or a higher one than S in one; the same version has the same
- * CRC.  A zero extent may be forgotten, so it is as good as a hole.  Where this does not hold the
- * map is asked for again: if the segment's config epoch has not changed meanwhile, then both slots
- * were in-sync all the time, and they differ.  That is told, and not touched: nobody knows which
- * one is right.
+ * CRC.  A zero extent may be forgotten, so it is as good as a hole.
+ *
+ * Where this does not hold this slot looks once more: what was discarded between its look and the
+ * other one's, and forgotten already, was a hole there, with no version to tell that it is new.
+ * Zeroes are forgotten when all slots have them, so this slot would have had them by then.  If it
+ * has still what it had, the map is asked for again: if the segment's config epoch has not changed
+ * meanwhile, then both slots were in-sync all the time, and they differ.  That is told, and not
+ * touched: nobody knows which one is right.
  */
 #include <stdio.h>
 #include <string.h>
@@ -227,34 +231,95 @@ sectors_differ(const struct store_sector *own, const struct store_sector *peer, 
     return max_u64(own->version, peer->version) <= own_stable;
 }
 
-/* Both ascend; what a look does not name is a hole. */
-static void
-scrub_compare(struct scrub *scrub)
+static bool
+sector_has_changed(const struct store_sector *before, const struct store_sector *now)
+{
+    return before->version != now->version || before->kind != now->kind || before->crc != now->crc;
+}
+
+/* Looks ascend, and so do the sectors asked for: *idx only rises.  What is not named is a hole. */
+static const struct store_sector *
+look_sector(const struct scrub_look *look, uint32_t *idx, uint32_t sector)
 {
     static const struct store_sector hole = {.kind = SECTOR_HOLE};
-    uint32_t end = min_u32(scrub->own.next_sector, scrub->peer.next_sector);
-    uint32_t own_idx = 0, peer_idx = 0;
+
+    while (*idx < look->sector_count && look->sectors[*idx].sector < sector)
+        ++*idx;
+    return *idx < look->sector_count && look->sectors[*idx].sector == sector ? &look->sectors[*idx]
+                                                                             : &hole;
+}
+
+/* Of what was compared up to here; with another look only where nothing has changed here since. */
+static void
+scrub_count_differences(struct scrub *scrub, uint32_t end, const struct scrub_look *again)
+{
+    uint32_t own_idx = 0, peer_idx = 0, again_idx = 0;
 
     scrub->differ_count = 0;
-    for (uint32_t sector = scrub->peer_sector; sector < end; sector++) {
-        const struct store_sector *own = &hole, *peer = &hole;
+    for (uint32_t sector = scrub->compared_from; sector < end; sector++) {
+        const struct store_sector *own = look_sector(&scrub->own, &own_idx, sector);
+        const struct store_sector *peer = look_sector(&scrub->peer, &peer_idx, sector);
 
-        while (own_idx < scrub->own.sector_count && scrub->own.sectors[own_idx].sector < sector)
-            own_idx++;
-        while (peer_idx < scrub->peer.sector_count && scrub->peer.sectors[peer_idx].sector < sector)
-            peer_idx++;
-        if (own_idx < scrub->own.sector_count && scrub->own.sectors[own_idx].sector == sector)
-            own = &scrub->own.sectors[own_idx];
-        if (peer_idx < scrub->peer.sector_count && scrub->peer.sectors[peer_idx].sector == sector)
-            peer = &scrub->peer.sectors[peer_idx];
-        if (!sectors_differ(own, peer, scrub->own_stable))
+        if (!sectors_differ(own, peer, scrub->own_stable) ||
+            (again != NULL && sector_has_changed(own, look_sector(again, &again_idx, sector))))
             continue;
         if (scrub->differ_count++ == 0)
             scrub->differ_first = sector;
     }
-    scrub->peer_sector = end;
+}
+
+static void
+scrub_on_looked_again(struct store_pull *pull, int err)
+{
+    struct scrub *scrub = list_entry(pull, struct scrub, pull);
+
+    if (scrub_ends(scrub))
+        return;
+    if (err != 0 && !scrub_is_bad(err)) {
+        scrub_compare_fail(scrub);
+        return;
+    }
+    scrub->again.sector_count = err == 0 ? pull->sector_count : 0;
+    scrub->again.next_sector = err == 0 ? pull->next_sector : scrub->compared_from;
+    scrub->incomplete |= scrub->again.next_sector < scrub->peer_sector;
+    scrub_count_differences(scrub, scrub->again.next_sector, &scrub->again);
     if (scrub->differ_count > 0)
         scrub_get_map(scrub, SCRUB_CONFIRMING);
+    else
+        scrub_compared(scrub);
+}
+
+static void
+scrub_look_again(struct scrub *scrub)
+{
+    struct chunkserver_core *core = scrub->core;
+
+    if (!scrub_chunk_is_there(scrub)) {
+        scrub_compare_fail(scrub);
+        return;
+    }
+    scrub->state = SCRUB_LOOKING;
+    scrub->pull = (struct store_pull){
+        .key = scrub->key,
+        .first_sector = scrub->compared_from,
+        .window_sectors = scrub->peer_sector - scrub->compared_from,
+        .without_data = true,
+        .buffer = scrub->buffer,
+        .sectors = scrub->again.sectors,
+        .on_done = scrub_on_looked_again,
+    };
+    core->store->ops->pull_start(core->store, &scrub->pull);
+    core_store_started(core);
+}
+
+static void
+scrub_compare(struct scrub *scrub)
+{
+    scrub->compared_from = scrub->peer_sector;
+    scrub->peer_sector = min_u32(scrub->own.next_sector, scrub->peer.next_sector);
+    scrub_count_differences(scrub, scrub->peer_sector, NULL);
+    if (scrub->differ_count > 0)
+        scrub_look_again(scrub);
     else
         scrub_compared(scrub);
 }

@@ -72,7 +72,7 @@ struct scrub {
     uint64_t began_ns;
     void *buffer;
     struct store_pull pull;
-    struct scrub_look own, peer;
+    struct scrub_look own, peer, again;
     uint64_t own_stable;
 
     /* Comparing. */
@@ -82,7 +82,8 @@ struct scrub {
     uint32_t end_sector;   /* of the segment */
     struct pull_source peers[PULL_SOURCES_MAX];
     uint32_t peer_count, peer_idx;
-    uint32_t peer_sector; /* compared with this one up to here */
+    uint32_t peer_sector;   /* compared with this one up to here */
+    uint32_t compared_from; /* ... by its last answer from here on */
     uint32_t tries;
     struct session_call call;
     uint32_t differ_count, differ_first;

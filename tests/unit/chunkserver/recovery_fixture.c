@@ -591,6 +591,25 @@ write_all(struct fixture *fx, uint32_t slots, uint64_t sequence, uint32_t offset
                 write_now(fx, slot, sequence, offset, length, fx->config_epoch, 0, stable), 0);
 }
 
+int
+zero_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t offset, uint32_t length,
+         uint32_t config_epoch)
+{
+    struct asker *asker = asker_up(fx, slot, true);
+    struct out *out = out_create(0);
+    struct data_write write = {
+        .target = target_of(slot, offset, length, config_epoch),
+        .version = VERSION(sequence),
+        .snapshot_seq = 1,
+        .slot_mask = 7,
+    };
+
+    write.target.flags = WRITE_ZERO;
+    frame_out_write(&out->frame, ++fx->next_id, &write, NULL, NULL, 0);
+    asker_send(fx, asker, &out->frame);
+    return wait_answer(fx, fx->next_id)->status;
+}
+
 uint64_t
 send_read(struct fixture *fx, uint32_t slot, uint32_t offset, uint32_t length,
           uint32_t config_epoch)
@@ -610,9 +629,9 @@ read_now(struct fixture *fx, uint32_t slot, uint32_t config_epoch)
     return wait_answer(fx, send_read(fx, slot, 0, 1, config_epoch))->status;
 }
 
-int
-stable_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t config_epoch,
-           uint32_t attempt)
+static int
+stable_with(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t config_epoch,
+            uint32_t attempt, uint8_t flags)
 {
     struct asker *asker = asker_up(fx, slot, true);
     struct out *out = out_create(0);
@@ -622,9 +641,23 @@ stable_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t config
         .attempt = attempt,
     };
 
+    stable.target.flags = flags;
     frame_out_stable(&out->frame, ++fx->next_id, &stable);
     asker_send(fx, asker, &out->frame);
     return wait_answer(fx, fx->next_id)->status;
+}
+
+int
+stable_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t config_epoch,
+           uint32_t attempt)
+{
+    return stable_with(fx, slot, sequence, config_epoch, attempt, 0);
+}
+
+int
+forget_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t config_epoch)
+{
+    return stable_with(fx, slot, sequence, config_epoch, 0, STABLE_FORGET);
 }
 
 struct answer *

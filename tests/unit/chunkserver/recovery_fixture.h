@@ -130,6 +130,10 @@ int write_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t off
 /* To these slots (a bit for each), under the first config epoch. */
 void write_all(struct fixture *fx, uint32_t slots, uint64_t sequence, uint32_t offset,
                uint32_t length, uint64_t stable);
+/* Zeroes; and that they may be forgotten, up to the sequence. */
+int zero_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t offset, uint32_t length,
+             uint32_t config_epoch);
+int forget_now(struct fixture *fx, uint32_t slot, uint64_t sequence, uint32_t config_epoch);
 uint64_t send_read(struct fixture *fx, uint32_t slot, uint32_t offset, uint32_t length,
                    uint32_t config_epoch);
 int read_now(struct fixture *fx, uint32_t slot, uint32_t config_epoch);
