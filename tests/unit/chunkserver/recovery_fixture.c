@@ -921,7 +921,7 @@ stable_around_promotion(uint64_t seed, const struct backing *backing)
     for (uint32_t slot = 0; slot < SERVERS; slot += 2)
         assert_int_equal(write_now(fx, slot, 2, 0, 4, 5, slot == 2 ? 5 : 0, 1), 0);
     tell_id = send_in_sync(fx, 2, 6);
-    run_for(fx, seed * 10 * SIM_US);
+    run_for(fx, seed / 2 * 10 * SIM_US);
     status = stable_now(fx, 2, 2, 5, 5);
     if (seed % 2 == 0) {
         assert_int_equal(wait_answer(fx, tell_id)->status, 0);
@@ -939,7 +939,7 @@ check_stable_around_promotion(const struct backing *backing)
 {
     uint32_t confirmed = 0, refused = 0;
 
-    for (uint64_t seed = 0; seed < 60; seed++) {
+    for (uint64_t seed = 0; seed < 120; seed++) {
         int status = stable_around_promotion(seed, backing);
 
         assert_true(status == 0 || status == -DL_E_EPOCH_OLD || status == -DL_E_NOT_YET);
