@@ -345,8 +345,8 @@ void slot_change_start(struct chunkserver_core *core, struct slot_change *slot);
 bool slot_is_beginning(const struct chunkserver_core *core, const struct chunk_key *key);
 
 /* recovery.c */
-/* The chunk has this attempt, durably: pull. */
-void recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint32_t attempt,
+/* The chunk has this attempt, durably: pull.  False: no memory, it must be told again. */
+bool recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint32_t attempt,
                     uint32_t segment_sectors, const struct pull_source *sources,
                     uint32_t source_count);
 /* The chunk is another one, or in-sync, or gone. */

@@ -862,7 +862,7 @@ recovery_wake(struct recovery *recovery)
         recovery_report_whole(recovery);
 }
 
-void
+bool
 recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint32_t attempt,
                uint32_t segment_sectors, const struct pull_source *sources, uint32_t source_count)
 {
@@ -873,7 +873,7 @@ recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint3
     if (recovery == NULL)
         recovery = recovery_create(core, key, attempt);
     if (recovery == NULL)
-        return; /* no memory: told again, or a new attempt after the next start */
+        return false;
     recovery->segment_sectors = segment_sectors;
     memcpy(recovery->sources, sources, source_count * sizeof(sources[0]));
     recovery->source_count = source_count;
@@ -881,6 +881,7 @@ recovery_begin(struct chunkserver_core *core, const struct chunk_key *key, uint3
         recovery->source_idx = 0;
     recovery_wake(recovery);
     recoveries_run(core);
+    return true;
 }
 
 void

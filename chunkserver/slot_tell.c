@@ -128,9 +128,10 @@ tell_on_done(struct slot_change *slot, int err)
         findings_voided(core->findings, chunk);
     /* Of what the store says now: the message may have been an old one. */
     if (err == 0 && change->kind == STORE_ATTEMPT && chunk != NULL &&
-        chunk->attempt == change->attempt && !core->stopping)
-        recovery_begin(core, &change->key, change->attempt, change->segment_sectors, tell->sources,
-                       tell->source_count);
+        chunk->attempt == change->attempt && !core->stopping &&
+        !recovery_begin(core, &change->key, change->attempt, change->segment_sectors, tell->sources,
+                        tell->source_count))
+        err = -DL_E_NO_MEMORY; /* or it would not be told again, and nothing ever be pulled */
     meta_request_reply(&tell->request, err, NULL, &reply.base);
     meta_request_end(&tell->request);
     free(tell);

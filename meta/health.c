@@ -322,7 +322,7 @@ wait_text(const struct meta_core *core, const struct health_wait *wait, char *te
                        limit);
         return;
     case WAIT_NO_SOURCE:
-        (void)snprintf(text, text_bytes, "no server with a copy in sync is there");
+        (void)snprintf(text, text_bytes, "no server with a copy in sync can be pulled from");
         return;
     case WAIT_TURN:
     case WAIT_NOTHING:

@@ -321,6 +321,18 @@ struct round {
     uint32_t tries;     /* of placement, which takes some 100 us with many servers */
 };
 
+/* Can it be pulled from?  A store that takes no writes can't be told of an attempt (rule 12). */
+static bool
+slot_is_source(const struct meta_core *core, const struct segment_slot *slot)
+{
+    const struct meta_server *server;
+
+    if (slot->state != DL__SLOT_STATE__SLOT_IN_SYNC)
+        return false;
+    server = core->servers[slot->server_id];
+    return server->session != NULL && server->up && server->stopped[0] == '\0';
+}
+
 /* An in-sync slot whose server can serve it, the least busy; 0: none below the limit. */
 static uint32_t
 source_choose(const struct meta_core *core, const struct segment_table *table,
@@ -330,12 +342,8 @@ source_choose(const struct meta_core *core, const struct segment_table *table,
 
     for (uint32_t i = 0; i < table->place_count; i++) {
         const struct segment_slot *slot = &segment->slots[i];
-        const struct meta_server *server;
 
-        if (slot->state != DL__SLOT_STATE__SLOT_IN_SYNC)
-            continue;
-        server = core->servers[slot->server_id];
-        if (server->session == NULL || !server->up ||
+        if (!slot_is_source(core, slot) ||
             loads[slot->server_id].from >= core->options.recovery_per_server)
             continue;
         if (best == 0 || loads[slot->server_id].from < loads[best].from)
@@ -437,13 +445,9 @@ static enum recovery_wait
 source_wait(const struct meta_core *core, const struct segment_table *table,
             const struct segment *segment)
 {
-    for (uint32_t i = 0; i < table->place_count; i++) {
-        const struct segment_slot *slot = &segment->slots[i];
-
-        if (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC &&
-            core->servers[slot->server_id]->session != NULL && core->servers[slot->server_id]->up)
+    for (uint32_t i = 0; i < table->place_count; i++)
+        if (slot_is_source(core, &segment->slots[i]))
             return WAIT_SOURCE;
-    }
     return WAIT_NO_SOURCE;
 }
 

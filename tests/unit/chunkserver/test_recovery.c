@@ -8,6 +8,25 @@
 
 #include "chunkserver/peer.h"
 
+/* --- memory --- */
+
+/* The next one with so much in one piece fails: a recovery's. */
+static size_t calloc_fails_bytes;
+static uint32_t calloc_failures;
+
+void *__real_calloc(size_t count, size_t bytes);
+void *__wrap_calloc(size_t count, size_t bytes);
+
+void *
+__wrap_calloc(size_t count, size_t bytes)
+{
+    if (calloc_fails_bytes == 0 || count != 1 || bytes < calloc_fails_bytes)
+        return __real_calloc(count, bytes);
+    calloc_fails_bytes = 0;
+    calloc_failures++;
+    return NULL;
+}
+
 /* --- what is answered in which state --- */
 
 /* Rules 7, 9, 10, and what the others ask of a recovering slot. */
@@ -53,6 +72,23 @@ test_recovering_slot_answers(void **state)
     assert_int_equal(fence->chunks[0]->n_writes, 0);
     assert_int_equal(fence->chunks[0]->stable_version, 0);
     dl__fence_reply__free_unpacked(fence, NULL);
+    fixture_destroy(fx);
+}
+
+/* Without memory for the recovery the answer is no success, so that it is told again. */
+static void
+test_no_memory_for_a_recovery(void **state)
+{
+    struct fixture *fx = fixture_create(2);
+
+    (void)state;
+    fill(fx, 1);
+    tell_in_sync(fx, 0, 5);
+    calloc_fails_bytes = STORE_IO_SECTORS_MAX * sizeof(struct store_sector);
+    assert_int_equal(wait_answer(fx, send_attempt(fx, 2, 5, 5, 5, 1))->status, -DL_E_NO_MEMORY);
+    assert_int_equal(calloc_failures, 1);
+    tell_attempt(fx, 2, 5, 5, 1);
+    wait_reported(fx, 2, 5);
     fixture_destroy(fx);
 }
 
@@ -926,11 +962,12 @@ test_crash_at_any_moment(void **state)
 }
 
 UNIT_MAIN(
-    cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_promotion_by_write),
-    cmocka_unit_test(test_attempt_about_to_begin), cmocka_unit_test(test_stable_around_promotion),
-    cmocka_unit_test(test_read_of_a_replaced_chunk), cmocka_unit_test(test_told_twice),
-    cmocka_unit_test(test_deleted_while_it_begins), cmocka_unit_test(test_bad_slot_tells),
-    cmocka_unit_test(test_pending), cmocka_unit_test(test_source_needs_the_epoch),
+    cmocka_unit_test(test_recovering_slot_answers), cmocka_unit_test(test_no_memory_for_a_recovery),
+    cmocka_unit_test(test_promotion_by_write), cmocka_unit_test(test_attempt_about_to_begin),
+    cmocka_unit_test(test_stable_around_promotion), cmocka_unit_test(test_read_of_a_replaced_chunk),
+    cmocka_unit_test(test_told_twice), cmocka_unit_test(test_deleted_while_it_begins),
+    cmocka_unit_test(test_bad_slot_tells), cmocka_unit_test(test_pending),
+    cmocka_unit_test(test_source_needs_the_epoch),
     cmocka_unit_test(test_source_waits_for_slow_writes), cmocka_unit_test(test_what_a_source_gives),
     cmocka_unit_test(test_roles), cmocka_unit_test(test_pulls_are_bounded),
     cmocka_unit_test(test_whole_segment), cmocka_unit_test(test_only_what_is_missing),

@@ -179,7 +179,6 @@ test_limits_and_order(void **state)
     fixture_fini(&t.f);
 }
 
-/* Sources share the work: the first peer of each is the one to pull from. */
 /*
  * Attempts that do not get on (a source with bad sectors, say) keep their slots recovering, but
  * not others from their turn.
@@ -213,6 +212,7 @@ test_stuck_attempts_make_way(void **state)
     fixture_fini(&t.f);
 }
 
+/* Sources share the work: the first peer of each is the one to pull from. */
 static void
 test_sources_are_spread(void **state)
 {
@@ -236,6 +236,28 @@ test_sources_are_spread(void **state)
     }
     assert_int_equal(from[1], 2);
     assert_int_equal(from[2], 2);
+    fixture_fini(&t.f);
+}
+
+/* A store that takes no writes can't take an attempt's config epoch: nobody is sent to it first. */
+static void
+test_stopped_server_is_no_source(void **state)
+{
+    struct cluster_test t;
+
+    (void)state;
+    cluster_init(&t, 3, 4, NULL);
+    cluster_server_goes(&t, 3);
+    for (uint32_t i = 0; i < 4; i++)
+        cluster_eject(&t, i, 3);
+    (void)snprintf(t.servers[0]->stopped, sizeof(t.servers[0]->stopped), "the drive failed");
+    fixture_run(&t.f, 5 * SECOND);
+    cluster_server_returns(&t, 3);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(count_recovering(&t, 4, 3), 4);
+    assert_int_equal(t.servers[2]->tell_count, 4);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_int_equal(t.servers[2]->tells[i].peers[0], 2);
     fixture_fini(&t.f);
 }
 
@@ -742,6 +764,7 @@ UNIT_MAIN(cmocka_unit_test(test_promotion), cmocka_unit_test(test_attach_begins_
           cmocka_unit_test(test_out_with_restarts),
           cmocka_unit_test(test_last_slot_is_never_ejected),
           cmocka_unit_test(test_short_absence_moves_nothing),
+          cmocka_unit_test(test_stopped_server_is_no_source),
           cmocka_unit_test(test_stopped_server_is_out),
           cmocka_unit_test(test_chunk_waits_for_the_owner),
           cmocka_unit_test(test_chunk_of_an_older_owner),

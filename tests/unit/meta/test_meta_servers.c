@@ -839,7 +839,7 @@ test_why_copies_wait(void **state)
     cluster_server_goes(&t, 2);
     cluster_server_returns(&t, 3);
     fixture_run(&t.f, SECOND);
-    expect_wait(&t, 3, "no server with a copy in sync is there");
+    expect_wait(&t, 3, "no server with a copy in sync can be pulled from");
     cluster_server_returns(&t, 1);
     fixture_run(&t.f, SECOND);
     (void)snprintf(text, sizeof(text), "server 3 (%s) recovers as many at once as it may",
