@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "common/assert.h"
@@ -22,6 +23,8 @@
 #define PARAMETERS_PATH "/sys/module/ublk_drv/parameters/ublks_max"
 #define NO_QUEUE        UINT16_MAX
 #define WAIT_SLICE_NS   50000000
+#define PATH_BYTES      160u
+#define LINE_BYTES      1024u
 
 struct ublk_control {
     struct io_uring ring;
@@ -91,6 +94,54 @@ control_run_with(struct ublk_control *control, enum ublk_command command, uint32
 
 /* --- the device --- */
 
+/* Does this list of the kernel's modules have nbd in it? */
+static bool
+control_list_has_nbd(const char *release, const char *list)
+{
+    char path[PATH_BYTES];
+    char line[LINE_BYTES];
+    DL_CLEANUP(fclose) FILE *file = NULL;
+
+    (void)snprintf(path, sizeof(path), "/lib/modules/%s/%s", release, list);
+    file = fopen(path, "re");
+    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
+        if (strstr(line, "/nbd.ko") != NULL)
+            return true;
+    return false;
+}
+
+/* What can be done instead. */
+static const char *
+control_alternative(const char *release)
+{
+    if (access("/dev/nbd0", F_OK) == 0 || control_list_has_nbd(release, "modules.dep") ||
+        control_list_has_nbd(release, "modules.builtin"))
+        return "dlblk attach --nbd";
+    return "this kernel has no nbd client either, so programs have to use "
+           "nbdkit-datenlord-plugin(1)";
+}
+
+static int
+control_explain_missing(struct dl_error *err)
+{
+    struct utsname kernel = {0};
+    unsigned major = 0;
+    unsigned minor = 0;
+
+    if (uname(&kernel) == 0 && sscanf(kernel.release, "%u.%u", &major, &minor) == 2 &&
+        (major < 6 || (major == 6 && minor < 1))) {
+        (void)dl_error_set(err, -ENODEV, "Linux %s is too old for ublk: 6.1 or later is needed",
+                           kernel.release);
+        dl_error_hint(err, "without ublk: %s", control_alternative(kernel.release));
+        return -ENODEV;
+    }
+    (void)dl_error_set(err, -ENODEV,
+                       "this kernel has no ublk driver: " CONTROL_PATH " is not there");
+    dl_error_hint(err, "modprobe ublk_drv (CONFIG_BLK_DEV_UBLK); without it: %s",
+                  control_alternative(kernel.release));
+    return -ENODEV;
+}
+
 static int
 control_explain_open(int error, struct dl_error *err)
 {
@@ -98,11 +149,7 @@ control_explain_open(int error, struct dl_error *err)
     case ENOENT:
     case ENODEV:
     case ENXIO:
-        (void)dl_error_set(err, -ENODEV,
-                           "this kernel has no ublk driver: " CONTROL_PATH " is not there");
-        dl_error_hint(err, "modprobe ublk_drv (Linux 6.1 or later with CONFIG_BLK_DEV_UBLK); "
-                           "without it: dlblk attach --nbd");
-        return -ENODEV;
+        return control_explain_missing(err);
     case EACCES:
     case EPERM:
         (void)dl_error_set(err, -EACCES, "no permission to open " CONTROL_PATH);
@@ -229,7 +276,7 @@ control_ublks_max(void)
     return max;
 }
 
-/* Linux 6.1 takes the limit only when the driver is loaded. */
+/* Linux 6.1 has no limit; others take one only when the driver is loaded. */
 static void
 control_hint_max(unsigned max, struct dl_error *err)
 {

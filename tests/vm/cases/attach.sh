@@ -110,5 +110,10 @@ check "nothing is left" wait_for 10 nothing_left
 check "no state is left" sh -c '! ls /run/dlblk/ublk | grep -v log'
 check "it was detached cleanly" test "$(dlblk volume info v --json | jq .clean)" = true
 modprobe -r ublk_drv
-check_fails 1 "--nbd" "without ublk: what to do instead" dlblk attach v
-finish 44
+check_fails 1 "without it: dlblk attach --nbd" "without ublk: what to do instead" dlblk attach v
+check_fails 1 "is too old for ublk: 6.1" "a kernel that is too old" \
+    setarch --uname-2.6 dlblk attach v
+mount -t tmpfs none /lib/modules
+check_fails 1 "nbdkit-datenlord-plugin(1)" "and without nbd" dlblk attach v
+check "there are no devices" test "$(dlblk devices --json | jq '.devices | length')" = 0
+finish 47
