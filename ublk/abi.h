@@ -28,7 +28,8 @@ enum ublk_command {
     UBLK_SET_PARAMS = 0x08,
     UBLK_START_USER_RECOVERY = 0x10,
     UBLK_END_USER_RECOVERY = 0x11,
-    UBLK_GET_FEATURES = 0x13, /* encoded only */
+    UBLK_GET_FEATURES = 0x13,  /* encoded only */
+    UBLK_DEL_DEV_ASYNC = 0x14, /* encoded only; Linux 6.12 has it */
 };
 
 struct ublk_ctrl_cmd {
@@ -165,6 +166,7 @@ ublk_encode_control(enum ublk_command command)
     switch (command) {
     case UBLK_GET_DEV_INFO:
     case UBLK_GET_FEATURES:
+    case UBLK_DEL_DEV_ASYNC:
         return _IOR('u', command, struct ublk_ctrl_cmd);
     default:
         return _IOWR('u', command, struct ublk_ctrl_cmd);

@@ -25,6 +25,7 @@
 #define WAIT_SLICE_NS   50000000
 #define PATH_BYTES      160u
 #define LINE_BYTES      1024u
+#define KERNEL_ENOTSUPP 524 /* in the kernel's own errno.h only */
 
 struct ublk_control {
     struct io_uring ring;
@@ -358,6 +359,19 @@ int
 ublk_control_delete(struct ublk_control *control, uint32_t id, struct dl_error *err)
 {
     return control_explain(control_run_on(control, UBLK_DEL_DEV, id, 0), "deletion", id, err);
+}
+
+int
+ublk_control_delete_async(struct ublk_control *control, uint32_t id, struct dl_error *err)
+{
+    int result = -EOPNOTSUPP;
+
+    if (control->encoded)
+        result = control_run_on(control, UBLK_DEL_DEV_ASYNC, id, 0);
+    /* How the driver said it at first. */
+    if (result == -KERNEL_ENOTSUPP)
+        result = -EOPNOTSUPP;
+    return control_explain(result, "deletion", id, err);
 }
 
 int

@@ -57,8 +57,13 @@ int ublk_control_set_params(struct ublk_control *control, uint32_t id,
                             const struct ublk_params *params, struct dl_error *err);
 int ublk_control_start(struct ublk_control *control, uint32_t id, int pid, struct dl_error *err);
 int ublk_control_stop(struct ublk_control *control, uint32_t id, struct dl_error *err);
-/* Nobody has /dev/ublkcN open, nor a ring with commands on it. */
+/*
+ * Waits until the last user of /dev/ublkbN has let it go; Linux 6.1 waits so for all of ublk.
+ * Nobody has /dev/ublkcN open, nor a ring with commands on it.  remove.h is what to call.
+ */
 int ublk_control_delete(struct ublk_control *control, uint32_t id, struct dl_error *err);
+/* The same, without waiting.  -EOPNOTSUPP: this kernel doesn't know it. */
+int ublk_control_delete_async(struct ublk_control *control, uint32_t id, struct dl_error *err);
 /* -EBUSY: the kernel has not noticed yet that the server is gone, or it is not. */
 int ublk_control_start_recovery(struct ublk_control *control, uint32_t id, struct dl_error *err);
 int ublk_control_end_recovery(struct ublk_control *control, uint32_t id, int pid,

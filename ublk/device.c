@@ -180,7 +180,7 @@ device_in_flight(uint32_t id)
 
 /* --- users --- */
 
-/* "ublkb3" and its partitions "ublkb3p1". */
+/* "ublkb3" and its partitions "ublkb3p1"; a node that is gone is "ublkb3 (deleted)". */
 static bool
 is_device_name(const char *name, uint32_t id)
 {
@@ -189,14 +189,14 @@ is_device_name(const char *name, uint32_t id)
 
     if (strncmp(name, prefix, length) != 0)
         return false;
-    return name[length] == '\0' ||
+    return name[length] == '\0' || name[length] == ' ' ||
            (name[length] == 'p' && isdigit((unsigned char)name[length + 1]));
 }
 
 static int
-check_mounts(uint32_t id, struct dl_error *err)
+check_mounts(const char *path, uint32_t id, struct dl_error *err)
 {
-    DL_CLEANUP(fclose) FILE *file = fopen("/proc/self/mounts", "re");
+    DL_CLEANUP(fclose) FILE *file = fopen(path, "re");
     char device[256];
     char where[256];
 
@@ -307,7 +307,8 @@ check_process(const char *pid, uint32_t id, struct dl_error *err)
 }
 
 static int
-check_processes(uint32_t id, struct dl_error *err)
+check_processes(uint32_t id, int (*check)(const char *, uint32_t, struct dl_error *),
+                struct dl_error *err)
 {
     DIR *proc = opendir("/proc");
     const struct dirent *entry;
@@ -315,7 +316,7 @@ check_processes(uint32_t id, struct dl_error *err)
 
     while (proc != NULL && result == 0 && (entry = readdir(proc)) != NULL)
         if (isdigit((unsigned char)entry->d_name[0]))
-            result = check_process(entry->d_name, id, err);
+            result = check(entry->d_name, id, err);
     if (proc != NULL)
         (void)closedir(proc);
     return result;
@@ -324,11 +325,32 @@ check_processes(uint32_t id, struct dl_error *err)
 int
 device_check_unused(uint32_t id, struct dl_error *err)
 {
-    int result = check_mounts(id, err);
+    int result = check_mounts("/proc/self/mounts", id, err);
 
     if (result == 0)
         result = check_block(id, err);
     if (result == 0)
-        result = check_processes(id, err);
+        result = check_processes(id, check_process, err);
+    return result;
+}
+
+static int
+check_process_mounts(const char *pid, uint32_t id, struct dl_error *err)
+{
+    char path[PATH_BYTES];
+
+    (void)snprintf(path, sizeof(path), "/proc/%.20s/mounts", pid);
+    return check_mounts(path, id, err);
+}
+
+int
+device_check_released(uint32_t id, struct dl_error *err)
+{
+    int result = check_mounts("/proc/self/mounts", id, err);
+
+    if (result == 0)
+        result = check_processes(id, check_process, err);
+    if (result == 0)
+        result = check_processes(id, check_process_mounts, err);
     return result;
 }

@@ -38,6 +38,12 @@ void device_tune_here(uint32_t id, uint32_t queue_depth);
  */
 int device_check_unused(uint32_t id, struct dl_error *err);
 
+/*
+ * The same for a device that was stopped: its node and its place in sysfs are gone, but mounts, of
+ * any namespace, and open files are still known.
+ */
+int device_check_released(uint32_t id, struct dl_error *err);
+
 /* Requests that are in flight now, of both directions; 0 where it can't be known. */
 uint32_t device_in_flight(uint32_t id);
 

@@ -17,6 +17,7 @@
 #include "common/vec.h"
 #include "ublk/control.h"
 #include "ublk/device.h"
+#include "ublk/remove.h"
 
 DL_CLEANUP_DEFINE(struct ublk_control *, ublk_control_close);
 
@@ -27,12 +28,15 @@ DL_CLEANUP_DEFINE(struct ublk_control *, ublk_control_close);
 static enum device_condition
 condition_of(struct ublk_control *control, const struct ublk_state *state)
 {
-    struct ublk_device_info info;
+    struct ublk_device_info info = {0};
+    int result = ublk_control_info(control, state->id, &info, NULL);
 
-    if (ublk_control_info(control, state->id, &info, NULL) != 0 || !ublk_info_is_dlblk(&info))
+    if (result == -ENODEV || (result == 0 && !ublk_info_is_dlblk(&info)))
         return DEVICE_MISSING;
     if (supervise_is_serving(state->pid))
         return DEVICE_ATTACHED;
+    if (result != 0)
+        return DEVICE_WAITING; /* what we can't ask about is not thrown away */
     /* Until the kernel has looked it takes a device for alive whose server is dead. */
     return info.state == UBLK_STATE_DEAD ? DEVICE_STOPPED : DEVICE_WAITING;
 }
@@ -58,7 +62,7 @@ remove_stopped(struct ublk_control *control, uint32_t id)
     (void)ublk_control_stop(control, id, NULL);
     if (!ublk_control_is_encoded(control))
         (void)nanosleep(&pause, NULL);
-    (void)ublk_control_delete(control, id, NULL);
+    (void)ublk_remove(control, id, NULL);
     ublk_state_remove(id);
 }
 
@@ -184,6 +188,15 @@ detach_unknown(const char *name, struct dl_error *err)
     return -DL_E_NOT_FOUND;
 }
 
+/* By force: done, as far as it is ours to do. */
+static void
+detach_say_busy(const struct ublk_state *state, const struct dl_error *busy)
+{
+    (void)fprintf(stderr, "dlblk-ublk: volume %s is detached; %s\n", state->volume, busy->text);
+    if (busy->hint[0] != '\0')
+        (void)fprintf(stderr, "dlblk-ublk: %s\n", busy->hint);
+}
+
 int
 devices_detach(const char *name, bool force, struct dl_error *err)
 {
@@ -210,9 +223,11 @@ devices_detach(const char *name, bool force, struct dl_error *err)
         return result;
     /* A server deletes its device.  One that is dead does not. */
     if (condition_of(control, &state) != DEVICE_MISSING)
-        result = ublk_control_delete(control, state.id, err);
-    if (result == -ENODEV || result == -EINVAL)
+        result = ublk_remove(control, state.id, err);
+    if (result == -EBUSY) {
+        detach_say_busy(&state, err);
         result = 0;
+    }
     if (result == 0)
         ublk_state_remove(state.id);
     return result;

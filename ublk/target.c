@@ -41,6 +41,7 @@
 #include "ublk/control_job.h"
 #include "ublk/device.h"
 #include "ublk/queue.h"
+#include "ublk/remove.h"
 
 #define LOOP_ENTRIES     1024u
 #define NOFILE_NEEDED    1024u
@@ -679,8 +680,10 @@ target_undo_add(struct target *target)
 {
     struct dl_error err = {0};
 
-    if (ublk_control_delete(target->control, target->info.dev_id, &err) != 0 &&
-        err.code != -ENODEV && err.code != -EINVAL)
+    int result = ublk_remove(target->control, target->info.dev_id, &err);
+    if (result == -EBUSY)
+        log_warning("ublk", target->name, "%s", err.text);
+    else if (result != 0)
         log_error("ublk", target->name, "%s", err.text);
     ublk_state_remove(target->info.dev_id);
 }

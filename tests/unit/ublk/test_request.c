@@ -276,6 +276,7 @@ test_encoding(void **state)
     assert_int_equal(ublk_encode_control(UBLK_GET_FEATURES), 0x80207513);
     assert_int_equal(ublk_encode_control(UBLK_ADD_DEV), 0xc0207504);
     assert_int_equal(ublk_encode_control(UBLK_END_USER_RECOVERY), 0xc0207511);
+    assert_int_equal(ublk_encode_control(UBLK_DEL_DEV_ASYNC), 0x80207514);
     assert_int_equal(ublk_encode_io(UBLK_FETCH), 0xc0107520);
     assert_int_equal(ublk_encode_io(UBLK_COMMIT_AND_FETCH), 0xc0107521);
     assert_int_equal(UBLK_DESC_STRIDE_BYTES, 98304);

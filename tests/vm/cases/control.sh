@@ -45,13 +45,17 @@ done
 
 attach v >/dev/null
 kill_targets_for_good v
-steps+=([16]=START_USER_RECOVERY [17]=END_USER_RECOVERY [7]=STOP_DEV [5]=DEL_DEV)
-for command in 16 17; do
+steps+=([16]=START_USER_RECOVERY [17]=END_USER_RECOVERY [7]=STOP_DEV [2]=GET_DEV_INFO)
+for command in 2 16 17; do
     LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$command \
         dlblk-ublk recover v --background >/tmp/out 2>&1
     check "${steps[$command]} fails: the takeover says so" test $? != 0
     check "${steps[$command]} fails: the device waits for another one" wait_for 10 is_state v waiting
 done
+    LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$command DLBLK_FAIL_KILL=1 \
+        dlblk-ublk recover v >/tmp/out 2>&1
+    check "killed before ${steps[$command]}" test $? = 137
+    check "killed before ${steps[$command]}: the device waits" wait_for 10 is_state v waiting
 check "another one takes it over" dlblk-ublk recover v --background
 dd if=/dev/zero of=/dev/ublkb0 bs=64k count=1 oflag=direct status=none
 check "and serves it" test $? = 0
@@ -59,11 +63,27 @@ LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=7 dlblk detach v >/tmp
 check "STOP_DEV fails: detach says so" test $? = 1
 check "STOP_DEV fails: the device is as before" is_state v attached
 check "detach" dlblk detach v
+LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=7 DLBLK_FAIL_KILL=1 dlblk detach v
+check "killed before STOP_DEV: the device is as before" is_state v attached
 check "nothing is left" wait_for 10 nothing_left
-LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=5 dlblk attach v >/dev/null 2>&1
+delete=20 # DEL_DEV_ASYNC
+[[ $(uname -r) == 6.1.* ]] && delete=5
+LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$delete DLBLK_FAIL_RESULT=5 \
+    dlblk attach v >/dev/null 2>&1
 check "DEL_DEV fails in the server: detach does it" dlblk detach v
 check "nothing is left" wait_for 10 nothing_left
 
+LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$delete DLBLK_FAIL_KILL=1 \
+    dlblk attach v >/dev/null 2>&1
+check "killed before DEL_DEV: detach does it" dlblk detach v
+check "nothing is left" wait_for 10 nothing_left
+
+# Who can't say what it knows is taken for one of the first: the plain numbers of commands.
+LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=19 dlblk attach v >/dev/null 2>&1
+dd if=/dev/zero of=/dev/ublkb0 bs=64k count=4 oflag=direct status=none
+check "GET_FEATURES fails: the device can be used" test $? = 0
+check "detach" dlblk detach v
+check "nothing is left" wait_for 10 nothing_left
 # --- fifty times ---
 
 dlblk-ublk serve --null 64M n >/dev/null 2>&1 & # loads what is loaded at the first time
