@@ -154,6 +154,12 @@ cli_words_add_global(const struct cli *cli, struct cli_words *words)
         cli_words_add(words, "--config");
         cli_words_add(words, cli->config_path);
     }
+    if (cli->timeout_ms != 0) {
+        (void)snprintf(words->timeout.text, sizeof(words->timeout.text), "%llums",
+                       (unsigned long long)cli->timeout_ms);
+        cli_words_add(words, "--timeout");
+        cli_words_add(words, words->timeout.text);
+    }
 }
 
 CLI_COMMAND(cli_detach)

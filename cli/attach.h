@@ -17,12 +17,13 @@
 struct cli_words {
     const char *word[CLI_WORDS_MAX + 1]; /* ends with NULL */
     size_t count;
+    struct text_short timeout; /* memory of one of them */
 };
 
 void cli_words_add(struct cli_words *words, const char *word);
 void cli_words_add_number(struct cli_words *words, const char *option, uint64_t number,
                           struct text_short *memory);
-/* --meta and --config, as they were given. */
+/* --meta, --config and --timeout, as they were given. */
 void cli_words_add_global(const struct cli *cli, struct cli_words *words);
 
 /* `name` itself, for $PATH, where it is not beside this program. */

@@ -52,7 +52,7 @@ function(dlblk_nbdkit_plugin name)
         file(INSTALL DESTINATION \"\${plugin_dir}\" TYPE MODULE FILES \"$<TARGET_FILE:${target}>\")")
 endfunction()
 
-# dlblk_install_template(FILE.in DESTINATION)
+# dlblk_install_template(FILE.in DESTINATION [PROGRAMS])
 # A file that names the folders of what is installed.  They are known when that happens: cmake --install takes
 # another --prefix.
 function(dlblk_install_template template destination)
@@ -69,7 +69,11 @@ function(dlblk_install_template template destination)
                 OUTPUT_VARIABLE CMAKE_INSTALL_FULL_\${folder})
         endforeach()
         configure_file(\"${template}\" \"${made}\" @ONLY)")
-    install(FILES ${made} DESTINATION ${destination})
+    if(ARGC GREATER 2)
+        install(PROGRAMS ${made} DESTINATION ${destination})
+    else()
+        install(FILES ${made} DESTINATION ${destination})
+    endif()
 endfunction()
 
 # dlblk_protobuf(TARGET FILE.proto)

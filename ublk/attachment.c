@@ -91,6 +91,9 @@ attachment_read_conf(struct conf *conf, const struct attachment_options *options
         result = conf_set(conf, "cluster", "meta", getenv("DLBLK_META"), "DLBLK_META", err);
     if (result == 0)
         result = conf_set(conf, "cluster", "meta", options->meta, "--meta", err);
+    if (result == 0)
+        result = conf_set(conf, "client", "connect_timeout", options->connect_timeout, "--timeout",
+                          err);
     return result;
 }
 

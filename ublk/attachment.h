@@ -24,8 +24,9 @@ struct attachment;
 
 struct attachment_options {
     const char *volume;
-    const char *meta;   /* "host:port,..."; NULL: $DLBLK_META, the configuration file */
-    const char *config; /* NULL: /etc/dlblk/dlblk.conf */
+    const char *meta;            /* "host:port,..."; NULL: $DLBLK_META, the configuration file */
+    const char *config;          /* NULL: /etc/dlblk/dlblk.conf */
+    const char *connect_timeout; /* "30s"; NULL: the configuration file */
     bool read_only;
     bool steal;
     /*

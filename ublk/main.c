@@ -39,7 +39,7 @@ static const char help_text[] = PROGRAM
     "                     in the background with a supervisor\n"
     "  " PROGRAM " detach [--force] VOLUME|DEVICE\n"
     "  " PROGRAM " list [--json]\n"
-    "  " PROGRAM " attach-all\n"
+    "  " PROGRAM " attach-all [--timeout TIME] [--meta ADDRESS,...] [--config FILE]\n"
     "                     attach what stands in " ATTACH_CONF ": lines of VOLUME OPTION...\n"
     "\n"
     "  --read-only        nobody may write; others can read the volume as well\n"
@@ -55,12 +55,17 @@ static const char help_text[] = PROGRAM
     "  --log FILE         for --background (/run/dlblk/ublk/VOLUME.log)\n"
     "  --meta ADDRESS,... the metadata service ($DLBLK_META; meta in [cluster])\n"
     "  --config FILE      instead of /etc/dlblk/dlblk.conf\n"
+    "  --timeout TIME     how long to wait for the metadata service (10s)\n"
+    "  --force            detach: also while it is in use; its users get I/O errors\n"
+    "  --json             list: with all that is known\n"
     "  --version, --help\n"
     "\n"
     "Examples:\n"
     "  " PROGRAM " serve db1\n"
     "  " PROGRAM " serve --background --supervise --queues 2 db1\n"
     "  " PROGRAM " recover\n"
+    "  " PROGRAM " list --json\n"
+    "  " PROGRAM " attach-all --timeout 5min\n"
     "  " PROGRAM " detach /dev/ublkb0\n";
 
 struct arguments {
@@ -97,6 +102,7 @@ enum option_id {
     OPTION_LOG,
     OPTION_META,
     OPTION_CONFIG,
+    OPTION_TIMEOUT,
     OPTION_FORCE,
     OPTION_JSON,
     OPTION_HELP,
@@ -116,6 +122,7 @@ static const struct option options[] = {
     {"log", required_argument, NULL, OPTION_LOG},
     {"meta", required_argument, NULL, OPTION_META},
     {"config", required_argument, NULL, OPTION_CONFIG},
+    {"timeout", required_argument, NULL, OPTION_TIMEOUT},
     {"force", no_argument, NULL, OPTION_FORCE},
     {"json", no_argument, NULL, OPTION_JSON},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -183,6 +190,9 @@ take_option(struct arguments *arguments, int option)
         return EXIT_DONE;
     case OPTION_CONFIG:
         target->config = optarg;
+        return EXIT_DONE;
+    case OPTION_TIMEOUT:
+        target->connect_timeout = optarg;
         return EXIT_DONE;
     case OPTION_FORCE:
         arguments->force = true;
@@ -305,13 +315,15 @@ parse_with_conf(int argc, char **argv, struct arguments *arguments, char line[LI
  * server reads the line's options itself.
  */
 static int
-attach_line(const char *self, char *volume)
+attach_line(const char *self, const struct target_options *target, const char *volume)
 {
-    char serve[] = "serve";
-    char background[] = "--background";
-    char supervise[] = "--supervise";
-    char name[] = PROGRAM;
-    char *argv[] = {name, serve, background, supervise, volume, NULL};
+    const char *argv[12] = {PROGRAM, "serve", "--background", "--supervise", volume};
+    const char *const passed[][2] = {
+        {"--meta", target->meta},
+        {"--config", target->config},
+        {"--timeout", target->connect_timeout},
+    };
+    size_t count = 5;
     struct ublk_state state;
     struct dl_error err = {0};
     int status = 0;
@@ -319,10 +331,16 @@ attach_line(const char *self, char *volume)
 
     if (devices_find_waiting(volume, &state, &err) == -DL_E_VOLUME_BUSY)
         return 0;
+    for (size_t i = 0; i < sizeof(passed) / sizeof(passed[0]); i++) {
+        if (passed[i][1] == NULL)
+            continue;
+        argv[count++] = passed[i][0];
+        argv[count++] = passed[i][1];
+    }
     (void)fflush(stdout);
     pid = fork();
     if (pid == 0) {
-        (void)execv(self, argv);
+        (void)execv(self, (char *const *)(uintptr_t)argv);
         _exit(127);
     }
     if (pid < 0)
@@ -333,7 +351,7 @@ attach_line(const char *self, char *volume)
 }
 
 static int
-run_attach_all(void)
+run_attach_all(const struct target_options *target)
 {
     char self[PATH_BYTES] = "";
     DL_CLEANUP(fclose) FILE *file = NULL;
@@ -354,7 +372,7 @@ run_attach_all(void)
     while (fgets(line, sizeof(line), file) != NULL) {
         int count = split_line(line, words, WORDS_MAX);
 
-        if (count > 0 && attach_line(self, words[0]) != 0) {
+        if (count > 0 && attach_line(self, target, words[0]) != 0) {
             (void)fprintf(stderr, PROGRAM ": volume %s could not be attached\n", words[0]);
             failed++;
         }
@@ -423,7 +441,7 @@ run_command(struct arguments *arguments)
     if (strcmp(arguments->command, "serve") == 0)
         return run_serve(arguments);
     if (strcmp(arguments->command, "attach-all") == 0)
-        return run_attach_all();
+        return run_attach_all(&arguments->target);
     if (strcmp(arguments->command, "list") == 0)
         result = devices_list(arguments->json, &err);
     else if (strcmp(arguments->command, "recover") == 0)

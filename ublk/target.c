@@ -596,6 +596,7 @@ target_create_attachment(struct target *target, struct dl_error *err)
         .volume = options->volume,
         .meta = options->meta,
         .config = options->config,
+        .connect_timeout = options->connect_timeout,
         .read_only = options->read_only,
         .steal = options->steal,
     };
@@ -679,8 +680,8 @@ static void
 target_undo_add(struct target *target)
 {
     struct dl_error err = {0};
-
     int result = ublk_remove(target->control, target->info.dev_id, &err);
+
     if (result == -EBUSY)
         log_warning("ublk", target->name, "%s", err.text);
     else if (result != 0)

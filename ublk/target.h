@@ -25,9 +25,10 @@
 
 struct target_options {
     const char *volume;
-    const char *meta;   /* as in attachment.h */
-    const char *config; /* as in attachment.h */
-    uint32_t id;        /* UBLK_ANY_ID: any */
+    const char *meta;            /* as in attachment.h */
+    const char *config;          /* as in attachment.h */
+    const char *connect_timeout; /* as in attachment.h */
+    uint32_t id;                 /* UBLK_ANY_ID: any */
     uint32_t queues;
     uint32_t depth;
     bool read_only;

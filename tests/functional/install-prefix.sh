@@ -39,6 +39,24 @@ for unit in dlblk-meta.service dlblk-chunkserver@.service dlblk-ublk@.service; d
     check "$unit tells when it is ready" grep -q '^Type=notify$' "$root/lib/systemd/system/$unit"
 done
 
+# --- attach.conf: its volumes are wanted at boot ---
+
+generator=$root/lib/systemd/system-generators/dlblk-ublk-generator
+printf '%s\n' '# comment' '' 'db-1 --queues 2' '  db.2# small' '../evil' '-x' >"$scratch/attach.conf"
+printf 'last' >>"$scratch/attach.conf"
+mkdir "$scratch/units"
+DLBLK_ATTACH_CONF=$scratch/attach.conf "$generator" "$scratch/units" 2>"$scratch/generator.err"
+check "the generator" test $? = 0
+check "each volume's unit is wanted" test "$(cd "$scratch/units/multi-user.target.wants" && echo ./*)" = \
+    "./dlblk-ublk@db-1.service ./dlblk-ublk@db.2.service ./dlblk-ublk@last.service"
+for link in "$scratch"/units/multi-user.target.wants/*; do
+    check "${link##*/} is there" test -s "$link"
+done
+check "what is no volume is named" test "$(grep -c 'not the name of a volume' "$scratch/generator.err")" = 2
+check "without the file there is nothing to do" \
+    env DLBLK_ATTACH_CONF="$scratch/none" "$generator" "$scratch/none"
+check "nothing is made" test ! -e "$scratch/none"
+
 # --- every program says what it is ---
 
 for program in bin/dlblk sbin/dlblk-meta sbin/dlblk-chunkserver sbin/dlblk-disk \
@@ -110,4 +128,4 @@ check "--dump-plugin: names itself" grep -q '^name=datenlord$' "$scratch/dump"
 check "--dump-plugin: thread model" grep -q '^max_thread_model=parallel$' "$scratch/dump"
 check "--dump-plugin: its own lines" grep -q '^datenlord_' "$scratch/dump"
 
-finish 44
+finish 52

@@ -1,9 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Also on 6.1.
-# Each step of attaching fails, or is where the process is killed: no device is left behind, and the
-# next attach works.  Fifty times attached and detached, without a leak; the orderly end of a server
-# while the device is in use and while it is not; attach.conf after a restart.
+# Each step of attaching, taking over and detaching fails, or is where the process is killed: no
+# device is left behind, and the next one works.  Fifty times attached and detached, without a leak;
+# the orderly end of a server while the device is in use and while it is not; attach.conf after a
+# reboot, which comes to a cluster that is not there yet.
 # shellcheck source=tests/vm/functions.sh
 . /vm/functions.sh
 start_cluster
@@ -51,20 +52,20 @@ for command in 2 16 17; do
         dlblk-ublk recover v --background >/tmp/out 2>&1
     check "${steps[$command]} fails: the takeover says so" test $? != 0
     check "${steps[$command]} fails: the device waits for another one" wait_for 10 is_state v waiting
-done
     LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$command DLBLK_FAIL_KILL=1 \
         dlblk-ublk recover v >/tmp/out 2>&1
     check "killed before ${steps[$command]}" test $? = 137
     check "killed before ${steps[$command]}: the device waits" wait_for 10 is_state v waiting
+done
 check "another one takes it over" dlblk-ublk recover v --background
 dd if=/dev/zero of=/dev/ublkb0 bs=64k count=1 oflag=direct status=none
 check "and serves it" test $? = 0
 LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=7 dlblk detach v >/tmp/out 2>&1
 check "STOP_DEV fails: detach says so" test $? = 1
 check "STOP_DEV fails: the device is as before" is_state v attached
-check "detach" dlblk detach v
 LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=7 DLBLK_FAIL_KILL=1 dlblk detach v
 check "killed before STOP_DEV: the device is as before" is_state v attached
+check "detach" dlblk detach v
 check "nothing is left" wait_for 10 nothing_left
 delete=20 # DEL_DEV_ASYNC
 [[ $(uname -r) == 6.1.* ]] && delete=5
@@ -72,7 +73,6 @@ LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$delete DLBLK_FAIL_RES
     dlblk attach v >/dev/null 2>&1
 check "DEL_DEV fails in the server: detach does it" dlblk detach v
 check "nothing is left" wait_for 10 nothing_left
-
 LD_PRELOAD=/usr/bin/libfail_control.so DLBLK_FAIL_COMMAND=$delete DLBLK_FAIL_KILL=1 \
     dlblk attach v >/dev/null 2>&1
 check "killed before DEL_DEV: detach does it" dlblk detach v
@@ -84,6 +84,7 @@ dd if=/dev/zero of=/dev/ublkb0 bs=64k count=4 oflag=direct status=none
 check "GET_FEATURES fails: the device can be used" test $? = 0
 check "detach" dlblk detach v
 check "nothing is left" wait_for 10 nothing_left
+
 # --- fifty times ---
 
 dlblk-ublk serve --null 64M n >/dev/null 2>&1 & # loads what is loaded at the first time
@@ -193,6 +194,33 @@ check "both are there, with their options" \
     test "$(device_of v .depth) $(device_of w .device)" = "8 /dev/ublkb5"
 check "again it does nothing" dlblk-ublk attach-all
 check "two are attached" test "$(dlblk devices --json | jq '.devices | length')" = 2
+dd if=/tmp/data of=/dev/ublkb5 bs=64k seek=7 oflag=direct status=none
+
+# What a reboot leaves: volumes whose owners never detached them.
+kill_targets_for_good v w
 dlblk detach v
 dlblk detach w
-finish 62
+rm -rf /run/dlblk
+modprobe -r ublk_drv
+for name in "${!pids[@]}"; do
+    kill -9 "${pids[$name]}"
+    wait "${pids[$name]}"
+done 2>/dev/null
+modprobe ublk_drv
+dlblk-ublk attach-all --timeout 1s >/tmp/out 2>&1
+check "attach-all after a reboot, without a cluster: fails" test $? = 1
+check "says for which volumes" test "$(grep -c 'could not be attached' /tmp/out)" = 2
+dlblk-ublk attach-all --timeout 60s >/tmp/out 2>&1 &
+job=$!
+sleep 2
+start_meta
+start_servers
+check "attach-all waits for the cluster" wait $job
+check "both are there again, with their options" \
+    test "$(device_of v .depth) $(device_of w .device)" = "8 /dev/ublkb5"
+check "and what was written" \
+    cmp /tmp/data <(dd if=/dev/ublkb5 bs=64k skip=7 count=16 iflag=direct status=none)
+dlblk detach v
+dlblk detach w
+check "nothing is left" wait_for 10 nothing_left
+finish 84
