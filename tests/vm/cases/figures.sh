@@ -1,11 +1,51 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Operations per second at depth 16, 4 KiB: the device against the same volume through dlblk bench,
-# and a null device.  Under emulation only the ratio means something.
+# and a null device.  Under emulation only the ratio means something.  Threads and memory of what
+# serves a volume, its supervisor included: idle, and with all buffers used.
 # shellcheck source=tests/vm/functions.sh
 . /vm/functions.sh
 start_cluster
 create_volume v 128M
+
+# --- threads and memory ---
+
+servers_of() { # VOLUME: its server, and the supervisor
+    local pid
+    pid=$(device_of "$1" .pid)
+    echo "$pid" "$(awk '/^PPid/ {print $2}' "/proc/$pid/status")"
+}
+threads_of() {
+    local pid count=0
+    for pid in $(servers_of "$1"); do
+        count=$((count + $(ls "/proc/$pid/task" | wc -l)))
+    done
+    echo $count
+}
+# What is their own: both have a share in what they share.
+memory_of() {
+    local pid
+    for pid in $(servers_of "$1"); do
+        cat "/proc/$pid/smaps_rollup"
+    done | awk '/^Pss_Anon|^Pss_Shmem/ {kib += $2} END {print kib}'
+}
+for queues in 1 2; do
+    device=$(attach v --queues $queues --depth 16)
+    note "$queues queues: $(threads_of v) threads, $(memory_of v) KiB"
+    check "$queues queues: a thread for each, and one, at most" \
+        test "$(threads_of v)" -le $((queues + 1))
+    check "idle at most 16 MiB" test "$(memory_of v)" -le 16384
+    fio --name=fill --filename="$device" --direct=1 --ioengine=libaio --iodepth=32 --numjobs=2 \
+        --rw=randrw --bs=512k --size=64M --offset_increment=64M >/dev/null 2>&1
+    buffers=$((queues * 17 * 512)) # there is one more than the depth
+    note "$queues queues, all buffers used, $buffers KiB: $(threads_of v) threads, $(memory_of v) KiB"
+    check "at most 16 MiB and the buffers" test "$(memory_of v)" -le $((16384 + buffers))
+    check "no thread more" test "$(threads_of v)" -le $((queues + 1))
+    dlblk detach v
+done
+
+# --- operations per second ---
+
 device=$(attach v)
 fio --name=fill --filename="$device" --direct=1 --rw=write --bs=512k --size=128M >/dev/null 2>&1
 
@@ -41,4 +81,4 @@ for what in read write; do
     check "rand$what: the device has $((one * 100 / other)) % of the library's operations, at least 60" \
         test $((one * 100)) -ge $((other * 60))
 done
-finish 2
+finish 10

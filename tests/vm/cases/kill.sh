@@ -16,6 +16,7 @@
 start_cluster
 create_volume v 128M
 attach v --depth 32 --queues 2 >/dev/null || die "attach: $(cat /tmp/attach.err)"
+lease=$(device_of v .lease_epoch)
 
 PROBE_IDLE_MS=400
 limit_idle=2000
@@ -99,6 +100,9 @@ done
 grep takeover: /run/dlblk/ublk/v.log | sed 's/.*takeover:/# takeover:/'
 check "I/O goes on in time after the new server's start, $slowest ms at most" test $late = 0
 check "ten servers took the device over" test "$(device_of v .takeovers)" = 10
+check "the lease moved with it, ten times" \
+    test "$(device_of v .lease_epoch) $(dlblk volume info v --json | jq .lease_epoch)" = \
+    "$((lease + 10)) $((lease + 10))"
 check "fio still runs" kill -0 $fio
 
 # The next server, again and again, while it is about to take over: it may have got a lease that it
@@ -136,4 +140,4 @@ fio --name=all --filename=/dev/ublkb0 --direct=1 --ioengine=libaio --rw=write --
 check "written and verified sequentially" grep -q 'err= 0' $results/fio2.out
 check "detach" dlblk detach v
 check "nothing is left" wait_for 10 nothing_left
-finish 12
+finish 13
