@@ -42,6 +42,7 @@
 #include "ublk/device.h"
 #include "ublk/queue.h"
 #include "ublk/remove.h"
+#include "ublk/supervise.h"
 
 #define LOOP_ENTRIES     1024u
 #define NOFILE_NEEDED    1024u
@@ -51,6 +52,7 @@
 #define CLAIM_RETRY_NS   (20 * NS_PER_MS)
 /* Linux 6.1 looks every 5 s whether servers live. */
 #define CLAIM_TIMEOUT_NS (30 * NS_PER_S)
+#define REVIVE_AFTER_NS  NS_PER_S
 #define UNDO_TIMEOUT_NS  (60 * NS_PER_S)
 
 enum target_state {
@@ -98,6 +100,7 @@ struct target {
     struct env_timer timer; /* BEGIN, CLAIMING */
     struct env_timer repeats;
     uint64_t claim_end_ns;
+    bool revived; /* CLAIMING: tried */
     /* When it began, when the kernel's device and the volume were there. */
     uint64_t begin_ns, claimed_ns, opened_ns;
     char name[48];
@@ -523,21 +526,80 @@ target_open(struct target *target)
 
 /* --- a device whose server is dead --- */
 
+static int
+target_run_revive(struct control_job *job, struct dl_error *err)
+{
+    const struct target *target = job->context;
+
+    return ublk_control_end_recovery(job->control, target->options->recover->id, (int)getpid(),
+                                     err);
+}
+
+static void
+target_on_revived(struct control_job *job)
+{
+    const struct target *target = job->context;
+
+    log_info("ublk", target->name, "an earlier takeover died half way: %s",
+             job->err == 0 ? "it is finished, so that the kernel sees that its server is dead"
+                           : job->error.text);
+}
+
+/*
+ * Linux 6.1 looks for dead servers only while a device is live.  One whose next server died between
+ * its FETCHes and its END_USER_RECOVERY is not, keeps those FETCHes, and says EBUSY for ever.  So
+ * the dead one's takeover is finished in its place; then the kernel looks, within 5 s.
+ */
+static bool
+target_is_half_taken(const struct target *target)
+{
+    struct ublk_state now;
+
+    if (target->revived || ublk_control_is_encoded(target->control) ||
+        target->info.state != UBLK_STATE_QUIESCED ||
+        loop_clock_ns() < target->claim_end_ns - CLAIM_TIMEOUT_NS + REVIVE_AFTER_NS)
+        return false;
+    return ublk_state_load(target->options->recover->id, &now, NULL) == 0 &&
+           !supervise_is_serving(now.pid);
+}
+
+static void
+target_revive(struct target *target)
+{
+    target->revived = true;
+    target->job.run = target_run_revive;
+    target->job.on_done = target_on_revived;
+    control_job_start(target->loop, &target->job);
+}
+
+static int
+target_start_recovery(struct target *target, struct dl_error *err)
+{
+    uint32_t id = target->options->recover->id;
+    int result;
+
+    if (target->job.busy) /* it has the control */
+        return dl_error_set(err, -EBUSY, "ublk device %u: an earlier takeover does not end", id);
+    result = ublk_control_info(target->control, id, &target->info, err);
+    if (result == 0 && !ublk_info_is_dlblk(&target->info))
+        result = dl_error_set(err, -EPERM, "ublk device %u is not dlblk's", id);
+    if (result != 0)
+        return result;
+    result = ublk_control_start_recovery(target->control, id, err);
+    /* An earlier try has come so far, and then died: the device waits for its tags already. */
+    if (result == -EINVAL && target->info.state == UBLK_STATE_QUIESCED)
+        return 0;
+    if (result == -EBUSY && target_is_half_taken(target))
+        target_revive(target);
+    return result;
+}
+
 static void
 target_claim(struct target *target)
 {
-    uint32_t id = target->options->recover->id;
     struct dl_error err = {0};
-    int result = ublk_control_info(target->control, id, &target->info, &err);
+    int result = target_start_recovery(target, &err);
 
-    if (result == 0 && !ublk_info_is_dlblk(&target->info))
-        result = dl_error_set(&err, -EPERM, "ublk device %u is not dlblk's", id);
-    if (result == 0) {
-        result = ublk_control_start_recovery(target->control, id, &err);
-        /* An earlier try has come so far, and then died: the device waits for its tags already. */
-        if (result == -EINVAL && target->info.state == UBLK_STATE_QUIESCED)
-            result = 0;
-    }
     if (result == -EBUSY && loop_clock_ns() < target->claim_end_ns) {
         loop_timer_start(target->loop, &target->timer, CLAIM_RETRY_NS);
         return;
