@@ -192,9 +192,9 @@ eject_say(struct client_volume *volume, const struct eject_item *first, uint32_t
     const struct client_server *server = client_core_server(volume->core, first->servers[0]);
 
     client_core_event(volume->core, DLBLK_EVENT_WARNING,
-                      "volume %s: %s was ejected from %u segments (the first: %u): %s",
-                      volume->name, client_server_name(server).text, count, first->message.segment,
-                      first->detail);
+                      "volume %s: %s was ejected from %u segment%s (the first: %u): %s",
+                      volume->name, client_server_name(server).text, count, count == 1 ? "" : "s",
+                      first->message.segment, first->detail);
 }
 
 /* They are needed: the volume goes on as soon as they are back. */

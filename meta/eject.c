@@ -155,8 +155,9 @@ eject_log(struct meta_op *op, const struct meta_volume *volume)
             meta_event_put(op, DL__EVENT_KIND__EVENT_EJECTED, server, volume, ejection->segment,
                            op->change->count,
                            "server %s: ejected from up to %" PRIu32
-                           " segments of volume %s by its owner: %s%s%s",
-                           meta_server_text(server), op->change->count, volume->desc.name,
+                           " segment%s of volume %s by its owner: %s%s%s",
+                           meta_server_text(server), op->change->count,
+                           op->change->count == 1 ? "" : "s", volume->desc.name,
                            reason_text(ejection->reason), detail[0] != '\0' ? ": " : "", detail);
         }
     }

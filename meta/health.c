@@ -348,10 +348,10 @@ meta_health_waits(const struct meta_core *core, const struct meta_volume *volume
 }
 
 void
-meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret_rate,
-                      uint64_t *ret_left_s)
+meta_health_fill_sums(struct meta_core *core, uint64_t slots_recovering, uint64_t left_bytes,
+                      uint64_t *ret_rate, uint64_t *ret_left_s)
 {
-    uint64_t rate = core->recovery->rate_bytes_per_s;
+    uint64_t rate = slots_recovering == 0 ? 0 : core->recovery->rate_bytes_per_s;
 
     *ret_rate = rate;
     *ret_left_s = rate == 0 || left_bytes == 0 ? 0 : left_bytes / rate + 1;
@@ -421,7 +421,8 @@ meta_run_volume_status(struct meta_op *op)
     reply.segments_moving = health.moving;
     reply.slots_recovering = health.slots_recovering;
     reply.left_bytes = health.left_bytes;
-    meta_health_fill_sums(op->core, health.left_bytes, &reply.rate_bytes_per_s, &reply.left_s);
+    meta_health_fill_sums(op->core, reply.slots_recovering, reply.left_bytes,
+                          &reply.rate_bytes_per_s, &reply.left_s);
     meta_op_reply(op, &reply.base);
 }
 

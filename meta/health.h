@@ -49,9 +49,9 @@ uint32_t meta_health_problems(const struct meta_core *core, const struct meta_vo
 /* Why copies wait for their turn: sentences, at most VOLUME_HEALTH_WAITS; how many. */
 uint32_t meta_health_waits(const struct meta_core *core, const struct meta_volume *volume,
                            const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES]);
-/* How fast recovery is, and how long it takes; 0: not known. */
-void meta_health_fill_sums(struct meta_core *core, uint64_t left_bytes, uint64_t *ret_rate,
-                           uint64_t *ret_left_s);
+/* How fast recovery is, and how long it takes; 0: not known, or no slot recovers now. */
+void meta_health_fill_sums(struct meta_core *core, uint64_t slots_recovering, uint64_t left_bytes,
+                           uint64_t *ret_rate, uint64_t *ret_left_s);
 
 struct server_message {
     Dl__Server message;

@@ -1010,11 +1010,12 @@ static void
 recovered_post(struct meta_core *core, uint64_t now_ns)
 {
     struct meta_recovery *recovery = core->recovery;
+    uint64_t slots = recovery->recovered_slots - recovery->recovered_posted;
 
     meta_event_post(core, DL__EVENT_KIND__EVENT_RECOVERED, NULL,
-                    "%" PRIu64 " slots are in-sync again; %" PRIu64
-                    " segments are still recovering, moving or waiting",
-                    recovery->recovered_slots - recovery->recovered_posted, recovery->repair_count);
+                    "%" PRIu64
+                    " %s in-sync again; segments that still recover, move or wait: %" PRIu64,
+                    slots, slots == 1 ? "slot is" : "slots are", recovery->repair_count);
     recovery->recovered_posted = recovery->recovered_slots;
     recovery->posted_ns = now_ns;
 }

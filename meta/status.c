@@ -264,8 +264,8 @@ meta_run_cluster_status(struct meta_op *op)
                                       : reply.segments_degraded + reply.segments_moving != 0
                                           ? "recovering"
                                           : "healthy");
-    meta_health_fill_sums(op->core, reply.recovery_left_bytes, &reply.recovery_bytes_per_s,
-                          &reply.recovery_left_s);
+    meta_health_fill_sums(op->core, reply.slots_recovering, reply.recovery_left_bytes,
+                          &reply.recovery_bytes_per_s, &reply.recovery_left_s);
     reply.software = (char *)(uintptr_t)meta_software();
     meta_op_reply(op, &reply.base);
     free(status.problems);

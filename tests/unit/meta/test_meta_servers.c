@@ -630,7 +630,7 @@ test_events(void **state)
     assert_true(events_have(reply, DL__EVENT_KIND__EVENT_EJECTED, "server 3"));
     assert_true(events_have(reply, DL__EVENT_KIND__EVENT_SERVER_DOWN, "server 3"));
     assert_true(events_have(reply, DL__EVENT_KIND__EVENT_SERVER_UP, "server 3"));
-    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_RECOVERED, "1 slots are in-sync again"));
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_RECOVERED, "1 slot is in-sync again"));
     for (size_t i = 0; i < reply->n_events; i++) {
         assert_int_equal(reply->events[i]->sequence, i + 1);
         assert_true(reply->events[i]->at_ms > 0);
