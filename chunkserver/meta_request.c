@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * meta_request.c: what the metadata service asks of a chunkserver: FENCE, CHUNK_DELETE,
- * SLOT_TELL, SCRUB_VOLUME, PING.
+ * SLOT_TELL, SCRUB_VOLUME, CHUNK_LIST, PING.
  *
- * Each (but SCRUB_VOLUME) is answered when the store has it durably.  The metadata service sends
+ * Each of the first three is answered when the store has it durably.  The metadata service sends
  * again on its next connection what was not answered, so an answer whose connection is gone is
  * dropped, and every request may come twice.
  */
@@ -17,6 +17,7 @@
 #include "dlblk/error.h"
 
 #define DELETE_REFS_MAX 4096u
+#define LIST_CHUNKS_MAX 4096u /* at most 37 bytes each */
 
 /* An upper bound of what a chunk takes in a packed message, without its writes. */
 #define PENDING_CHUNK_BYTES 64u
@@ -408,6 +409,53 @@ delete_receive(struct chunkserver_core *core, const struct frame *frame,
         delete_one_start(owner, &owner->ones[i], message->chunks[i]);
 }
 
+/* --- CHUNK_LIST --- */
+
+/* Chunks that came one after the other are in different parts, whatever went since. */
+static bool
+chunk_is_of_part(const struct chunk *chunk, const Dl__ChunkList *message)
+{
+    return message->parts > 0 &&
+           (chunk->local_id * UINT64_C(0x9e3779b97f4a7c15) >> 32) % message->parts == message->part;
+}
+
+static void
+list_receive(struct chunkserver_core *core, const struct frame *frame, const Dl__ChunkList *message)
+{
+    Dl__ChunkListReply reply = DL__CHUNK_LIST_REPLY__INIT;
+    Dl__ChunkEntry *entries = calloc(LIST_CHUNKS_MAX, sizeof(*entries));
+    Dl__ChunkEntry **pointers = calloc(LIST_CHUNKS_MAX, sizeof(struct _Dl__ChunkEntry *));
+    int err = entries == NULL || pointers == NULL ? -DL_E_NO_MEMORY : 0;
+    struct chunk *chunk, *next;
+
+    reply.total = core->chunks->chunk_count;
+    reply.chunks = pointers;
+    HASH_ITER (by_key, core->chunks->by_key, chunk, next) {
+        if (err != 0 || !chunk_is_of_part(chunk, message))
+            continue;
+        if (reply.n_chunks == LIST_CHUNKS_MAX) {
+            err = -DL_E_LIMIT;
+            break;
+        }
+        pointers[reply.n_chunks] = &entries[reply.n_chunks];
+        dl__chunk_entry__init(&entries[reply.n_chunks]);
+        entries[reply.n_chunks].volume = chunk->key.volume;
+        entries[reply.n_chunks].segment = chunk->key.segment;
+        entries[reply.n_chunks].slot = chunk->key.slot;
+        entries[reply.n_chunks].incarnation = chunk->incarnation;
+        entries[reply.n_chunks].config_epoch = chunk->config_epoch;
+        reply.n_chunks++;
+    }
+    if (err != 0)
+        meta_refuse(core, frame, err, NULL);
+    else
+        meta_link_send(core, core->meta.connection,
+                       frame_out_create_message(OP_CHUNK_LIST, FRAME_REPLY, frame->request_id, 0,
+                                                &reply.base));
+    free(entries);
+    free(pointers);
+}
+
 /* --- dispatch --- */
 
 static const ProtobufCMessageDescriptor *
@@ -422,6 +470,8 @@ message_type_of(uint16_t opcode)
         return &dl__slot_tell__descriptor;
     case OP_SCRUB_VOLUME:
         return &dl__scrub_volume__descriptor;
+    case OP_CHUNK_LIST:
+        return &dl__chunk_list__descriptor;
     default:
         return NULL;
     }
@@ -445,6 +495,9 @@ meta_request_dispatch(struct chunkserver_core *core, const struct frame *frame,
         break;
     case OP_SCRUB_VOLUME:
         scrub_volume_receive(core->scrub, frame, body);
+        break;
+    case OP_CHUNK_LIST:
+        list_receive(core, frame, body);
         break;
     default:
         dl_unreachable();

@@ -336,6 +336,7 @@ struct server_desc {
 
 struct meta_sweep;
 struct meta_reaper;
+struct meta_stray;
 
 struct meta_server {
     struct server_desc desc; /* committed */
@@ -367,18 +368,20 @@ struct meta_server {
     struct meta_peer_request duplicate_ping;
     struct list duplicate_ops; /* registrations that wait for the old connection to show life */
     struct env_timer duplicate_timer;
-    bool out;                   /* down, or taking no writes, for too long: its slots move */
-    uint64_t unfit_ns;          /* since when it is down or takes no writes; 0: it is fit */
-    uint64_t resume_ns;         /* ejected while it was up: not before this it recovers */
-    uint64_t backoff_ns;        /* how long that was put off */
-    bool must_be_heard;         /* nothing has come of it since a slot of it was ejected */
-    struct list settle_ops;     /* registrations that wait for a sweep */
-    struct meta_sweep *settle;  /* the sweep, until the registration is committed */
-    struct meta_sweep *sweep;   /* out: its slots are being ejected */
-    struct meta_reaper *reaper; /* removal.c */
-    bool forgetting;            /* its record is going */
-    bool forgotten;             /* removed; kept in memory for those who still name it */
-    struct list commands;       /* of meta_command.node */
+    bool out;                    /* down, or taking no writes, for too long: its slots move */
+    uint64_t unfit_ns;           /* since when it is down or takes no writes; 0: it is fit */
+    uint64_t resume_ns;          /* ejected while it was up: not before this it recovers */
+    uint64_t backoff_ns;         /* how long that was put off */
+    bool must_be_heard;          /* nothing has come of it since a slot of it was ejected */
+    struct list settle_ops;      /* registrations that wait for a sweep */
+    struct meta_sweep *settle;   /* the sweep, until the registration is committed */
+    struct meta_sweep *sweep;    /* out: its slots are being ejected */
+    struct meta_reaper *reaper;  /* removal.c */
+    struct meta_stray *stray;    /* it is asked what it has */
+    uint64_t listed_start_count; /* since this start that is known, or was not asked for */
+    bool forgetting;             /* its record is going */
+    bool forgotten;              /* removed; kept in memory for those who still name it */
+    struct list commands;        /* of meta_command.node */
     uint32_t commands_in_flight;
     UT_hash_handle hh; /* by desc.uuid */
     struct meta_core *core;
@@ -568,6 +571,7 @@ struct meta_core {
     struct meta_options options;
     enum meta_phase phase;
     uint8_t cluster_id[META_ID_BYTES];
+    uint32_t restores; /* of the store, from backups */
     uint8_t instance[META_ID_BYTES];
     uint64_t leader_revision; /* guards every commit */
     uint64_t started_ns;

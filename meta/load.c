@@ -387,6 +387,7 @@ load_on_cluster(struct store_get *get, int err)
         load_fail(loader, &error);
     } else {
         memcpy(loader->core->cluster_id, record->cluster_id.data, META_ID_BYTES);
+        loader->core->restores = record->restores;
         load_get(loader, "next/server", load_on_next_server);
     }
     if (record != NULL)

@@ -9,6 +9,7 @@
  *   recovery.c  which slots want something, the scheduler, RECOVERY_REPORT
  *   sweep.c     changes of all slots of a server: out, new attempts, from nothing
  *   removal.c   chunks that left the map: deleted when nobody can read them any more
+ *   stray.c     chunks that had left it, and are on a disk again
  *   event.c     the log of what happened
  *   admin.c     drain, remove, labels of servers; health.h: what state all is in
  *
@@ -250,6 +251,13 @@ void meta_removal_put(struct store_batch *batch, const struct volume_desc *desc,
 /* Committed: CHUNK_DELETE when everybody who uses the volume knows the map of now. */
 void meta_removal_add(struct meta_core *core, uint64_t volume_id,
                       const struct change_removal *removal, uint64_t map_seq);
+/* The same of a chunk that had left the map before; the volume may be gone. */
+void meta_removal_put_stray(struct store_batch *batch, uint64_t volume_id,
+                            const struct change_removal *removal, uint64_t now_ms);
+void meta_removal_add_stray(struct meta_core *core, uint64_t volume_id,
+                            const struct change_removal *removal);
+bool meta_removal_is_known(const struct meta_core *core, uint64_t volume_id,
+                           const struct change_removal *removal);
 int meta_removal_load(struct meta_core *core, struct store_item item, struct dl_error *err);
 /* Look again whether chunks of this volume may go. */
 void meta_removal_release(struct meta_core *core, uint64_t volume_id);
@@ -262,6 +270,13 @@ void meta_removal_drop(struct meta_core *core, uint32_t server_id);
 /* Calls fn for each removal of the volume that is held back. */
 void meta_removal_held(const struct meta_volume *volume,
                        void (*fn)(void *context, uint32_t segment), void *context);
+
+/* --- chunks that are there again: stray.c --- */
+
+/* The server has started anew: it is asked what it has, and what no map names any more goes. */
+void meta_stray_begin(struct meta_core *core, struct meta_server *server);
+/* It is not asked any more. */
+void meta_stray_end(struct meta_server *server);
 void meta_removal_free_all(struct meta_core *core);
 
 /* --- the log: event.c --- */

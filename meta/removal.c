@@ -86,6 +86,15 @@ meta_removal_put(struct store_batch *batch, const struct volume_desc *desc,
     store_batch_put_message(batch, schema_bytes(&key), &record.base);
 }
 
+void
+meta_removal_put_stray(struct store_batch *batch, uint64_t volume_id,
+                       const struct change_removal *removal, uint64_t now_ms)
+{
+    const struct volume_desc desc = {.id = volume_id};
+
+    meta_removal_put(batch, &desc, removal, now_ms);
+}
+
 /* --- deleting --- */
 
 static void
@@ -298,7 +307,7 @@ meta_removal_held(const struct meta_volume *volume, void (*fn)(void *context, ui
         fn(context, removal->key.segment);
 }
 
-static void
+static struct meta_removal *
 removal_add(struct meta_core *core, const struct removal_key *key, uint32_t lease_epoch,
             uint64_t map_seq)
 {
@@ -318,6 +327,7 @@ removal_add(struct meta_core *core, const struct removal_key *key, uint32_t leas
     HASH_ADD(hh, recovery->removals, key, sizeof(removal->key), removal);
     recovery->removal_count++;
     reaper_of(core, server)->count++;
+    return removal;
 }
 
 void
@@ -327,7 +337,37 @@ meta_removal_add(struct meta_core *core, uint64_t volume_id, const struct change
     struct removal_key key = removal_key_of(volume_id, removal);
     const struct meta_volume *volume = meta_volume_by_id(core, volume_id);
 
-    removal_add(core, &key, volume->desc.lease_epoch, map_seq);
+    (void)removal_add(core, &key, volume->desc.lease_epoch, map_seq);
+}
+
+/* Who uses the volume has a map without it, but that need not be known since a start. */
+void
+meta_removal_add_stray(struct meta_core *core, uint64_t volume_id,
+                       const struct change_removal *removal)
+{
+    const struct meta_volume *volume = meta_volume_by_id(core, volume_id);
+    struct removal_key key = removal_key_of(volume_id, removal);
+    struct meta_removal *added;
+
+    if (meta_removal_is_known(core, volume_id, removal))
+        return;
+    added = removal_add(core, &key, volume == NULL ? 0 : volume->desc.lease_epoch,
+                        volume == NULL ? 0 : volume->map_seq);
+    if (volume == NULL)
+        removal_release(core, added, NULL);
+    else
+        meta_removal_release(core, volume_id);
+}
+
+bool
+meta_removal_is_known(const struct meta_core *core, uint64_t volume_id,
+                      const struct change_removal *removal)
+{
+    struct removal_key key = removal_key_of(volume_id, removal);
+    struct meta_removal *known;
+
+    HASH_FIND(hh, core->recovery->removals, &key, sizeof(key), known);
+    return known != NULL;
 }
 
 /* --- start and end --- */
@@ -366,7 +406,7 @@ meta_removal_load(struct meta_core *core, struct store_item item, struct dl_erro
     if (volume != NULL)
         volume->map_seq = 1;
     key = removal_key_of(volume_id, &fields);
-    removal_add(core, &key, lease_epoch, 1);
+    (void)removal_add(core, &key, lease_epoch, 1);
     return 0;
 }
 

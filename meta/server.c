@@ -89,6 +89,9 @@ meta_server_create(struct meta_core *core, const struct server_desc *desc)
     }
     dl_assert(core->servers[desc->id] == NULL);
     core->servers[desc->id] = server;
+    /* Of a disk that went back it must be known, also if this service died before it was. */
+    server->listed_start_count = desc->reset_start_count == desc->start_count ? 0
+                                                                              : desc->start_count;
     HASH_ADD(hh, core->servers_by_uuid, desc.uuid, META_ID_BYTES, server);
     core->server_count++;
     return server;
@@ -99,6 +102,7 @@ meta_server_free(struct meta_server *server)
 {
     env_timer_stop(server->core->env, &server->duplicate_timer);
     meta_peer_request_cancel(&server->duplicate_ping);
+    meta_stray_end(server);
     free(server);
 }
 
@@ -107,6 +111,7 @@ meta_server_forget(struct meta_core *core, struct meta_server *server)
 {
     dl_assert(server->session == NULL);
     dl_assert(server->slot_count == 0);
+    meta_stray_end(server);
     HASH_DEL(core->servers_by_uuid, server);
     core->server_count--;
     server->up = false;
@@ -388,6 +393,10 @@ register_finish(struct meta_op *op, struct meta_server *server)
     meta_scrub_fill_position(server, &scrub);
     reply.scrub = &scrub;
     meta_op_reply(op, &reply.base);
+    if (server->listed_start_count != server->desc.start_count) {
+        server->listed_start_count = server->desc.start_count;
+        meta_stray_begin(core, server);
+    }
     meta_server_pump(server);
 }
 

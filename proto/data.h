@@ -48,6 +48,7 @@
     X(33, CHUNK_DELETE)                                                                  \
     X(34, SLOT_TELL)                                                                     \
     X(35, SCRUB_VOLUME)                                                                  \
+    X(36, CHUNK_LIST)                                                                    \
     /* chunkserver -> metadata service */                                                \
     X(48, SERVER_REGISTER)                                                               \
     X(49, SERVER_HEARTBEAT)                                                              \

@@ -105,7 +105,6 @@ struct sim_server {
     struct model_image *image;
     enum cluster_damage damage_due; /* at its next death */
     bool leaf_due;                  /* one is damaged before its next start */
-    bool has_leftovers; /* chunks that had left the map came back with an older copy of its disk */
     struct cluster *cluster;
 };
 

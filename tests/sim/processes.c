@@ -239,7 +239,6 @@ server_take_damage(struct sim_server *server)
     sim_trace(&server->cluster->world, &server->process, "its disk: %s",
               damage == DAMAGE_BACK ? "an older copy" : "what its journal had is lost");
     model_image_put(&server->disk, server->image, damage == DAMAGE_LOSSES);
-    server->has_leftovers = true;
     server->disk.damaged = damage == DAMAGE_LOSSES;
 }
 

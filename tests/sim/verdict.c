@@ -14,8 +14,7 @@ find_copy(struct cluster *cluster, const struct chunk_key *key, const struct sim
     for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct chunk *chunk = chunk_table_find(cluster->servers[i].disk.chunks, key);
 
-        if (chunk == NULL || cluster->servers[i].gone ||
-            (cluster->servers[i].has_leftovers && &cluster->servers[i] != server))
+        if (chunk == NULL || cluster->servers[i].gone)
             continue;
         sim_require(&cluster->world, &cluster->servers[i] == server,
                     "volume %" PRIu64 " segment %u slot %u is on %s, which the map does not name",
@@ -104,8 +103,7 @@ verdict_deleted_are_gone(const struct cluster *cluster)
         struct chunk *chunk, *next;
 
         HASH_ITER (by_key, cluster->servers[i].disk.chunks->by_key, chunk, next)
-            if (cluster_volume(cluster, chunk->key.volume) == NULL && !cluster->servers[i].gone &&
-                !cluster->servers[i].has_leftovers)
+            if (cluster_volume(cluster, chunk->key.volume) == NULL && !cluster->servers[i].gone)
                 return false;
     }
     return true;

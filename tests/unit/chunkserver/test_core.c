@@ -965,6 +965,58 @@ test_config_epoch(void **state)
     assert_int_equal(wait_reply(fx, &fx->meta, 1001)->status, -DL_E_MESSAGE_MALFORMED);
 }
 
+static Dl__ChunkListReply *
+list_now(struct fixture *fx, uint32_t parts, uint32_t part)
+{
+    Dl__ChunkList message = DL__CHUNK_LIST__INIT;
+    static uint64_t request_id = 5000;
+    const struct got *got;
+    Dl__ChunkListReply *reply;
+
+    message.parts = parts;
+    message.part = part;
+    peer_send_message(&fx->meta, OP_CHUNK_LIST, ++request_id, &message.base);
+    got = wait_reply(fx, &fx->meta, request_id);
+    assert_int_equal(got->status, 0);
+    reply = dl__chunk_list_reply__unpack(NULL, got->body_bytes, got->body);
+    assert_non_null(reply);
+    return reply;
+}
+
+/* Each chunk is in one part; without parts there is only the number. */
+static void
+test_list(void **state)
+{
+    struct fixture *fx = *state;
+    struct peer *client = client_up(fx, 0);
+    uint32_t seen = 0, largest = 0;
+    Dl__ChunkListReply *reply;
+
+    for (uint32_t i = 0; i < 24; i++)
+        assert_int_equal(
+            wait_reply(fx, client, send_write(client, target_of(i, 0, 1, 1, 1), 1, 1))->status, 0);
+    reply = list_now(fx, 0, 0);
+    assert_int_equal(reply->total, 24);
+    assert_int_equal(reply->n_chunks, 0);
+    dl__chunk_list_reply__free_unpacked(reply, NULL);
+    for (uint32_t part = 0; part < 3; part++) {
+        reply = list_now(fx, 3, part);
+        for (size_t i = 0; i < reply->n_chunks; i++) {
+            assert_int_equal(reply->chunks[i]->volume, VOLUME);
+            assert_int_equal(reply->chunks[i]->slot, 1);
+            assert_int_equal(reply->chunks[i]->incarnation, 1);
+            assert_int_equal(reply->chunks[i]->config_epoch, 1);
+            assert_int_equal(seen >> reply->chunks[i]->segment & 1, 0);
+            seen |= 1u << reply->chunks[i]->segment;
+        }
+        if (reply->n_chunks > largest)
+            largest = (uint32_t)reply->n_chunks;
+        dl__chunk_list_reply__free_unpacked(reply, NULL);
+    }
+    assert_int_equal(seen, (1u << 24) - 1);
+    assert_in_range(largest, 8, 16);
+}
+
 static void
 test_delete(void **state)
 {
@@ -1317,8 +1369,8 @@ UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_first_frame_must_be_hello), TEST(test_write_and_read),
           TEST(test_damaged_payload), TEST(test_fence), TEST(test_lower_fence_is_refused),
           TEST(test_fence_answer_of_a_long_list), TEST(test_fence_answer_in_parts),
-          TEST(test_config_epoch), TEST(test_delete), TEST(test_zeroes_are_forgotten),
-          TEST(test_malformed_requests), TEST(test_back_pressure),
+          TEST(test_config_epoch), TEST(test_list), TEST(test_delete),
+          TEST(test_zeroes_are_forgotten), TEST(test_malformed_requests), TEST(test_back_pressure),
           TEST(test_client_that_takes_no_replies), TEST(test_client_that_takes_no_small_replies),
           TEST(test_links_go_away), TEST(test_silent_clients_are_closed),
           TEST(test_metadata_service_comes_and_goes), TEST(test_answers_stay_on_their_connection),

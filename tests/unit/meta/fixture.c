@@ -196,6 +196,24 @@ peer_on_chunk_delete(struct peer *peer, const struct fake_frame *frame)
     dl__chunk_delete__free_unpacked(message, NULL);
 }
 
+/* Each chunk is of the part that its place says. */
+static void
+peer_on_chunk_list(struct peer *peer, const struct fake_frame *frame)
+{
+    Dl__ChunkList *message = (Dl__ChunkList *)fake_frame_unpack(frame, &dl__chunk_list__descriptor);
+    Dl__ChunkListReply reply = DL__CHUNK_LIST_REPLY__INIT;
+    Dl__ChunkEntry *entries[16];
+
+    assert_non_null(message);
+    reply.total = peer->chunk_count;
+    reply.chunks = entries;
+    for (uint32_t i = 0; i < peer->chunk_count && message->parts > 0; i++)
+        if (i % message->parts == message->part)
+            entries[reply.n_chunks++] = &peer->chunks[i];
+    peer_answer(peer, frame, 0, &reply.base);
+    dl__chunk_list__free_unpacked(message, NULL);
+}
+
 static void
 peer_on_tell(struct peer *peer, const struct fake_frame *frame)
 {
@@ -254,6 +272,11 @@ peer_on_request(struct peer *peer, const struct fake_frame *frame)
         if (peer->silent_command || peer->deaf)
             return false;
         peer_on_chunk_delete(peer, frame);
+        return true;
+    case OP_CHUNK_LIST:
+        if (peer->silent_list || peer->deaf)
+            return false;
+        peer_on_chunk_list(peer, frame);
         return true;
     case OP_SLOT_TELL:
         if (peer->silent_tell || peer->deaf)

@@ -64,6 +64,9 @@ struct peer {
     uint32_t map_changes;       /* MAP_CHANGED */
     Dl__MapChanged *map_change; /* the last */
     Dl__ChunkRef deleted;       /* the last of the last CHUNK_DELETE */
+    Dl__ChunkEntry chunks[16];  /* servers: what CHUNK_LIST is answered with */
+    uint32_t chunk_count;
+    bool silent_list; /* servers: CHUNK_LIST stays in the inbox */
     uint8_t uuid[16];
     uint8_t instance[16];
     uint32_t server_id;

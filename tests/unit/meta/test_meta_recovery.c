@@ -705,6 +705,121 @@ test_chunk_of_a_server_that_was_not_fenced(void **state)
     fixture_fini(&t.f);
 }
 
+static void
+list_chunk(struct peer *peer, uint64_t volume, uint32_t segment, uint32_t slot,
+           uint32_t config_epoch)
+{
+    Dl__ChunkEntry *entry = &peer->chunks[peer->chunk_count++];
+
+    dl__chunk_entry__init(entry);
+    entry->volume = volume;
+    entry->segment = segment;
+    entry->slot = slot;
+    entry->incarnation = 1;
+    entry->config_epoch = config_epoch;
+}
+
+/*
+ * A server that starts anew says what it has.  What has surely left the map is deleted: of a slot
+ * that the map gives to others, of a deleted volume.  Everything else stays: what the map names (an
+ * ejected slot too), what is newer than the map, what the service has never heard of.
+ */
+static void
+test_chunks_that_are_there_again(void **state)
+{
+    struct cluster_test t;
+    struct peer *server;
+    uint32_t id, other;
+    Dl__Slot slot;
+
+    (void)state;
+    cluster_init(&t, 4, 1, NULL);
+    id = cluster_slot(&t, 0, 1).server_id;
+    server = t.servers[id - 1];
+    move_away(&t, id);
+    assert_int_equal(server->chunks_deleted, 1);
+    list_chunk(server, t.volume, 0, 1, 1);
+    list_chunk(server, t.volume, 0, 0, cluster_epoch(&t, 0) + 1);
+    list_chunk(server, t.volume, 5, 1, 1);
+    list_chunk(server, t.volume + 1, 0, 1, 1);
+    cluster_server_goes(&t, id);
+    cluster_server_returns(&t, id);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(server->chunks_deleted, 2);
+    assert_int_equal(server->deleted.volume, t.volume);
+    assert_int_equal(server->deleted.segment, 0);
+    assert_int_equal(server->deleted.slot, 1);
+    assert_int_equal(server->deleted.incarnation, 1);
+    /* Not by each registration. */
+    cluster_server_goes(&t, id);
+    server->start_count--;
+    server->instance[2]--;
+    cluster_server_returns(&t, id);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(server->chunks_deleted, 2);
+
+    /* What it has of the map: in-sync, then ejected. */
+    slot = cluster_slot(&t, 0, 0);
+    other = slot.server_id;
+    list_chunk(t.servers[other - 1], t.volume, 0, slot.number, 1);
+    cluster_server_goes(&t, other);
+    cluster_server_returns(&t, other);
+    fixture_run(&t.f, SECOND);
+    cluster_server_goes(&t, other);
+    cluster_eject(&t, 0, other);
+    cluster_server_returns(&t, other);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(t.servers[other - 1]->chunks_deleted, 0);
+    while (cluster_recover(&t, 1))
+        continue;
+
+    /* Volumes that were deleted; the one before is known by now, and has no segments. */
+    assert_int_equal(ask_detach(t.client, t.volume, 1, true), 0);
+    assert_int_equal(ask_delete(t.client, "v"), 0);
+    fixture_run(&t.f, SECOND);
+    server->chunks_deleted = 0;
+    cluster_server_goes(&t, id);
+    cluster_server_returns(&t, id);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(server->chunks_deleted, 3);
+    fixture_fini(&t.f);
+}
+
+/* The service dies before a disk that went back has said what it has: it is asked again. */
+static void
+test_chunks_of_a_disk_that_went_back(void **state)
+{
+    (void)state;
+    for (unsigned crash = 0; crash < 3; crash++) {
+        struct cluster_test t;
+        struct peer *server;
+        uint32_t id;
+
+        cluster_init(&t, 4, 1, NULL);
+        id = cluster_slot(&t, 0, 1).server_id;
+        server = t.servers[id - 1];
+        cluster_server_goes(&t, id);
+        cluster_server_returns(&t, id);
+        move_away(&t, id);
+        server->chunks_deleted = 0;
+        list_chunk(server, t.volume, 0, 1, 1);
+        server->silent_list = crash == 1;
+        server->silent_command = crash == 2;
+        cluster_server_goes(&t, id);
+        server->start_count -= 2;
+        cluster_server_returns(&t, id);
+        fixture_run(&t.f, SECOND);
+        server->silent_list = server->silent_command = false;
+        if (crash > 0) {
+            assert_int_equal(server->chunks_deleted, 0);
+            cluster_service_restarts(&t, false);
+            fixture_run(&t.f, SECOND);
+        }
+        assert_int_equal(server->chunks_deleted, 1);
+        fixture_fini(&t.f);
+    }
+}
+
 /* A deleted volume leaves no removal behind, whatever it was waiting for. */
 static void
 test_deleted_volume(void **state)
@@ -770,5 +885,7 @@ UNIT_MAIN(cmocka_unit_test(test_promotion), cmocka_unit_test(test_attach_begins_
           cmocka_unit_test(test_chunk_of_an_older_owner),
           cmocka_unit_test(test_chunk_of_an_older_owner_after_a_restart),
           cmocka_unit_test(test_chunk_of_a_server_that_was_not_fenced),
+          cmocka_unit_test(test_chunks_that_are_there_again),
+          cmocka_unit_test(test_chunks_of_a_disk_that_went_back),
           cmocka_unit_test(test_deleted_volume),
           cmocka_unit_test(test_volume_is_deleted_while_it_recovers))

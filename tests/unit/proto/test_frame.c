@@ -697,6 +697,7 @@ test_garbage_messages(void **state)
         &dl__server_register__descriptor,
         &dl__fence_reply__descriptor,
         &dl__chunk_delete__descriptor,
+        &dl__chunk_list__descriptor,
         &dl__volume_create__descriptor,
         &dl__attach_reply__descriptor,
         &dl__fence_status_reply__descriptor,
