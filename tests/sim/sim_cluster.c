@@ -4,7 +4,7 @@
  *
  *     sim_cluster --seeds 200            seeds 1 to 200, each in a process of its own
  *     sim_cluster --seeds 200 --seed 17  those from 17 on
- *     sim_cluster --fresh --count 2000   seeds that were never run before: where they begin is
+ *     sim_cluster --fresh --count 2000   seeds that no other commit has run: where they begin is
  *                                        told
  *     sim_cluster --from 5000 --count 50
  *     sim_cluster --seed 17 --trace      one seed, in this process, with all that happens
@@ -24,8 +24,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/crc32c.h"
 #include "common/log.h"
 #include "common/trace.h"
+#include "common/version.h"
 #include "dlblk/error.h"
 #include "tests/sim/cluster.h"
 
@@ -63,7 +65,7 @@ static const char usage_text[] =
     "Usage: sim_cluster --seeds N [--seed S] | --fresh --count N | --seed S  [OPTION...]\n"
     "  --seeds N        run so many seeds, from 1, or S, on; also --count N\n"
     "  --from S         run from seed S on\n"
-    "  --fresh          run from a seed on that the time says\n"
+    "  --fresh          run from a seed on that the commit says; with changes in it, the time\n"
     "  --seed S         run this one in this process\n"
     "  --trace          with --seed: print all that happens\n"
     "  --replay         run each seed twice: both histories must be the same\n"
@@ -304,12 +306,18 @@ parse_number(const char *what, const char *text)
     return number;
 }
 
-/* Others in each minute, with room for those of one run. */
+/*
+ * With room for those of one run.  Each commit has its own, so that a run that failed fails again;
+ * what is not committed has others in each minute.
+ */
 static uint64_t
 fresh_seed(void)
 {
+    const char *commit = dlblk_version_commit();
     struct timespec now;
 
+    if (strstr(commit, "dirty") == NULL && strcmp(commit, "unknown") != 0)
+        return (uint64_t)crc32c(0, commit, strlen(commit)) * 100000 + 1;
     (void)clock_gettime(CLOCK_REALTIME, &now);
     return (uint64_t)now.tv_sec / 60 * 100000 + 1;
 }
