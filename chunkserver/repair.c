@@ -69,8 +69,8 @@ struct repair {
     struct store_pull pull;
     struct store_sector sectors[STORE_IO_SECTORS_MAX]; /* of the store; [0] is the bad one */
     bool lost;                                         /* nothing is known of it */
-    uint32_t hopeless_epoch;   /* of the map, as long as all in-sync slots say that they lack it */
-    uint64_t bad_version;      /* 0: not known */
+    uint32_t hopeless_epoch; /* of the map, as long as all in-sync slots say that it is bad there */
+    uint64_t bad_version;    /* 0: not known */
     struct store_sector taken; /* of a source */
     uint64_t source_stable;
     uint32_t config_epoch, lease_epoch; /* of the chunk, and its fence, when the source was asked */
@@ -216,11 +216,14 @@ repair_write(struct repair *repair)
 
 static void repair_ask(struct repair *repair);
 
-/* err: of the one before it. */
+/*
+ * err: of the one before it.  One that lacks the version (then it was never acknowledged) has
+ * something in its place, which who recovers gets from there.
+ */
 static void
 repair_next_source(struct repair *repair, int err)
 {
-    if (err != -DL_E_NOT_FOUND && err != -DL_E_CRC_DATA && err != -DL_E_MEDIA_READ)
+    if (err != -DL_E_CRC_DATA && err != -DL_E_MEDIA_READ)
         repair->hopeless_epoch = 0;
     repair->tries = 0;
     if (++repair->source_idx < repair->source_count)
