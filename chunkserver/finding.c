@@ -43,7 +43,7 @@ struct bad_sector {
     uint64_t local_id; /* of the chunk */
     uint32_t sector;
     uint64_t version; /* at most; a write of a higher one has healed it */
-    /* Of exactly this version; the segment's config epoch when nobody in-sync had it.  0: unknown. */
+    /* The segment's config epoch under which no slot in-sync had it, in just this version; or 0. */
     uint32_t hopeless_epoch;
 };
 

@@ -40,7 +40,7 @@ void findings_stop(struct findings *findings);
 /* Read, and as it should be. */
 void findings_read(struct findings *findings, const struct chunk_key *key, uint32_t first_sector,
                    uint32_t end_sector, uint32_t data_sectors);
-/* A write, or a slot's pull, of this version is durable: what it has replaced is not bad any more. */
+/* A write of this version, or a pull, is durable: what it has replaced is not bad any more. */
 void findings_written(struct findings *findings, const struct chunk_key *key, uint32_t first_sector,
                       uint32_t sector_count, uint64_t version);
 /* The chunk has begun an attempt: what became void is pulled. */

@@ -6,8 +6,8 @@
  * For each write the model knows whether it is present, absent, or undecided; for each sector of a
  * chunk the highest version of the writes that are present.  A write is undecided from its start to
  * its acknowledgement; a crash in between leaves it so until the recovered engine's pending list
- * says, once and for good, which it is.  A read may have it as soon as it is durable, shortly before
- * it is acknowledged; then it is present after a crash.
+ * says, once and for good, which it is.  A read may have it as soon as it is durable, shortly
+ * before it is acknowledged; then it is present after a crash.
  *
  * The content of a sector is a function of chunk, incarnation, version and sector: what is read
  * tells who wrote it.

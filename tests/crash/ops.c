@@ -324,8 +324,9 @@ read_kind_is_right(const struct model_chunk *chunk, uint32_t sector, uint8_t kin
 }
 
 /*
- * Is it of a write that is under way (or was, when the store stopped), above what is acknowledged?  version 0: of some zeroes; if
- * these can only be of one write, it is known for durable from now on, like one of data.
+ * Is it of a write that is under way (or was, when the store stopped), above what is acknowledged?
+ * version 0: of some zeroes; if these can only be of one write, it is known for durable from now
+ * on, like one of data.
  */
 static bool
 read_is_early(struct model_chunk *chunk, uint32_t sector, uint64_t version)

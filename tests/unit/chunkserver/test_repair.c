@@ -202,8 +202,9 @@ is_bad(struct fixture *fx, uint32_t slot, uint32_t sector)
 }
 
 /*
- * Sectors that the only source has bad: all else is recovered, and they are bad in the promoted slot
- * as well, in their version, and listed; who has them right after all repairs them, or a write.
+ * Sectors that the only source has bad: all else is recovered, and they are bad in the promoted
+ * slot as well, in their version, and listed; who has them right after all repairs them, or a
+ * write.
  */
 static void
 test_recovery_of_what_nobody_has(void **state)
