@@ -120,12 +120,7 @@ struct store_read {
  * One durable change without data.
  *   STORE_FENCE   volume, lease_epoch: the table's fence rises at once; on_done when it and every
  *                 write of the volume that was accepted earlier are durable or aborted.
- *   STORE_EPOCH   key, config_epoch: the chunk's config epoch rises (creates the chunk if
- *                 `create`).  By this, by a write and by STORE_IN_SYNC it rises at once, and
- *                 durably with the record: the core starts nothing of a lower epoch behind it, and
- *                 so confirms no stable version of an attempt behind the attempt's end.
- *   STORE_STABLE  key, stable_version: with on_done a durable confirmation (store_stable_hint() is
- *                 the cheap form).
+ *   STORE_STABLE  key, stable_version: with on_done a durable confirmation.
  *   STORE_DELETE  key, incarnation: the chunk with that or a lower incarnation is gone; its space
  *                 follows in the background.  An unknown chunk is success.
  */
@@ -154,7 +149,6 @@ struct store_read {
  */
 enum store_change_kind {
     STORE_FENCE,
-    STORE_EPOCH,
     STORE_STABLE,
     STORE_DELETE,
     STORE_IN_SYNC,
@@ -172,7 +166,6 @@ struct store_change {
     uint32_t attempt; /* STORE_STABLE of a recovering chunk: the chunk's */
     uint32_t segment_sectors;
     uint64_t stable_version;
-    bool create;
     void (*on_done)(struct store_change *change, int err);
     struct list node; /* for the store, from here on */
     void *store_private[4];
@@ -301,9 +294,6 @@ struct chunk_store_ops {
     void (*pull_start)(struct chunk_store *store, struct store_pull *pull);
     void (*voids_start)(struct chunk_store *store, struct store_voids *voids);
     void (*merge_start)(struct chunk_store *store, struct store_merge *merge);
-    /* Remember a stable version, durable some time later. */
-    void (*stable_hint)(struct chunk_store *store, const struct chunk_key *key,
-                        uint64_t stable_version);
     /* Everything started so far in this turn of the loop may go to the disk as one group. */
     void (*turn_end)(struct chunk_store *store);
     void (*get_stats)(struct chunk_store *store, struct store_stats *ret_stats);

@@ -275,7 +275,7 @@ pull_op_teach(struct pull_op *op)
     struct chunkserver_core *core = op->session->core;
 
     op->teaching = (struct store_change){
-        .kind = STORE_EPOCH,
+        .kind = STORE_IN_SYNC,
         .key = op->pull.key,
         .config_epoch = op->config_epoch,
         .on_done = pull_op_on_taught,

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * change.c: durable changes without data: fences, config epochs, stable versions, deletions.
+ * change.c: durable changes without data: fences, stable versions, deletions.
  *
  * Invariants:
- * 1. A fence or a config epoch refuses older requests from its start on.  It is done when its
- *    record is durable and nothing that was accepted before is still under way: then nobody can be
- *    told of an older request's success any more.
+ * 1. A fence refuses older requests from its start on.  It is done when its record is durable and
+ *    nothing that was accepted before is still under way: then nobody can be told of an older
+ *    request's success any more.
  * 2. A deletion hides its chunk at its start.  It is done when its record is durable; the space
  *    follows (delete.c).
  */
@@ -20,12 +20,10 @@
 static bool
 change_waits_for(const struct op *change_op, const struct op *slow)
 {
-    const struct store_change *change = change_op->change;
-
     if (slow->start_seq > change_op->start_seq)
         return false;
-    if (change->kind == STORE_FENCE)
-        return slow->chunk->chunk->key.volume == change->key.volume;
+    if (change_op->kind == RECORD_FENCE)
+        return slow->chunk->chunk->key.volume == change_op->change->key.volume;
     return slow->chunk == change_op->chunk;
 }
 
@@ -35,7 +33,7 @@ change_is_done(const struct engine *engine, const struct op *op)
     const struct op *slow;
 
     dl_assert(op->change != NULL);
-    if (op->change->kind != STORE_FENCE && op->change->kind != STORE_EPOCH)
+    if (op->kind != RECORD_FENCE && op->kind != RECORD_EPOCH)
         return true;
     if (engine->stopped != 0 || DLBLK_MUTANT(fence_early))
         return true;
@@ -80,14 +78,14 @@ change_wait(struct engine *engine, struct engine_chunk *chunk, struct store_chan
 {
     struct op *op;
 
-    /* As an epoch's: it is done when no slow write of the chunk is left (change_is_done()). */
-    *change = (struct store_change){.kind = STORE_EPOCH, .on_done = on_done};
+    *change = (struct store_change){.on_done = on_done};
     list_init(&change->node);
     engine->requests++;
     if (engine->stopped != 0) {
         engine_finish_change_later(engine, change, engine->stopped);
         return;
     }
+    /* As an epoch's: it is done when no slow write of the chunk is left (change_is_done()). */
     op = op_create(engine, RECORD_EPOCH, chunk);
     op->barrier = true;
     op->change = change;
@@ -117,25 +115,6 @@ change_fence(struct engine *engine, uint64_t volume, uint32_t lease_epoch,
     op->number = lease_epoch;
     op->change = change;
     op_ready(engine, op);
-}
-
-static int
-change_start_epoch(struct engine *engine, struct store_change *change)
-{
-    struct chunk *chunk = chunk_table_find(engine->chunks, &change->key);
-    struct op *op;
-
-    if (chunk == NULL && !change->create)
-        return -DL_E_CHUNK_UNKNOWN;
-    if (chunk == NULL) {
-        (void)engine_chunk_create(engine, &change->key, change->config_epoch, &op);
-        op->change = change;
-        return 0;
-    }
-    if (change->config_epoch > chunk->config_epoch)
-        chunk->config_epoch = change->config_epoch;
-    change_start_record(engine, change, RECORD_EPOCH, engine_chunk_of(chunk), change->config_epoch);
-    return 0;
 }
 
 static int
@@ -198,9 +177,6 @@ change_start(struct chunk_store *store, struct store_change *change)
         case STORE_FENCE:
             change_fence(engine, change->key.volume, change->lease_epoch, change);
             break;
-        case STORE_EPOCH:
-            err = change_start_epoch(engine, change);
-            break;
         case STORE_STABLE:
             err = change_start_stable(engine, change);
             break;
@@ -230,16 +206,6 @@ change_start(struct chunk_store *store, struct store_change *change)
  * No record of its own: the chunk's next write carries it, or the chunk's record in the index, some
  * time.
  */
-void
-change_stable_hint(struct chunk_store *store, const struct chunk_key *key, uint64_t stable_version)
-{
-    struct engine *engine = engine_of_store(store);
-    struct chunk *chunk = chunk_table_find(engine->chunks, key);
-
-    if (chunk != NULL)
-        change_stable_heard(engine, engine_chunk_of(chunk), 0, stable_version);
-}
-
 void
 change_stable_heard(struct engine *engine, struct engine_chunk *chunk, uint32_t attempt,
                     uint64_t stable_version)

@@ -310,7 +310,6 @@ static const struct chunk_store_ops engine_ops = {
     .pull_start = pull_start,
     .voids_start = voids_start,
     .merge_start = merge_start,
-    .stable_hint = change_stable_hint,
     .turn_end = engine_turn_end,
     .get_stats = engine_get_stats,
     .stop = stop_start,

@@ -513,8 +513,6 @@ void op_finish(struct engine *engine, struct op *op, int err);
 void write_retry(struct engine *engine, struct op *op, struct op *abort_op);
 void write_start(struct chunk_store *store, struct store_write *write);
 void change_start(struct chunk_store *store, struct store_change *change);
-void change_stable_hint(struct chunk_store *store, const struct chunk_key *key,
-                        uint64_t stable_version);
 /* No record: done with the group that everything before it goes with. */
 void change_start_barrier(struct engine *engine, struct store_change *change);
 void change_delete_chunk(struct engine *engine, struct engine_chunk *chunk,

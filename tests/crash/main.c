@@ -106,12 +106,10 @@ step_start(struct world *world)
         return;
     if (kind < 62)
         op_write_new(world, chunk);
-    else if (kind < 74)
+    else if (kind < 78)
         op_write_retry(world, chunk);
-    else if (kind < 88)
-        step_read(world);
     else if (kind < 92)
-        op_stable_hint(world, chunk);
+        step_read(world);
     else
         op_change_random(world, chunk);
 }

@@ -479,7 +479,7 @@ change_done(struct op *op)
         if (change->lease_epoch > op->volume->fence_floor)
             op->volume->fence_floor = change->lease_epoch;
         return;
-    case STORE_EPOCH:
+    case STORE_IN_SYNC:
         if (same && chunk->state == CHUNK_MODEL_MAYBE)
             chunk->state = CHUNK_MODEL_PRESENT;
         if (same && change->config_epoch > chunk->epoch_floor)
@@ -495,7 +495,6 @@ change_done(struct op *op)
         return;
     case STORE_FORGET:
         return;
-    case STORE_IN_SYNC:
     case STORE_ATTEMPT:
     case STORE_REPORT:
         break; /* not asked for here yet */
@@ -572,10 +571,10 @@ op_epoch(struct world *world, struct model_chunk *chunk)
     op = op_create(world, OP_CHANGE, chunk);
     op->creates = create;
     change_start(world, op,
-                 (struct store_change){.kind = STORE_EPOCH,
+                 (struct store_change){.kind = STORE_IN_SYNC,
                                        .key = chunk->key,
                                        .config_epoch = chunk->epoch_sent,
-                                       .create = create});
+                                       .incarnation = create ? chunk->incarnation : 0});
 }
 
 /*
@@ -666,18 +665,6 @@ op_change_random(struct world *world, struct model_chunk *chunk)
         op_fence(world, chunk);
 }
 
-void
-op_stable_hint(struct world *world, struct model_chunk *chunk)
-{
-    uint64_t bound = model_stable_bound(chunk);
-
-    if (chunk->state != CHUNK_MODEL_PRESENT)
-        return;
-    if (bound > chunk->stable_sent)
-        chunk->stable_sent = bound;
-    world->store->ops->stable_hint(world->store, &chunk->key, bound);
-}
-
 /* --- what a cut finds --- */
 
 static bool
@@ -736,7 +723,7 @@ op_count_under_way(struct world *world)
     counts->way_creation += flags.create;
     counts->way_read += flags.read;
     counts->way_fence += flags.changes[STORE_FENCE];
-    counts->way_epoch += flags.changes[STORE_EPOCH];
+    counts->way_epoch += flags.changes[STORE_IN_SYNC];
     counts->way_stable += flags.changes[STORE_STABLE];
     counts->way_deletion += flags.changes[STORE_DELETE];
 }

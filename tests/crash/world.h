@@ -179,7 +179,6 @@ void op_write_new(struct world *world, struct model_chunk *chunk);
 void op_write_retry(struct world *world, struct model_chunk *chunk);
 void op_read(struct world *world, struct model_chunk *chunk, uint32_t offset, uint32_t length);
 void op_change_random(struct world *world, struct model_chunk *chunk);
-void op_stable_hint(struct world *world, struct model_chunk *chunk);
 void op_forget_all(struct world *world);
 /* Count what is under way. */
 void op_count_under_way(struct world *world);

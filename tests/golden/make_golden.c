@@ -166,7 +166,7 @@ main(int argc, char **argv)
     write_sectors(7, 0, 6, 2, 131, 1, true);
     write_sectors(7, 0, 7, 2, 12, 1, false);
     change((struct store_change){
-        .kind = STORE_EPOCH, .key = {.volume = 7, .segment = 0, .slot = 1}, .config_epoch = 8});
+        .kind = STORE_IN_SYNC, .key = {.volume = 7, .segment = 0, .slot = 1}, .config_epoch = 8});
     crash();
     golden_save(&golden, argv[1]);
     golden_fini(&golden);

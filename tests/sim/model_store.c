@@ -14,7 +14,7 @@
 #define LARGE_SECTORS_MIN 17u /* more than 64 KiB of data */
 #define CAPACITY_BYTES    (1ull << 36)
 
-enum record_kind { RECORD_WRITE, RECORD_CHANGE, RECORD_MERGE, RECORD_HINT };
+enum record_kind { RECORD_WRITE, RECORD_CHANGE, RECORD_MERGE };
 
 /* One request, from its start to its on_done. */
 struct record {
@@ -26,8 +26,7 @@ struct record {
     struct store_change *change;
     struct store_merge *merge;
     struct chunk_key key;
-    uint64_t stable_version; /* RECORD_HINT */
-    bool is_old;             /* its config epoch was below the chunk's: it changes nothing */
+    bool is_old; /* its config epoch was below the chunk's: it changes nothing */
     int err;
 };
 
@@ -600,13 +599,6 @@ apply_change(struct model_disk *disk, const struct store_change *change)
                                  change->lease_epoch);
         disk->counters.fences++;
         return 0;
-    case STORE_EPOCH:
-        if (chunk == NULL && !change->create)
-            return -DL_E_CHUNK_UNKNOWN;
-        if (chunk == NULL)
-            chunk = disk_chunk_create(disk, &change->key, change->config_epoch);
-        chunk_set_epoch(chunk, change->config_epoch);
-        return 0;
     case STORE_STABLE:
         if (chunk == NULL)
             return -DL_E_CHUNK_UNKNOWN;
@@ -684,8 +676,6 @@ apply_merge(struct model_disk *disk, struct store_merge *merge)
 static int
 record_apply(struct model_disk *disk, const struct record *record)
 {
-    struct chunk *chunk;
-
     switch (record->kind) {
     case RECORD_WRITE:
         return apply_write(disk, record->write);
@@ -693,11 +683,6 @@ record_apply(struct model_disk *disk, const struct record *record)
         return record->is_old ? 0 : apply_change(disk, record->change);
     case RECORD_MERGE:
         return apply_merge(disk, record->merge);
-    case RECORD_HINT:
-        chunk = chunk_table_find(disk->chunks, &record->key);
-        if (chunk != NULL)
-            (void)chunk_stable_hear(chunk, 0, record->stable_version);
-        return 0;
     }
     dl_unreachable();
 }
@@ -1271,7 +1256,7 @@ model_change_start(struct chunk_store *store, struct store_change *change)
     if (change->kind == STORE_FENCE)
         chunk_table_fence_raise(model->disk->chunks, change->key.volume, change->lease_epoch);
     record->is_old = change_is_old(model, change);
-    if (change->kind == STORE_EPOCH || change->kind == STORE_IN_SYNC)
+    if (change->kind == STORE_IN_SYNC)
         model_raise_epoch(model, &change->key, change->config_epoch);
     if (change->kind == STORE_ATTEMPT && list_has_before(&model->large, record->seq, &record->key))
         list_push_back(&model->held, &record->node);
@@ -1344,19 +1329,6 @@ model_merge_start(struct chunk_store *store, struct store_merge *merge)
 }
 
 static void
-model_stable_hint(struct chunk_store *store, const struct chunk_key *key, uint64_t stable_version)
-{
-    struct model_store *model = model_of(store);
-    struct record *record = model_alloc(sizeof(*record));
-
-    record->kind = RECORD_HINT;
-    record->seq = model->next_seq++;
-    record->key = *key;
-    record->stable_version = stable_version;
-    list_push_back(&model->open, &record->node);
-}
-
-static void
 model_turn_end(struct chunk_store *store)
 {
     model_close_group(model_of(store));
@@ -1412,7 +1384,6 @@ model_store_open(struct model_disk *disk, struct env *env)
         .pull_start = model_pull_start,
         .voids_start = model_voids_start,
         .merge_start = model_merge_start,
-        .stable_hint = model_stable_hint,
         .turn_end = model_turn_end,
         .get_stats = model_get_stats,
         .stop = model_stop,

@@ -11,8 +11,8 @@
  *   overtake it.
  * - A crash keeps a prefix of the groups that were under way.  What is kept was not acknowledged,
  *   and exists whole.
- * - A fence, and a config epoch that a WRITE, STORE_EPOCH or STORE_IN_SYNC brings, holds for
- *   requests at once, but survives a crash only with its group.
+ * - A fence, and a config epoch that a WRITE or STORE_IN_SYNC brings, holds for requests at once,
+ *   but survives a crash only with its group.
  * - Zeroes are forgotten at once, of the whole chunk.
  * - The beginning of an attempt waits for the large writes of its chunk, then joins a group like
  *   any other record; so does what was pulled.

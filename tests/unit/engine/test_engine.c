@@ -552,7 +552,8 @@ test_restart_keeps_everything(void **state)
                                                             .stable_version = VERSION(1)}),
                      0);
     assert_int_equal(
-        change_now(&rig, (struct store_change){.kind = STORE_EPOCH, .key = key, .config_epoch = 9}),
+        change_now(&rig,
+                   (struct store_change){.kind = STORE_IN_SYNC, .key = key, .config_epoch = 9}),
         0);
     assert_int_equal(change_now(&rig, (struct store_change){.kind = STORE_FENCE,
                                                             .key = {.volume = key.volume},
@@ -582,9 +583,20 @@ test_restart_keeps_everything(void **state)
     rig_fini(&rig);
 }
 
-/* A hint costs no journal record, and is durable after some idle seconds. */
+/* A stable version that comes with a write that is here already: it has no record of its own. */
 static void
-test_stable_hint(void **state)
+hear_now(struct rig *rig, uint64_t duplicate, uint64_t stable_version)
+{
+    struct test_write *write = write_make(rig, duplicate, 0, 1);
+
+    write->write.stable_version = stable_version;
+    write_start(write);
+    assert_int_equal(write_end(write), 0);
+}
+
+/* It costs no I/O, and is durable after some idle seconds. */
+static void
+test_stable_of_a_duplicate(void **state)
 {
     const struct chunk *chunk;
     struct rig rig;
@@ -595,7 +607,7 @@ test_stable_hint(void **state)
     assert_int_equal(write_now(&rig, VERSION(1), 0, 1), 0);
     rig_quiet(&rig);
     ios = rig.disk.ios[DISK_WRITE];
-    rig.store->ops->stable_hint(rig.store, &key, VERSION(1));
+    hear_now(&rig, VERSION(1), VERSION(1));
     rig_quiet(&rig);
     assert_int_equal(rig.disk.ios[DISK_WRITE], ios);
     /* Not a stop, which would write it in any case. */
@@ -624,33 +636,28 @@ rig_power_cut(struct rig *rig)
 }
 
 /*
- * A quiet engine has nothing to lose: also a hint that came last, with nothing else to write back,
- * is in the index for good; and one that a duplicate brought.
+ * A quiet engine has nothing to lose: also a stable version that came last, with nothing else to
+ * write back, is in the index for good.
  */
 static void
-test_last_stable_hint_is_flushed(void **state)
+test_last_stable_is_flushed(void **state)
 {
     (void)state;
     for (uint64_t seed = 0; seed < 20; seed++) {
-        struct test_write *duplicate;
         struct rig rig;
 
         rig_init(&rig, seed);
         assert_int_equal(write_now(&rig, VERSION(1), 0, 1), 0);
         assert_int_equal(write_now(&rig, VERSION(2), 0, 1), 0);
         rig_quiet(&rig);
-        rig.store->ops->stable_hint(rig.store, &key, VERSION(1));
-        rig_quiet(&rig);
-        rig_power_cut(&rig);
-        assert_int_equal(chunk_table_find(rig.store->chunks, &key)->stable_version, VERSION(1));
-        rig_quiet(&rig);
-        duplicate = write_make(&rig, VERSION(1), 0, 1);
-        duplicate->write.stable_version = VERSION(2);
-        write_start(duplicate);
-        assert_int_equal(write_end(duplicate), 0);
-        rig_quiet(&rig);
-        rig_power_cut(&rig);
-        assert_int_equal(chunk_table_find(rig.store->chunks, &key)->stable_version, VERSION(2));
+        for (uint64_t version = 1; version <= 2; version++) {
+            hear_now(&rig, VERSION(1), VERSION(version));
+            rig_quiet(&rig);
+            rig_power_cut(&rig);
+            assert_int_equal(chunk_table_find(rig.store->chunks, &key)->stable_version,
+                             VERSION(version));
+            rig_quiet(&rig);
+        }
         rig_fini(&rig);
     }
 }
@@ -677,10 +684,7 @@ test_idle_engine_sleeps(void **state)
 
 /* --- fences --- */
 
-/*
- * A fence, or a config epoch, is done after the large write that was accepted before it, in
- * whatever order the disk works.
- */
+/* A fence is done after the large write that was accepted before it, however the disk works. */
 static void
 test_fence_waits_for_large_writes(void **state)
 {
@@ -688,10 +692,7 @@ test_fence_waits_for_large_writes(void **state)
 
     (void)state;
     for (uint64_t seed = 0; seed < 60; seed++) {
-        struct store_change what = {.kind = seed % 2 ? STORE_FENCE : STORE_EPOCH,
-                                    .key = key,
-                                    .lease_epoch = 2,
-                                    .config_epoch = 2};
+        struct store_change what = {.kind = STORE_FENCE, .key = key, .lease_epoch = 2};
         struct test_write *large, *small;
         struct test_change change;
         struct rig rig;
@@ -703,10 +704,7 @@ test_fence_waits_for_large_writes(void **state)
         change_start(&rig, &change, what);
         small = write_make(&rig, VERSION(3), 300, 1);
         write_start(small);
-        if (what.kind == STORE_FENCE)
-            assert_int_equal(chunk_table_fence(rig.store->chunks, key.volume), 2);
-        else
-            assert_int_equal(chunk_table_find(rig.store->chunks, &key)->config_epoch, 2);
+        assert_int_equal(chunk_table_fence(rig.store->chunks, key.volume), 2);
         assert_true(fake_env_run(&rig.env, &change.done, TURNS_MAX));
         assert_true(large->done);
         assert_true(large->done_order < change.done_order);
@@ -1030,19 +1028,13 @@ test_twin_with_reserve(void **state)
     rig_fini(&rig);
 }
 
-/*
- * The same, with a fence or a new config epoch behind both: when that is done neither is under way
- * any more.
- */
+/* The same, with a fence behind both: when that is done neither is under way any more. */
 static void
 test_twin_with_reserve_and_a_fence(void **state)
 {
     (void)state;
     for (uint64_t seed = 0; seed < 20; seed++) {
-        struct store_change what = {.kind = seed % 2 ? STORE_FENCE : STORE_EPOCH,
-                                    .key = key,
-                                    .config_epoch = 2,
-                                    .lease_epoch = 2};
+        struct store_change what = {.kind = STORE_FENCE, .key = key, .lease_epoch = 2};
         struct test_write *first, *second;
         struct test_change change;
         struct rig rig;
@@ -1062,7 +1054,7 @@ test_twin_with_reserve_and_a_fence(void **state)
         assert_int_equal(change.err, 0);
         assert_true(first->done && second->done);
         assert_int_equal(write_end(first), -DL_E_NO_SPACE);
-        assert_int_equal(write_end(second), seed % 2 ? -DL_E_LEASE_OLD : -DL_E_EPOCH_OLD);
+        assert_int_equal(write_end(second), -DL_E_LEASE_OLD);
         expect_sector(&rig, 0, VERSION(1), 0);
         rig_fini(&rig);
     }
@@ -1098,7 +1090,7 @@ test_pending_is_bounded(void **state)
     }
     /* A version that is here already is no news, however full the list. */
     assert_int_equal(write_now(&rig, VERSION(1), 0, 1), 0);
-    rig.store->ops->stable_hint(rig.store, &key, VERSION(version));
+    hear_now(&rig, VERSION(1), VERSION(version));
     assert_int_equal(write_now(&rig, VERSION(version + 1), 0, 1), 0);
     rig_fini(&rig);
 }
@@ -1318,7 +1310,7 @@ test_requests_out_of_range(void **state)
     assert_int_equal(read->err, -DL_E_RANGE);
     read_free(read);
     assert_int_equal(
-        change_now(&rig, (struct store_change){.kind = STORE_EPOCH, .key = {.volume = 1}}),
+        change_now(&rig, (struct store_change){.kind = STORE_IN_SYNC, .key = {.volume = 1}}),
         -DL_E_CHUNK_UNKNOWN);
     assert_int_equal(
         change_now(&rig, (struct store_change){.kind = STORE_DELETE, .key = {.volume = 1}}), 0);
@@ -1464,8 +1456,8 @@ UNIT_MAIN(
     cmocka_unit_test(test_one_disk_read_per_run), cmocka_unit_test(test_group_commit),
     cmocka_unit_test(test_write_through_needs_no_flush), cmocka_unit_test(test_versions),
     cmocka_unit_test(test_version_in_flight), cmocka_unit_test(test_version_that_waits_for_a_leaf),
-    cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_hint),
-    cmocka_unit_test(test_last_stable_hint_is_flushed), cmocka_unit_test(test_twin_with_reserve),
+    cmocka_unit_test(test_restart_keeps_everything), cmocka_unit_test(test_stable_of_a_duplicate),
+    cmocka_unit_test(test_last_stable_is_flushed), cmocka_unit_test(test_twin_with_reserve),
     cmocka_unit_test(test_twin_with_reserve_and_a_fence), cmocka_unit_test(test_pending_is_bounded),
     cmocka_unit_test(test_duplicate_teaches_the_epoch), cmocka_unit_test(test_idle_engine_sleeps),
     cmocka_unit_test(test_fence_waits_for_large_writes), cmocka_unit_test(test_zeroes_free_space),

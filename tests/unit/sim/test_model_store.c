@@ -263,7 +263,7 @@ test_config_epoch(void **state)
         if (seed % 2 == 0) {
             before = sim_enter(&fx->process);
             fx->fence = (struct store_change){
-                .kind = seed % 4 == 0 ? STORE_EPOCH : STORE_IN_SYNC,
+                .kind = STORE_IN_SYNC,
                 .key = the_chunk,
                 .config_epoch = 9,
                 .on_done = on_fenced,
