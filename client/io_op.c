@@ -129,6 +129,49 @@ client_io_begin(struct io_op *op)
 }
 
 void
+client_io_begin_piece(struct io_op *op, struct dlblk_request *request, const struct io_piece *piece)
+{
+    op->request = request;
+    op->slice = piece->slice;
+    op->first_sector = piece->first_sector;
+    op->sector_count = piece->sector_count;
+    op->skip_bytes = piece->skip_bytes;
+    op->length_bytes = piece->length_bytes;
+    op->deadline_ns = client_volume_piece_deadline(op->volume);
+    client_io_begin(op);
+    client_io_readmit(op);
+}
+
+bool
+client_io_acquire(struct io_op *op, bool exclusive)
+{
+    return range_lock_is_held(&op->lock) ||
+           range_lock_acquire(&op->volume->lock, &op->lock, op->segment_idx, op->first_sector,
+                              op->sector_count, exclusive);
+}
+
+bool
+client_io_waits_for_resolution(struct io_op *op)
+{
+    if (op->segment->state != SEGMENT_UNRESOLVED)
+        return false;
+    client_io_dismiss(op);
+    list_push_back(&op->segment->waiters, &op->wait_node);
+    return true;
+}
+
+void
+client_io_let_go(struct io_op *op)
+{
+    struct client_volume *volume = op->volume;
+
+    range_lock_release(&volume->lock, &op->lock);
+    if (range_lock_has_ready(&volume->lock))
+        client_volume_defer(volume);
+    client_io_retry(op, 0);
+}
+
+void
 client_io_end(struct io_op *op)
 {
     struct client_volume *volume = op->volume;

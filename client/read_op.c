@@ -707,30 +707,15 @@ read_op_on_locked(struct read_op *op)
         return READ_DONE;
     }
     op->io.segment = segment;
-    if (segment->state == SEGMENT_UNRESOLVED) {
-        client_io_dismiss(&op->io);
-        list_push_back(&segment->waiters, &op->io.wait_node);
+    if (client_io_waits_for_resolution(&op->io))
         return READ_LOCKED;
-    }
     if (client_unsettled_overlaps(segment, op->io.first_sector, op->io.sector_count)) {
-        /* What settles it needs the range: let go, and come again. */
-        range_lock_release(&volume->lock, &op->io.lock);
-        if (range_lock_has_ready(&volume->lock))
-            client_volume_defer(volume);
-        client_io_retry(&op->io, 0);
+        client_io_let_go(&op->io);
         return READ_START;
     }
     client_io_readmit(&op->io);
     op->io.err = read_op_place(op);
     return op->io.err == 0 ? READ_ASK : READ_DONE;
-}
-
-static bool
-read_op_acquire(struct read_op *op)
-{
-    return range_lock_is_held(&op->io.lock) ||
-           range_lock_acquire(&op->io.volume->lock, &op->io.lock, op->io.segment_idx,
-                              op->io.first_sector, op->io.sector_count, false);
 }
 
 static void
@@ -766,7 +751,7 @@ read_op_step(struct io_op *io)
     for (;;) {
         switch ((enum read_state)io->sm.state) {
         case READ_START:
-            if (io->err == 0 && !read_op_acquire(op))
+            if (io->err == 0 && !client_io_acquire(&op->io, false))
                 return; /* suspended: earlier writes */
             sm_move(&io->sm, io->err == 0 ? READ_LOCKED : READ_DONE);
             continue;
@@ -951,17 +936,9 @@ client_read_start(struct client_volume *volume, struct dlblk_request *request,
     struct read_op *op = read_op_create(volume, &volume->read_ops, piece->segment_idx);
     uint32_t only = volume->flags >> 8;
 
-    op->io.request = request;
-    op->io.slice = piece->slice;
-    op->io.first_sector = piece->first_sector;
-    op->io.sector_count = piece->sector_count;
-    op->io.skip_bytes = piece->skip_bytes;
-    op->io.length_bytes = piece->length_bytes;
-    op->io.deadline_ns = client_volume_piece_deadline(volume);
     if (only != 0)
         op->slot_only = only - 1;
-    client_io_begin(&op->io);
-    client_io_readmit(&op->io);
+    client_io_begin_piece(&op->io, request, piece);
     read_op_step(&op->io);
 }
 

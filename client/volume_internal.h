@@ -220,9 +220,18 @@ client_volume_is_quiet(const struct client_volume *volume)
            volume->resolve_count == 0;
 }
 
-/* --- common parts of operations: volume.c --- */
+/* --- common parts of operations: io_op.c --- */
 
 void client_io_begin(struct io_op *op);
+/* The same of a piece of a caller's request, admitted. */
+void client_io_begin_piece(struct io_op *op, struct dlblk_request *request,
+                           const struct io_piece *piece);
+/* The range lock; false: op->type->step() is called when it is ours. */
+bool client_io_acquire(struct io_op *op, bool exclusive);
+/* True: a takeover has still to resolve op->segment, and wakes it then. */
+bool client_io_waits_for_resolution(struct io_op *op);
+/* The range is unsettled, and what settles it needs it: let go, and come again. */
+void client_io_let_go(struct io_op *op);
 void client_io_end(struct io_op *op);
 /* Take it off whatever list it waits in. */
 void client_io_unwait(struct io_op *op);

@@ -682,14 +682,6 @@ write_op_resend(struct write_op *op)
 
 /* --- the steps --- */
 
-static bool
-write_op_acquire(struct write_op *op)
-{
-    return range_lock_is_held(&op->io.lock) ||
-           range_lock_acquire(&op->io.volume->lock, &op->io.lock, op->io.segment_idx,
-                              op->io.first_sector, op->io.sector_count, true);
-}
-
 /* The range is ours.  Returns the state to go to, or WRITE_LOCKED to wait. */
 static enum write_state
 write_op_on_locked(struct write_op *op)
@@ -705,18 +697,11 @@ write_op_on_locked(struct write_op *op)
         return op->io.err == 0 ? WRITE_LOCKED : WRITE_DONE;
     }
     op->io.segment = segment;
-    if (segment->state == SEGMENT_UNRESOLVED) {
-        client_io_dismiss(&op->io);
-        list_push_back(&segment->waiters, &op->io.wait_node);
+    if (client_io_waits_for_resolution(&op->io))
         return WRITE_LOCKED;
-    }
     if (io_op_is_partial(&op->io) &&
         client_unsettled_overlaps(segment, op->io.first_sector, op->io.sector_count)) {
-        /* What settles it needs the range: let go, and come again. */
-        range_lock_release(&volume->lock, &op->io.lock);
-        if (range_lock_has_ready(&volume->lock))
-            client_volume_defer(volume);
-        client_io_retry(&op->io, 0);
+        client_io_let_go(&op->io);
         return WRITE_START;
     }
     client_io_readmit(&op->io);
@@ -913,7 +898,7 @@ write_op_step_once(struct write_op *op)
 
     switch ((enum write_state)io->sm.state) {
     case WRITE_START:
-        if (io->err == 0 && !write_op_acquire(op))
+        if (io->err == 0 && !client_io_acquire(&op->io, true))
             return false; /* earlier requests */
         sm_move(&io->sm, io->err == 0 ? WRITE_LOCKED : WRITE_DONE);
         return true;
@@ -1210,15 +1195,7 @@ client_write_start(struct client_volume *volume, struct dlblk_request *request,
     struct write_op *op = write_op_create(volume, &volume->write_ops, piece->segment_idx);
 
     op->flags = flags;
-    op->io.request = request;
-    op->io.slice = piece->slice;
-    op->io.first_sector = piece->first_sector;
-    op->io.sector_count = piece->sector_count;
-    op->io.skip_bytes = piece->skip_bytes;
-    op->io.length_bytes = piece->length_bytes;
-    op->io.deadline_ns = client_volume_piece_deadline(volume);
-    client_io_begin(&op->io);
-    client_io_readmit(&op->io);
+    client_io_begin_piece(&op->io, request, piece);
     write_op_step(&op->io);
 }
 
