@@ -75,7 +75,7 @@ command_on_reply(struct meta_peer_request *request, const struct frame *frame, i
         server->commands_in_flight--;
         return;
     }
-    if (frame->status != 0) {
+    if (frame->status != 0 && !(command->optional && frame->status == -DL_E_OPCODE_UNKNOWN)) {
         command_retry(command, dl_err_str(frame->status));
         return;
     }

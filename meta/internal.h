@@ -410,7 +410,7 @@ void meta_server_fill_address(Dl__ServerAddress *message, const struct meta_serv
 
 struct meta_command;
 typedef void (*meta_command_send_fn)(struct meta_command *command);
-/* A reply with status 0.  False: it makes no sense; asked again later. */
+/* A reply with status 0 (or optional).  False: it makes no sense; asked again later. */
 typedef bool (*meta_command_reply_fn)(struct meta_command *command, const struct frame *frame);
 
 /*
@@ -424,6 +424,7 @@ struct meta_command {
     bool in_flight;
     uint64_t retry_ns;
     uint32_t failures;
+    bool optional;      /* on_reply gets OPCODE_UNKNOWN too: an older server doesn't know it */
     const char *name;   /* for logs: "FENCE" */
     uint64_t volume_id; /* likewise */
     meta_command_send_fn send;

@@ -13,7 +13,8 @@
  * nor is anything after the store was made from a backup: what it doesn't know may be the only
  * copy.  Nor is a disk looked at that is new here: it may be one that was given up too early.
  *
- * What the answer of one start has not led to is looked for after the next one.
+ * What the answer of one start has not led to is looked for after the next one.  A server of an
+ * older version, which can't say what it has, keeps it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -154,9 +155,15 @@ stray_on_reply(struct meta_command *command, const struct frame *frame)
 {
     struct meta_stray *stray = list_entry(command, struct meta_stray, command);
     struct meta_server *server = stray->server;
-    ProtobufCMessage *message = frame_unpack(frame, &dl__chunk_list_reply__descriptor);
-    const Dl__ChunkListReply *reply = (const void *)message;
+    ProtobufCMessage *message;
+    const Dl__ChunkListReply *reply;
 
+    if (frame->status != 0) {
+        meta_stray_end(server);
+        return true;
+    }
+    message = frame_unpack(frame, &dl__chunk_list_reply__descriptor);
+    reply = (const void *)message;
     if (message == NULL)
         return false;
     if (stray->parts == 0) {
@@ -182,6 +189,7 @@ meta_stray_begin(struct meta_core *core, struct meta_server *server)
     server->stray = meta_alloc(sizeof(*server->stray));
     server->stray->core = core;
     server->stray->server = server;
+    server->stray->command.optional = true;
     server->stray->command.name = "CHUNK_LIST";
     server->stray->command.send = stray_send;
     server->stray->command.on_reply = stray_on_reply;

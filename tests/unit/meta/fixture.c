@@ -205,12 +205,14 @@ peer_on_chunk_list(struct peer *peer, const struct fake_frame *frame)
     Dl__ChunkEntry *entries[16];
 
     assert_non_null(message);
+    peer->lists++;
     reply.total = peer->chunk_count;
     reply.chunks = entries;
     for (uint32_t i = 0; i < peer->chunk_count && message->parts > 0; i++)
         if (i % message->parts == message->part)
             entries[reply.n_chunks++] = &peer->chunks[i];
-    peer_answer(peer, frame, 0, &reply.base);
+    peer_answer(peer, frame, peer->old_list ? -DL_E_OPCODE_UNKNOWN : 0,
+                peer->old_list ? NULL : &reply.base);
     dl__chunk_list__free_unpacked(message, NULL);
 }
 

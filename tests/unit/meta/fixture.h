@@ -67,6 +67,8 @@ struct peer {
     Dl__ChunkEntry chunks[16];  /* servers: what CHUNK_LIST is answered with */
     uint32_t chunk_count;
     bool silent_list; /* servers: CHUNK_LIST stays in the inbox */
+    bool old_list;    /* servers: CHUNK_LIST is not known */
+    uint32_t lists;
     uint8_t uuid[16];
     uint8_t instance[16];
     uint32_t server_id;

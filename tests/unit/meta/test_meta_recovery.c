@@ -742,9 +742,17 @@ test_chunks_that_are_there_again(void **state)
     list_chunk(server, t.volume, 0, 0, cluster_epoch(&t, 0) + 1);
     list_chunk(server, t.volume, 5, 1, 1);
     list_chunk(server, t.volume + 1, 0, 1, 1);
+    /* One of an older version is not asked again and again. */
+    server->old_list = true;
+    cluster_server_goes(&t, id);
+    cluster_server_returns(&t, id);
+    fixture_run(&t.f, 10 * SECOND);
+    assert_int_equal(server->lists, 1);
+    server->old_list = false;
     cluster_server_goes(&t, id);
     cluster_server_returns(&t, id);
     fixture_run(&t.f, SECOND);
+    assert_int_equal(server->lists, 3);
     assert_int_equal(server->chunks_deleted, 2);
     assert_int_equal(server->deleted.volume, t.volume);
     assert_int_equal(server->deleted.segment, 0);
