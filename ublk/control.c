@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A ring of its own with large entries: the commands don't fit into small ones.  One command at a
- * time, and its caller waits.
+ * time, in a thread that ends with it, and its caller waits.
  */
 #include "ublk/control.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,8 +40,8 @@ struct ublk_control {
 /* --- commands --- */
 
 static int
-control_run(struct ublk_control *control, enum ublk_command command,
-            const struct ublk_ctrl_cmd *body)
+control_run_here(struct ublk_control *control, enum ublk_command command,
+                 const struct ublk_ctrl_cmd *body)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&control->ring);
     struct io_uring_cqe *cqe;
@@ -69,6 +71,46 @@ control_run(struct ublk_control *control, enum ublk_command command,
     result = cqe->res;
     io_uring_cqe_seen(&control->ring, cqe);
     return result < 0 ? result : 0;
+}
+
+struct control_call {
+    struct ublk_control *control;
+    enum ublk_command command;
+    const struct ublk_ctrl_cmd *body;
+    int result;
+};
+
+static void *
+control_thread(void *argument)
+{
+    struct control_call *call = argument;
+
+    call->result = control_run_here(call->control, call->command, call->body);
+    return NULL;
+}
+
+/*
+ * The driver's commands may sleep, so io_uring gives them to a thread of the kernel, and keeps that
+ * for as long as the thread lives which submitted them.  So that is one that ends.
+ */
+static int
+control_run(struct ublk_control *control, enum ublk_command command,
+            const struct ublk_ctrl_cmd *body)
+{
+    struct control_call call = {.control = control, .command = command, .body = body};
+    sigset_t all;
+    sigset_t before;
+    pthread_t thread;
+    int result;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    result = pthread_create(&thread, NULL, control_thread, &call);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (result != 0)
+        return control_run_here(control, command, body);
+    (void)pthread_join(thread, NULL);
+    return call.result;
 }
 
 static int

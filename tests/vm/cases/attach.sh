@@ -33,7 +33,7 @@ dlblk devices | sed 's/^/# /'
 # --- threads and memory ---
 
 pid=$(device_of v .pid)
-check "one thread serves it" test "$(ls /proc/"$pid"/task | wc -l)" -le 2
+check "one thread serves it" test "$(ls /proc/"$pid"/task | wc -l)" = 1
 note "threads: $(cat /proc/"$pid"/task/*/comm | tr "\n" " "), $(grep VmRSS /proc/"$pid"/status)"
 check "idle it takes at most 16 MiB" test "$(awk '/RssAnon/ {print $2}' /proc/"$pid"/status)" -le 16384
 
@@ -63,6 +63,10 @@ check_fails 4 "attached to this machine already" "attaching again is refused" dl
 check_fails 3 "nosuch" "an unknown volume" dlblk attach nosuch
 check_fails 6 "exists already" "an id that is taken" dlblk attach --id 7 x
 check_fails 3 "is not attached" "detaching what is not attached" dlblk detach nosuch
+begin=$(centiseconds)
+check_fails 5 "cannot be reached" "a metadata service that is not there" \
+    dlblk attach x --meta 127.0.0.1:7999 --timeout 300ms
+check "no longer than --timeout" test $(($(centiseconds) - begin)) -lt 800
 exec 9</dev/ublkb0
 check_fails 4 "is open by process" "detaching while it is open" dlblk detach v
 exec 9<&-
@@ -116,4 +120,4 @@ check_fails 1 "is too old for ublk: 6.1" "a kernel that is too old" \
 mount -t tmpfs none /lib/modules
 check_fails 1 "nbdkit-datenlord-plugin(1)" "and without nbd" dlblk attach v
 check "there are no devices" test "$(dlblk devices --json | jq '.devices | length')" = 0
-finish 47
+finish 49
