@@ -254,8 +254,8 @@ test_recovery_of_what_nobody_has(void **state)
 }
 
 /*
- * A sector is bad in the only slot that has got its last write, so that was never acknowledged: what
- * the other one has is recovered, or it would be nowhere when that slot goes.
+ * A sector is bad in the only slot that has got its last write, so that was never acknowledged:
+ * what the other one has is recovered, or it would be nowhere when that slot goes.
  */
 static void
 test_recovery_of_what_one_lacks(void **state)
