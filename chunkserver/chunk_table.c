@@ -436,6 +436,8 @@ chunk_promote(struct chunk *chunk, uint32_t config_epoch)
         chunk->config_epoch = config_epoch;
     if (chunk->attempt == 0)
         return;
+    if (chunk->steps[0].stable_version > stable)
+        stable = chunk->steps[0].stable_version;
     chunk->attempt = 0;
     chunk->cursor_sectors = 0;
     chunk->heard_version = 0;

@@ -237,6 +237,31 @@ test_steps_of_attempts(void **state)
     chunk_table_destroy(table);
 }
 
+/*
+ * What an earlier attempt had heard is not pulled again below its cursor, and so not listed: S
+ * covers it after the promotion, though the last source has not heard of it.
+ */
+static void
+test_promotion_with_steps(void **state)
+{
+    struct chunk_table *table = chunk_table_create();
+    struct chunk *chunk = chunk_table_add(table, &key_a, 1, 5);
+
+    (void)state;
+    chunk_attempt_begin(chunk, 7);
+    chunk_pending_add(chunk, 60, 3, 1);
+    (void)chunk_stable_hear(chunk, 7, 60);
+    chunk->cursor_sectors = 100;
+    chunk_attempt_begin(chunk, 8);
+    chunk_sources_hear(chunk, 50);
+    chunk->cursor_sectors = 200;
+    chunk_promote(chunk, 9);
+    assert_int_equal(chunk->stable_version, 60);
+    assert_true(chunk_version_is_durable(chunk, 60));
+    assert_int_equal(chunk->pending_count, 0);
+    chunk_table_destroy(table);
+}
+
 /* However often it is cut off: four steps, and none claims more than was true of its sectors. */
 static void
 test_steps_are_bounded(void **state)
@@ -264,6 +289,6 @@ test_steps_are_bounded(void **state)
 }
 
 UNIT_MAIN(cmocka_unit_test(test_pulled_parts), cmocka_unit_test(test_steps_of_attempts),
-          cmocka_unit_test(test_steps_are_bounded), cmocka_unit_test(test_find_add_delete),
-          cmocka_unit_test(test_fence_only_rises), cmocka_unit_test(test_pending_is_exact),
-          cmocka_unit_test(test_pending_memory_is_bounded))
+          cmocka_unit_test(test_promotion_with_steps), cmocka_unit_test(test_steps_are_bounded),
+          cmocka_unit_test(test_find_add_delete), cmocka_unit_test(test_fence_only_rises),
+          cmocka_unit_test(test_pending_is_exact), cmocka_unit_test(test_pending_memory_is_bounded))
