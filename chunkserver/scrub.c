@@ -42,7 +42,8 @@
 #define REST_FACTOR       3u
 #define BUSY_NS           (100 * CORE_NS_PER_MS)
 #define BEHIND_MAX_NS     (60000 * CORE_NS_PER_MS)
-#define START_NS          (30000 * CORE_NS_PER_MS) /* a server that starts has other things to do */
+#define START_MAX_NS      (30000 * CORE_NS_PER_MS) /* a server that starts has other things to do */
+#define START_FRACTION    20u                      /* of the time for all, if that is short */
 #define BETWEEN_MIN_NS    (60000 * CORE_NS_PER_MS) /* from the end of a scrub of the disk on */
 #define BETWEEN_FRACTION  100u
 
@@ -419,7 +420,8 @@ scrub_on_registered(struct scrub *scrub, const Dl__ScrubPosition *position)
             .volume = position->volume, .segment = position->segment, .slot = position->slot};
         scrub->completed_ms = position->completed_ms;
     }
-    scrub->next_ns = env_now_ns(scrub->core->env) + START_NS;
+    scrub->next_ns = env_now_ns(scrub->core->env) +
+                     min_u64(START_MAX_NS, scrub->core->options.scrub_period_ns / START_FRACTION);
     if (scrub->state == SCRUB_IDLE && !scrub->core->stopping)
         scrub_pause(scrub, 0, scrub_next_chunk);
 }

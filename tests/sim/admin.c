@@ -5,14 +5,16 @@
  *
  *     IDLE --> CREATING --> OPENING --> WRITING --> CLOSING --> DELETING --> IDLE
  *     IDLE --> RESIZING --> IDLE
+ *     IDLE --> SCRUBBING --> IDLE
  *
  * Each step is tried again until it works; a volume that can't be opened or written is deleted all
- * the same.
+ * the same.  A scrub is not waited for as long as there are faults; in the calm it must end.
  */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/assert.h"
 #include "dlblk/error.h"
 #include "proto/control.pb-c.h"
 #include "tests/sim/cluster.h"
@@ -23,6 +25,7 @@
 #define SCRATCH_PIECE    65536u
 #define OPEN_TRIES_MAX   4u
 #define VOLUME_BYTES_MAX (6ull << 20)
+#define SCRUB_ASKED_MAX  12u /* so often, while there are faults */
 
 enum admin_state {
     ADMIN_IDLE,
@@ -32,6 +35,7 @@ enum admin_state {
     ADMIN_CLOSING,
     ADMIN_DELETING,
     ADMIN_RESIZING,
+    ADMIN_SCRUBBING,
 };
 
 struct sim_admin {
@@ -46,6 +50,10 @@ struct sim_admin {
     Dl__VolumeDelete delete;
     Dl__VolumeResize resize;
     struct sim_volume *resized;
+    Dl__Scrub scrub;
+    const struct sim_volume *scrubbed;
+    uint32_t scrub_asked;
+    struct sim_scrub scrub_result;
     char name[32];
     uint8_t change_id[16];
     struct sim_volume *made; /* a volume of the run; NULL: a scratch volume */
@@ -304,6 +312,103 @@ admin_resize(struct cluster *cluster)
     admin_next(admin, ADMIN_RESIZING, SIM_MS);
 }
 
+/* --- scrub --- */
+
+static void
+admin_take_scrub(struct sim_admin *admin, const Dl__ScrubReply *reply)
+{
+    struct cluster *cluster = admin->cluster;
+
+    admin->scrub_result = (struct sim_scrub){
+        .sectors = reply->counts->sectors,
+        .bad = reply->counts->bad,
+        .repaired = reply->counts->repaired,
+        .left_bad = reply->counts->left_bad,
+        .mismatches = reply->counts->mismatches,
+        .passed_over = reply->chunks_skipped + reply->uncompared + reply->n_servers_absent,
+    };
+    cluster->counters.volumes_scrubbed++;
+    sim_trace(&cluster->world, &admin->process,
+              "scrubbed %s: %" PRIu64 " sectors, %" PRIu64 " bad, %" PRIu64 " repaired, %" PRIu64
+              " passed over",
+              admin->scrubbed->name, admin->scrub_result.sectors, admin->scrub_result.bad,
+              admin->scrub_result.repaired, admin->scrub_result.passed_over);
+    sim_require(&cluster->world, reply->counts->mismatches == 0,
+                "the scrub of %s says that copies differ in %" PRIu64 " sectors",
+                admin->scrubbed->name, reply->counts->mismatches);
+    sim_require(&cluster->world,
+                reply->counts->bad == reply->counts->repaired + reply->counts->left_bad,
+                "the scrub of %s: %" PRIu64 " bad sectors, %" PRIu64 " repaired, %" PRIu64 " left",
+                admin->scrubbed->name, reply->counts->bad, reply->counts->repaired,
+                reply->counts->left_bad);
+}
+
+static void
+admin_on_scrub(struct client_meta_call *call, int err)
+{
+    struct sim_admin *admin = call->context;
+    struct cluster *cluster = admin->cluster;
+    const Dl__ScrubReply *reply = (const Dl__ScrubReply *)(const void *)call->reply;
+
+    sim_require(&cluster->world,
+                err == 0 || err == -DL_E_META_UNREACHABLE || err == -DL_E_TIMEOUT ||
+                    err == -DL_E_SHUTTING_DOWN,
+                "scrub %s: %s: %s", admin->scrubbed->name, dl_err_name(err), call->error.text);
+    /* It may be one that was given up earlier: then this one begins with the next question. */
+    if (err == 0 && strcmp(reply->state, "done") == 0 &&
+        reply->scrub_id.len == sizeof(admin->change_id) &&
+        memcmp(reply->scrub_id.data, admin->change_id, sizeof(admin->change_id)) == 0) {
+        admin_take_scrub(admin, reply);
+        admin->state = ADMIN_IDLE;
+    } else if (++admin->scrub_asked >= SCRUB_ASKED_MAX && !cluster->calm) {
+        admin->state = ADMIN_IDLE;
+    } else {
+        admin_next(admin, ADMIN_SCRUBBING, RETRY_NS_MAX);
+    }
+}
+
+static void
+admin_start_scrub(struct sim_admin *admin)
+{
+    dl__scrub__init(&admin->scrub);
+    admin->scrub.name = (char *)(uintptr_t)admin->scrubbed->name;
+    admin->scrub.scrub_id = (ProtobufCBinaryData){sizeof(admin->change_id), admin->change_id};
+    memset(&admin->call, 0, sizeof(admin->call));
+    admin->call.opcode = OP_SCRUB;
+    admin->call.request = &admin->scrub.base;
+    admin->call.reply_type = &dl__scrub_reply__descriptor;
+    admin->call.on_done = admin_on_scrub;
+    admin->call.context = admin;
+    client_meta_call_start(admin->core, &admin->call);
+}
+
+void
+admin_scrub_volume(struct cluster *cluster, const struct sim_volume *volume)
+{
+    struct sim_admin *admin = cluster->admin;
+
+    dl_assert(admin->state == ADMIN_IDLE);
+    admin_new_change(admin);
+    admin->scrubbed = volume;
+    admin->scrub_asked = 0;
+    admin_next(admin, ADMIN_SCRUBBING, SIM_MS);
+}
+
+void
+admin_scrub(struct cluster *cluster)
+{
+    uint32_t idx = (uint32_t)fake_rng_below(&cluster->rng, cluster->profile.volume_count);
+
+    if (cluster->admin->state == ADMIN_IDLE && admin_is_ready(cluster) && cluster->profile.scrubs)
+        admin_scrub_volume(cluster, &cluster->volumes[idx]);
+}
+
+struct sim_scrub
+admin_scrub_result(const struct cluster *cluster)
+{
+    return cluster->admin->scrub_result;
+}
+
 /* --- the steps --- */
 
 static void
@@ -336,6 +441,9 @@ admin_on_event(struct sim_event *event)
         break;
     case ADMIN_RESIZING:
         admin_start_resize(admin);
+        break;
+    case ADMIN_SCRUBBING:
+        admin_start_scrub(admin);
         break;
     case ADMIN_WRITING:
     case ADMIN_CLOSING:

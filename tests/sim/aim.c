@@ -276,12 +276,20 @@ kind_matches(const struct aim_kind *kind, const struct sim_frame_event *event)
            kind->arrives == event->arrives && write_matches(event->frame, kind->writes);
 }
 
+/* Of all disks: those that are there, and those that will come. */
+static void
+aim_set_slowness(struct cluster *cluster, struct model_slowness slowness)
+{
+    cluster->slowness = slowness;
+    for (uint32_t i = 0; i < cluster->server_count; i++)
+        cluster->servers[i].disk.slowness = slowness;
+}
+
 static void
 aim_end(struct aim *aim)
 {
     aim->over = true;
-    for (uint32_t i = 0; i < CLUSTER_SERVERS_MAX; i++)
-        aim->cluster->servers[i].disk.slowness = (struct model_slowness){0};
+    aim_set_slowness(aim->cluster, (struct model_slowness){0});
 }
 
 void
@@ -328,8 +336,7 @@ aim_slow(struct aim *aim)
         slowness.large_ns_max = SIM_US << fake_rng_range(&aim->rng, 12, 18);
         cluster->profile.large_percent = (uint32_t)fake_rng_range(&aim->rng, 5, 30);
     }
-    for (uint32_t i = 0; i < CLUSTER_SERVERS_MAX; i++)
-        cluster->servers[i].disk.slowness = slowness;
+    aim_set_slowness(cluster, slowness);
 }
 
 struct aim *

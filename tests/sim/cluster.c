@@ -89,6 +89,18 @@ choose_profile(struct cluster_profile *profile, struct fake_rng *rng)
         profile->request_timeout_ms = CLIENT_NEVER;
 }
 
+/* Servers by themselves, the admin, both, or nobody. */
+static void
+choose_scrubs(struct cluster_profile *profile, uint64_t seed)
+{
+    struct fake_rng rng;
+
+    fake_rng_init(&rng, sim_seed_of(seed, 6));
+    profile->scrubs = fake_rng_percent(&rng, 40);
+    if (fake_rng_percent(&rng, 40))
+        profile->scrub_period_ns = pick(&rng, 1, 20) * SIM_S;
+}
+
 static void
 choose_network(struct sim_net_profile *net, struct fake_rng *rng)
 {
@@ -133,6 +145,7 @@ cluster_init(struct cluster *cluster, uint64_t seed, bool trace)
     fake_rng_init(&cluster->rng, sim_seed_of(seed, 3));
     fake_rng_init(&cluster->fault_rng, sim_seed_of(seed, 4));
     choose_profile(&cluster->profile, &rng);
+    choose_scrubs(&cluster->profile, seed);
     choose_network(&cluster->world.net, &rng);
     memset(cluster->cluster_id, 0xc1, sizeof(cluster->cluster_id));
     meta_init(cluster);
@@ -362,26 +375,60 @@ cluster_sweep(struct cluster *cluster, uint32_t volume_idx, uint32_t flags)
                  flags == 0 ? "reading a volume in the end" : "reading a copy in the end");
 }
 
-/*
- * Who reads a copy finds its bad sectors, and they are repaired.  (A scrub would find them as
- * well.)
- */
+static uint64_t
+sectors_repaired(const struct cluster *cluster)
+{
+    struct chunkserver_core_stats stats;
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
+        if (!cluster->servers[i].process.up)
+            continue;
+        chunkserver_core_get_stats(cluster->servers[i].core, &stats);
+        sum += stats.sectors_repaired;
+    }
+    return sum;
+}
+
+static void
+cluster_scrub(struct cluster *cluster, uint32_t volume_idx)
+{
+    admin_scrub_volume(cluster, &cluster->volumes[volume_idx]);
+    cluster_wait(cluster, admin_is_idle, VERDICT_NS, "a scrub in the end");
+}
+
+static void
+cluster_read_copies(struct cluster *cluster)
+{
+    for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
+        for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++)
+            cluster_sweep(cluster, i, DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(slot));
+}
+
+/* Who reads a copy finds its bad sectors, and they are repaired: clients, or a scrub. */
 static void
 cluster_heal(struct cluster *cluster)
 {
+    uint64_t repaired = sectors_repaired(cluster);
+    uint32_t bad = map_count_bad(cluster);
+
     for (uint32_t round = 0; !map_is_good(cluster); round++) {
         uint64_t end_ns = cluster->world.now_ns + HEAL_NS;
 
         sim_require(&cluster->world, round < HEAL_ROUNDS,
                     "bad sectors are not repaired by %u readings", round);
         cluster->healing = true;
-        for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
-            for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++)
-                cluster_sweep(cluster, i, DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(slot));
+        for (uint32_t i = 0; i < cluster->profile.volume_count && cluster->profile.scrubs; i++)
+            cluster_scrub(cluster, i);
+        if (!cluster->profile.scrubs)
+            cluster_read_copies(cluster);
         cluster->healing = false;
         while (cluster->world.now_ns < end_ns)
             cluster_step(cluster, end_ns);
     }
+    sim_require(&cluster->world, sectors_repaired(cluster) - repaired >= bad,
+                "%u sectors were bad, and only %" PRIu64 " were repaired", bad,
+                sectors_repaired(cluster) - repaired);
 }
 
 static void
@@ -393,9 +440,14 @@ cluster_verdict(struct cluster *cluster)
     cluster_wait(cluster, map_is_whole, RECOVERY_NS, "all slots in-sync");
     cluster_heal(cluster);
     verdict_compare_copies(cluster);
-    for (uint32_t i = 0; i < cluster->profile.volume_count; i++)
-        for (uint32_t slot = 0; slot < cluster->profile.replicas; slot++)
-            cluster_sweep(cluster, i, DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(slot));
+    cluster_read_copies(cluster);
+    for (uint32_t i = 0; i < cluster->profile.volume_count && cluster->profile.scrubs; i++) {
+        struct sim_scrub scrub;
+
+        cluster_scrub(cluster, i);
+        scrub = admin_scrub_result(cluster);
+        verdict_check_scrub(cluster, &cluster->volumes[i], &scrub);
+    }
     cluster_wait(cluster, verdict_deleted_are_gone, VERDICT_NS, "the chunks of deleted volumes");
 }
 

@@ -73,7 +73,9 @@ struct cluster_profile {
     bool rebalance;
     uint64_t capacity_bytes; /* of a disk, as it is told */
     enum cluster_damage damage;
-    uint64_t operator_ns; /* between two things that the operator does, on average */
+    bool scrubs;              /* the admin asks for some; in the end for one of every volume */
+    uint64_t scrub_period_ns; /* of servers by themselves; 0: they don't */
+    uint64_t operator_ns;     /* between two things that the operator does, on average */
 };
 
 /* --- processes --- */
@@ -194,6 +196,12 @@ struct sim_client {
 
 /* --- the admin: creates volumes, and scratch volumes that it deletes again --- */
 
+/* What came of a scrub of a volume. */
+struct sim_scrub {
+    uint64_t sectors, bad, repaired, left_bad, mismatches;
+    uint64_t passed_over; /* chunks that were not read, or not compared, and absent servers */
+};
+
 struct sim_admin;
 
 struct cluster_counters {
@@ -208,7 +216,9 @@ struct cluster_counters {
     uint64_t slow_disks, slow_links;
     uint64_t servers_added, servers_drained, servers_undrained, servers_emptied, servers_removed,
         servers_refused, disks_back, disks_damaged, disks_gone, disks_replaced, maps_checked;
-    uint64_t sectors_bad, sectors_repaired; /* as chunkservers count them */
+    /* As chunkservers count them. */
+    uint64_t sectors_bad, sectors_repaired, sectors_scrubbed, disks_scrubbed;
+    uint64_t volumes_scrubbed;
 };
 
 struct cluster {
@@ -219,7 +229,8 @@ struct cluster {
     uint8_t cluster_id[16];
     struct sim_meta meta;
     struct sim_server servers[CLUSTER_SERVERS_MAX];
-    uint32_t server_count;
+    uint32_t server_count;          /* those that were added later, and those that are gone, too */
+    struct model_slowness slowness; /* of all disks, those to come too: aim.c */
     struct sim_client clients[CLUSTER_CLIENTS_MAX];
     struct sim_volume volumes[CLUSTER_VOLUMES_MAX];
     struct sim_admin *admin;
@@ -317,6 +328,9 @@ struct cluster {
     X(leaves_damaged, 1, DISK(leaves_damaged))                      \
     X(sectors_bad, 10, c->sectors_bad)                              \
     X(sectors_repaired, 10, c->sectors_repaired)                    \
+    X(volumes_scrubbed, 50, c->volumes_scrubbed)                    \
+    X(disks_scrubbed, 50, c->disks_scrubbed)                        \
+    X(sectors_scrubbed, 10000, c->sectors_scrubbed)                 \
     X(media_errors, 10, DISK(write_errors) + DISK(read_errors))     \
     X(read_flips, 10, DISK(read_flips))                             \
     X(chunks_compared, 500, c->chunks_compared)                     \
@@ -390,6 +404,11 @@ bool admin_is_ready(const struct cluster *cluster);
 void admin_scratch(struct cluster *cluster);
 /* A volume of the run grows. */
 void admin_resize(struct cluster *cluster);
+/* A volume of the run is scrubbed, if the profile has that. */
+void admin_scrub(struct cluster *cluster);
+/* This one; the admin is idle, and is idle again when that is done. */
+void admin_scrub_volume(struct cluster *cluster, const struct sim_volume *volume);
+struct sim_scrub admin_scrub_result(const struct cluster *cluster);
 bool admin_is_idle(const struct cluster *cluster);
 /* Others may ask through it; inside of sim_enter(). */
 struct client_core *admin_core(const struct cluster *cluster);
@@ -415,6 +434,8 @@ void faults_stop(struct cluster *cluster);
 /* The server's record; false: there is none. */
 struct server_desc;
 bool map_find_server(struct cluster *cluster, const uint8_t uuid[16], struct server_desc *ret_desc);
+/* One that the metadata service knows though its disk is gone; false: there is none. */
+bool map_find_leftover(struct cluster *cluster, struct server_desc *ret_desc);
 /* Segments of which it has a place: of the run's volumes, or of all. */
 uint32_t map_count_places(struct cluster *cluster, const struct sim_server *server,
                           bool scratch_too);
@@ -435,6 +456,8 @@ bool map_is_whole(const struct cluster *cluster);
 void map_print_unfinished(struct cluster *cluster);
 /* Every sector of the run's volumes reads as what was written, from every slot of the map. */
 bool map_is_good(const struct cluster *cluster);
+/* How many do not. */
+uint32_t map_count_bad(const struct cluster *cluster);
 
 /* verdict.c */
 /* The run's volume with this id; NULL: a scratch volume. */
@@ -443,5 +466,8 @@ const struct sim_volume *cluster_volume(const struct cluster *cluster, uint64_t 
 void verdict_compare_copies(struct cluster *cluster);
 /* No chunk is left of a volume that was deleted. */
 bool verdict_deleted_are_gone(const struct cluster *cluster);
+/* A scrub of the volume, in which nothing was bad any more, has read all of it. */
+void verdict_check_scrub(struct cluster *cluster, const struct sim_volume *volume,
+                         const struct sim_scrub *scrub);
 
 #endif

@@ -227,7 +227,7 @@ fault_happens(struct sim_event *event)
         {20, fault_cut_link, true},     {4, fault_stop_server, false},
         {8, fault_disk, false},         {4, fault_slow_disk, false},
         {4, fault_slow_link, false},    {6, admin_scratch, true},
-        {4, admin_resize, true},
+        {4, admin_resize, true},        {3, admin_scrub, true},
     };
     uint64_t total = 0;
     uint64_t pick;

@@ -232,21 +232,38 @@ count_not_whole(struct cluster *cluster, const struct sim_segment *segment, void
     }
 }
 
-/* Servers that the metadata service still knows, though their disks are gone. */
+/* The next server from item *idx on that the metadata service knows though its disk is gone. */
+static bool
+map_next_leftover(struct cluster *cluster, uint32_t *idx, struct server_desc *ret_desc)
+{
+    while (map_next_server(cluster, idx, ret_desc)) {
+        const struct sim_server *server = NULL;
+
+        for (uint32_t k = 0; k < cluster->server_count; k++)
+            if (memcmp(cluster->servers[k].uuid, ret_desc->uuid, sizeof(ret_desc->uuid)) == 0)
+                server = &cluster->servers[k];
+        if (server == NULL || server->gone)
+            return true;
+    }
+    return false;
+}
+
+bool
+map_find_leftover(struct cluster *cluster, struct server_desc *ret_desc)
+{
+    uint32_t idx = 0;
+
+    return map_next_leftover(cluster, &idx, ret_desc);
+}
+
 static uint32_t
 count_leftovers(struct cluster *cluster)
 {
     struct server_desc desc;
     uint32_t idx = 0, count = 0;
 
-    while (map_next_server(cluster, &idx, &desc)) {
-        const struct sim_server *server = NULL;
-
-        for (uint32_t k = 0; k < cluster->server_count; k++)
-            if (memcmp(cluster->servers[k].uuid, desc.uuid, sizeof(desc.uuid)) == 0)
-                server = &cluster->servers[k];
-        count += server == NULL || server->gone;
-    }
+    while (map_next_leftover(cluster, &idx, &desc))
+        count++;
     return count;
 }
 
@@ -328,12 +345,18 @@ count_bad(struct cluster *cluster, const struct sim_segment *segment, void *cont
     }
 }
 
-bool
-map_is_good(const struct cluster *constant)
+uint32_t
+map_count_bad(const struct cluster *constant)
 {
     struct cluster *cluster = (struct cluster *)(uintptr_t)constant;
     uint32_t count = 0;
 
     map_for_each(cluster, count_bad, &count);
-    return count == 0;
+    return count;
+}
+
+bool
+map_is_good(const struct cluster *cluster)
+{
+    return map_count_bad(cluster) == 0;
 }

@@ -654,6 +654,9 @@ apply_merge(struct model_disk *disk, struct store_merge *merge)
         const struct store_sector *from = &merge->sectors[i];
 
         if (merge_takes(chunk, merge, from)) {
+            /* Rule 23: the version that is bad, and that is always the same bytes. */
+            if (merge->repair && !chunk_sector(chunk, from->sector)->is_void)
+                dl_assert(from->crc == chunk_sector(chunk, from->sector)->crc);
             sector_set(disk, chunk_sector(chunk, from->sector), from->version, from->birth,
                        from->kind, from->crc, data);
             merge->taken_sectors++;
@@ -989,6 +992,9 @@ pull_scan(const struct model_disk *disk, struct chunk *chunk, struct store_pull 
     uint32_t end = pull->first_sector + pull->window_sectors;
     uint32_t count_max = disk->slowness.pull_sectors_max != 0 ? disk->slowness.pull_sectors_max
                                                               : STORE_IO_SECTORS_MAX;
+
+    if (pull->wanted == NULL && pull->first_sector >= content->sector_count)
+        pull->next_sector = end; /* holes */
 
     for (; pull->next_sector < end && pull->sector_count < count_max; pull->next_sector++) {
         const struct model_sector *sector = pull->next_sector < content->sector_count

@@ -299,6 +299,30 @@ begin_remove(struct sim_operator *operator)
         server_lose(server);
 }
 
+/*
+ * A disk that was removed is known again: what it had sent before it went came after its removal.
+ * It is removed once more.
+ */
+static void
+begin_remove_again(struct sim_operator *operator)
+{
+    struct cluster *cluster = operator->cluster;
+    struct server_desc desc;
+    char address[32];
+
+    if (!map_find_leftover(cluster, &desc))
+        return;
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
+        struct sim_server *server = &cluster->servers[i];
+
+        (void)snprintf(address, sizeof(address), "%s:1", server->process.name);
+        if (strcmp(desc.address, address) != 0)
+            continue;
+        job_begin(operator, JOB_REMOVE, server);
+        memcpy(operator->uuid, desc.uuid, sizeof(operator->uuid));
+    }
+}
+
 static void
 operator_begin_change(struct sim_operator *operator)
 {
@@ -642,7 +666,9 @@ operator_on_event(struct sim_event *event)
         job_go_on(operator);
         return;
     }
-    if (!operator->winding_down) {
+    if (cluster->fragile == NULL)
+        begin_remove_again(operator);
+    if (!operator->winding_down && operator->job == JOB_NONE) {
         if (cluster->fragile == NULL)
             operator_begin_change(operator);
         if (cluster->profile.damage == DAMAGE_ROT)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* processes.c: the lives of the metadata service and of the chunkservers.  See cluster.h. */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -128,6 +129,7 @@ server_init_disk(struct sim_server *server, uint64_t stream)
     server->disk.on_group = server_on_group;
     server->disk.group_context = server;
     server->disk.capacity_bytes = cluster->profile.capacity_bytes;
+    server->disk.slowness = cluster->slowness;
     server_heal_disk(server);
 }
 
@@ -182,6 +184,7 @@ server_start(struct sim_server *server)
         .operations_max = OPERATIONS_MAX,
         .write_buffer_bytes = WRITE_BUFFER_BYTES,
         .read_buffer_bytes = READ_BUFFER_BYTES,
+        .scrub_period_ns = cluster->profile.scrub_period_ns,
     };
     char address[32];
     struct sim_process *before;
@@ -216,6 +219,11 @@ server_check_peace(const struct sim_server *server)
     chunkserver_core_get_stats(server->core, &stats);
     counters->sectors_bad += stats.sectors_bad;
     counters->sectors_repaired += stats.sectors_repaired;
+    counters->sectors_scrubbed += stats.sectors_scrubbed;
+    counters->disks_scrubbed += stats.scrubs;
+    sim_require(&server->cluster->world, stats.mismatches == 0,
+                "%s says that copies differ in %" PRIu64 " sectors", server->process.name,
+                stats.mismatches);
     sim_require(&server->cluster->world, stats.violations == 0,
                 "%s closed %lu links because of what they sent", server->process.name,
                 stats.violations);
@@ -345,6 +353,7 @@ server_on_exit(struct sim_event *event)
     sim_process_kill(&server->process, false);
     sim_cancel(&server->cluster->world, &server->kill_event);
     server->kill_armed = false;
+    server_check_peace(server);
     chunkserver_core_destroy(server->core);
     model_store_destroy(server->store);
     server->store = NULL;

@@ -96,6 +96,40 @@ verdict_compare_copies(struct cluster *cluster)
     map_for_each(cluster, compare_segment, NULL);
 }
 
+static uint64_t
+chunk_data_sectors(const struct chunk *chunk)
+{
+    const struct model_chunk *content = chunk->store_private;
+    uint64_t count = 0;
+
+    for (uint32_t i = 0; i < content->sector_count; i++)
+        count += content->sectors[i].kind == SECTOR_DATA;
+    return count;
+}
+
+void
+verdict_check_scrub(struct cluster *cluster, const struct sim_volume *volume,
+                    const struct sim_scrub *scrub)
+{
+    uint64_t sectors = 0;
+
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
+        const struct sim_server *server = &cluster->servers[i];
+        struct chunk *chunk, *next;
+
+        HASH_ITER (by_key, server->disk.chunks->by_key, chunk, next)
+            if (chunk->key.volume == volume->id && !server->gone)
+                sectors += chunk_data_sectors(chunk);
+    }
+    sim_require(&cluster->world, scrub->bad == 0,
+                "the scrub of %s finds %" PRIu64 " bad sectors where there are none", volume->name,
+                scrub->bad);
+    sim_require(&cluster->world, scrub->sectors == sectors && scrub->passed_over == 0,
+                "the scrub of %s has read %" PRIu64 " of %" PRIu64
+                " sectors, and passed over %" PRIu64 " chunks or servers",
+                volume->name, scrub->sectors, sectors, scrub->passed_over);
+}
+
 bool
 verdict_deleted_are_gone(const struct cluster *cluster)
 {
