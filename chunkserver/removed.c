@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "chunkserver/core_internal.h"
+#include "common/mutant.h"
 
 #define REMOVED_MAX 65536u
 
@@ -57,7 +58,8 @@ removed_note(struct chunkserver_core *core, const struct chunk_key *key)
 bool
 removed_is_noted(const struct chunkserver_core *core, const struct chunk_key *key)
 {
-    return core->removed != NULL && removed_find(core, key) != NULL;
+    return core->removed != NULL && !DLBLK_MUTANT(chunkserver_forget_removed) &&
+           removed_find(core, key) != NULL;
 }
 
 void

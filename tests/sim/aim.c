@@ -75,6 +75,7 @@ struct aim_event {
 
 struct aim {
     struct cluster *cluster;
+    struct plots *plots;
     struct fake_rng rng;
     uint32_t per_million[AIM_KINDS]; /* 0: not this one */
     uint32_t strikes;
@@ -299,9 +300,11 @@ aim_on_frame(struct aim *aim, const struct sim_frame_event *event)
 
     if (cluster->calm && !aim->over)
         aim_end(aim);
-    if (aim->over || !admin_is_ready(cluster) || aim->strikes >= AIM_STRIKES ||
-        cluster->world.now_ns < aim->next_ns || cluster->fragile != NULL || event->from == NULL ||
+    if (aim->over || !admin_is_ready(cluster) || cluster->fragile != NULL || event->from == NULL ||
         event->to == NULL || aim_is_spared(aim, event->from) || aim_is_spared(aim, event->to))
+        return;
+    plots_on_frame(aim->plots, event);
+    if (aim->strikes >= AIM_STRIKES || cluster->world.now_ns < aim->next_ns)
         return;
     for (uint32_t i = 0; i < AIM_KINDS; i++) {
         if (aim->per_million[i] == 0 || !kind_matches(&aim_kinds[i], event) ||
@@ -356,6 +359,7 @@ aim_create(struct cluster *cluster)
         profile->session_ops = (uint32_t)fake_rng_range(&aim->rng, 3, 40);
         profile->steal_percent = (uint32_t)fake_rng_range(&aim->rng, 50, 100);
     }
+    aim->plots = plots_create(cluster);
     if (profile->fault_ns == 0 || fake_rng_percent(&aim->rng, 40))
         return aim;
     for (uint32_t i = 0; i < AIM_KINDS; i++)
@@ -369,5 +373,7 @@ aim_destroy(struct aim *aim)
 {
     for (uint32_t i = 0; i < AIM_EVENTS && aim != NULL; i++)
         sim_cancel(&aim->cluster->world, &aim->events[i].event);
+    if (aim != NULL)
+        plots_destroy(aim->plots);
     free(aim);
 }

@@ -25,6 +25,7 @@ struct watch_place {
     uint32_t server_id;
     uint32_t state; /* Dl__SlotState */
     uint32_t number;
+    uint32_t attempt;
 };
 
 struct watch_segment {
@@ -41,6 +42,7 @@ struct watch_told {
     struct chunk_key key;
     uint32_t server_idx; /* of its process, and 1; 0: free */
     uint32_t config_epoch;
+    bool removed; /* CHUNK_DELETE has named it, and no SLOT_TELL since */
 };
 
 /* A READ that arrived when the slot was recovering, a PULL, or a SLOT_TELL. */
@@ -60,17 +62,20 @@ struct watch_ejection {
     uint32_t segment, config_epoch;
     uint32_t server_count, server_ids[EJECTED_MAX];
     uint32_t life; /* of the metadata service */
+    bool resolved;
 };
 
 struct watch {
     struct cluster *cluster;
     struct aim *aim;
+    struct watch_takeovers *takeovers;
     uint64_t revision; /* of the metadata service's database */
     uint32_t segment_count;
     struct watch_segment segments[SEGMENTS_MAX];
     struct watch_told told[TOLD_MAX];
     struct watch_request requests[REQUESTS_MAX];
     uint32_t next_request;
+    uint64_t late_link_id, late_request_id; /* a WRITE of a chunk that is no more; 0: none */
     struct watch_ejection ejections[EJECTIONS_MAX];
     uint32_t next_ejection;
 };
@@ -83,8 +88,8 @@ watch_of(const struct cluster *cluster)
 
 /* --- what the map says --- */
 
-static struct sim_server *
-server_of_process(struct cluster *cluster, const struct sim_process *process)
+struct sim_server *
+watch_server_of_process(struct cluster *cluster, const struct sim_process *process)
 {
     for (uint32_t i = 0; i < cluster->server_count; i++)
         if (&cluster->servers[i].process == process)
@@ -121,6 +126,15 @@ read_servers(struct cluster *cluster, struct sim_server *servers[IDS_MAX])
     }
 }
 
+struct sim_server *
+watch_server_by_id(struct cluster *cluster, uint32_t id)
+{
+    struct sim_server *servers[IDS_MAX];
+
+    read_servers(cluster, servers);
+    return id < IDS_MAX ? servers[id] : NULL;
+}
+
 static void
 read_segment(struct cluster *cluster, struct store_item item, struct sim_server *servers[IDS_MAX],
              struct watch_segment *segment)
@@ -148,6 +162,7 @@ read_segment(struct cluster *cluster, struct store_item item, struct sim_server 
             .server_id = slot->server_id,
             .state = slot->state,
             .number = slot->number,
+            .attempt = slot->attempt,
         };
     }
 }
@@ -420,12 +435,61 @@ check_ejection(struct watch *watch, const struct watch_segment *before,
                 now->volume, now->index, place->server_id, left);
 }
 
+static const struct watch_place *
+place_of_server(const struct watch_segment *segment, uint32_t server_id)
+{
+    for (uint32_t i = 0; i < segment->place_count; i++)
+        if (segment->places[i].server_id == server_id)
+            return &segment->places[i];
+    return NULL;
+}
+
+/* Has the owner said that all its in-sync slots are alike? */
+static bool
+ejection_was_resolved(const struct watch *watch, const struct watch_segment *before)
+{
+    for (uint32_t i = 0; i < EJECTIONS_MAX; i++) {
+        const struct watch_ejection *ejection = &watch->ejections[i];
+
+        if (ejection->resolved && ejection->volume == before->volume &&
+            ejection->segment == before->index && ejection->config_epoch == before->config_epoch)
+            return true;
+    }
+    return false;
+}
+
+/* What recovers may have pulled from a slot that is none any more. */
+static void
+check_new_attempts(struct watch *watch, const struct watch_segment *before,
+                   const struct watch_segment *now)
+{
+    const struct watch_place *lost = NULL;
+
+    for (uint32_t i = 0; i < before->place_count; i++) {
+        const struct watch_place *place = place_of_server(now, before->places[i].server_id);
+
+        if (place_is_in_sync(&before->places[i]) && (place == NULL || !place_is_in_sync(place)))
+            lost = &before->places[i];
+    }
+    if (lost == NULL || ejection_was_resolved(watch, before))
+        return;
+    for (uint32_t i = 0; i < now->place_count; i++)
+        sim_require(&watch->cluster->world,
+                    now->places[i].state != DL__SLOT_STATE__SLOT_RECOVERING ||
+                        now->places[i].attempt == now->config_epoch,
+                    "volume %" PRIu64 " segment %u: with config epoch %u server %u is not in-sync "
+                    "any more, and slot %u on server %u goes on with attempt %u",
+                    now->volume, now->index, now->config_epoch, lost->server_id,
+                    now->places[i].number, now->places[i].server_id, now->places[i].attempt);
+}
+
 static void
 check_ejections(struct watch *watch, const struct watch_segment *before,
                 const struct watch_segment *now)
 {
     if (now->config_epoch != before->config_epoch + 1)
         return;
+    check_new_attempts(watch, before, now);
     for (uint32_t i = 0; i < now->place_count; i++) {
         const struct watch_place *place = &now->places[i];
 
@@ -502,6 +566,7 @@ watch_step(struct cluster *cluster)
     bool seen[SEGMENTS_MAX] = {false};
     struct watch_segment segment;
 
+    watch_takeovers_step(watch->takeovers);
     if (store_memory_db_revision(db) == watch->revision)
         return;
     watch->revision = store_memory_db_revision(db);
@@ -640,6 +705,18 @@ check_told(struct watch *watch, const struct watch_request *request)
                 request->lease_epoch);
 }
 
+/* 9. */
+static void
+check_late_write(struct watch *watch, const struct sim_frame_event *event)
+{
+    if (watch->late_link_id != event->link_id || watch->late_request_id != event->frame->request_id)
+        return;
+    watch->late_link_id = 0;
+    sim_require(&watch->cluster->world, event->frame->status != 0,
+                "%s: a late WRITE makes a chunk anew that CHUNK_DELETE has taken away",
+                event->from->name);
+}
+
 /* A server has answered. */
 static void
 watch_on_answer(struct watch *watch, const struct sim_frame_event *event)
@@ -671,6 +748,7 @@ watch_on_slot_tell(struct watch *watch, const struct sim_frame_event *event,
         return;
     struct chunk_key key = {tell->volume, tell->segment, tell->slot};
     watch_tell(watch, server, &key, tell->config_epoch);
+    watch_told(watch, server, &key)->removed = false;
     if (tell->attempt != 0) {
         request = watch_note_request(watch, event, server, &key, tell->config_epoch);
         request->attempt = tell->attempt;
@@ -732,8 +810,13 @@ watch_on_chunk_delete(struct watch *watch, const struct sim_frame_event *event,
     if (deletion == NULL)
         return;
     for (size_t i = 0; i < deletion->n_chunks; i++)
-        if (cluster_volume(watch->cluster, deletion->chunks[i]->volume) != NULL)
-            check_deletion(watch, server, deletion->chunks[i]);
+        if (cluster_volume(watch->cluster, deletion->chunks[i]->volume) != NULL) {
+            const Dl__ChunkRef *ref = deletion->chunks[i];
+            struct chunk_key key = {ref->volume, ref->segment, ref->slot};
+
+            check_deletion(watch, server, ref);
+            watch_told(watch, server, &key)->removed = true;
+        }
     dl__chunk_delete__free_unpacked(deletion, NULL);
 }
 
@@ -751,6 +834,7 @@ watch_on_eject(struct watch *watch, const struct sim_frame_event *event)
             .segment = from->segment,
             .config_epoch = from->config_epoch,
             .life = event->to->life,
+            .resolved = from->resolved,
         };
         for (size_t k = 0; k < from->n_server_ids && k < EJECTED_MAX; k++)
             ejection->server_ids[ejection->server_count++] = from->server_ids[k];
@@ -763,7 +847,7 @@ static void
 watch_on_request(struct watch *watch, const struct sim_frame_event *event)
 {
     const struct frame *frame = event->frame;
-    struct sim_server *server = server_of_process(watch->cluster, event->to);
+    struct sim_server *server = watch_server_of_process(watch->cluster, event->to);
     struct data_write write;
     struct data_read read;
     struct chunk_key key;
@@ -778,6 +862,11 @@ watch_on_request(struct watch *watch, const struct sim_frame_event *event)
             return;
         key = (struct chunk_key){write.target.volume, write.target.segment, write.target.slot};
         watch_tell(watch, server, &key, write.target.config_epoch);
+        if (watch_told(watch, server, &key)->removed &&
+            chunk_table_find(server->disk.chunks, &key) == NULL) {
+            watch->late_link_id = event->link_id;
+            watch->late_request_id = frame->request_id;
+        }
         return;
     case OP_READ:
         if (data_read_decode(frame, &read) != 0)
@@ -811,6 +900,9 @@ watch_on_frame(void *context, const struct sim_frame_event *event)
     if (!event->arrives && frame_is_reply(frame) &&
         (frame->opcode == OP_READ || frame->opcode == OP_PULL || frame->opcode == OP_SLOT_TELL))
         watch_on_answer(watch, event);
+    if (!event->arrives && frame_is_reply(frame) && frame->opcode == OP_WRITE)
+        check_late_write(watch, event);
+    watch_takeovers_on_frame(watch->takeovers, event);
     aim_on_frame(watch->aim, event);
 }
 
@@ -824,6 +916,7 @@ watch_create(struct cluster *cluster)
     sim_require(&cluster->world, watch != NULL, "no memory");
     watch->cluster = cluster;
     watch->aim = aim_create(cluster);
+    watch->takeovers = watch_takeovers_create(cluster);
     cluster->world.on_frame = watch_on_frame;
     cluster->world.frame_context = watch;
 }
@@ -836,5 +929,6 @@ watch_destroy(struct cluster *cluster)
     cluster->world.on_frame = NULL;
     cluster->world.frame_context = NULL;
     aim_destroy(watch->aim);
+    watch_takeovers_destroy(watch->takeovers);
     free(watch);
 }

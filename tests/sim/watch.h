@@ -14,14 +14,19 @@
  *      and an in-sync slot has, it has;
  *   3. once an owner uses the segment, what older owners wrote is the same in all in-sync slots;
  *   4. a slot was ejected by an EJECT that names the config epoch from which the map changed, and
- *      left min_write slots in-sync, if it was ejected for its owner.
+ *      left min_write slots in-sync, if it was ejected for its owner; when an in-sync slot is none
+ *      any more, each that recovers has a new attempt, but for an owner who said `resolved`.
  * When a write is acknowledged: 1. of its blocks.
  * When frames come and go:
  *   5. a slot that recovers answers no READ and no PULL;
  *   6. whoever answers a PULL was told of the attempt, by the metadata service or by the owner;
  *   7. a chunk is deleted when nobody has a map any more in which it is read, unless he is fenced
  *      there;
- *   8. who has begun an attempt has the fence that came with it.
+ *   8. who has begun an attempt has the fence that came with it;
+ *   9. no WRITE makes a chunk anew that CHUNK_DELETE has taken away.
+ * When a segment is ready after a takeover:
+ *  10. each slot that is in-sync in the owner's map, and has recovered, has said since then what is
+ *      pending there.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
  */
@@ -35,6 +40,8 @@
 
 struct watch;
 struct aim;
+struct plots;
+struct watch_takeovers;
 
 /* --- watch.c --- */
 
@@ -46,6 +53,19 @@ void watch_step(struct cluster *cluster);
 /* A request to write was acknowledged. */
 void watch_acknowledged(struct cluster *cluster, const struct sim_volume *volume,
                         uint64_t first_block, uint64_t block_count);
+
+/* NULL: it is none; or the metadata service knows no server by that id. */
+struct sim_server *watch_server_of_process(struct cluster *cluster,
+                                           const struct sim_process *process);
+struct sim_server *watch_server_by_id(struct cluster *cluster, uint32_t id);
+
+/* --- watch_takeover.c --- */
+
+struct watch_takeovers *watch_takeovers_create(struct cluster *cluster);
+void watch_takeovers_destroy(struct watch_takeovers *watch);
+void watch_takeovers_on_frame(struct watch_takeovers *watch, const struct sim_frame_event *event);
+/* After each event. */
+void watch_takeovers_step(struct watch_takeovers *watch);
 
 /* --- watch_client.c: what a client has in its memory --- */
 
@@ -62,5 +82,12 @@ uint32_t watch_client_lease(const struct sim_client *client, uint64_t volume);
 struct aim *aim_create(struct cluster *cluster);
 void aim_destroy(struct aim *aim);
 void aim_on_frame(struct aim *aim, const struct sim_frame_event *event);
+
+/* --- aim_plots.c --- */
+
+struct plots *plots_create(struct cluster *cluster);
+void plots_destroy(struct plots *plots);
+/* In the chaos, of processes that may be struck. */
+void plots_on_frame(struct plots *plots, const struct sim_frame_event *event);
 
 #endif
