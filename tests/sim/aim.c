@@ -277,8 +277,7 @@ kind_matches(const struct aim_kind *kind, const struct sim_frame_event *event)
            kind->arrives == event->arrives && write_matches(event->frame, kind->writes);
 }
 
-/* Of all disks: those that are there, and those that will come. */
-static void
+void
 aim_set_slowness(struct cluster *cluster, struct model_slowness slowness)
 {
     cluster->slowness = slowness;

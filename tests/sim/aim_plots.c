@@ -371,13 +371,10 @@ plots_on_frame(struct plots *plots, const struct sim_frame_event *event)
 static void
 profile_late_large(struct plots *plots)
 {
-    struct cluster *cluster = plots->cluster;
+    struct model_slowness slowness = {.large_ns_max = plot_random(plots, 20, 300) * SIM_MS};
 
-    cluster->profile.large_percent = (uint32_t)plot_random(plots, 3, 12);
-    for (uint32_t i = 0; i < CLUSTER_SERVERS_MAX; i++)
-        cluster->servers[i].disk.slowness = (struct model_slowness){
-            .large_ns_max = plot_random(plots, 20, 300) * SIM_MS,
-        };
+    plots->cluster->profile.large_percent = (uint32_t)plot_random(plots, 3, 12);
+    aim_set_slowness(plots->cluster, slowness);
 }
 
 /* Slots move before any was ejected. */

@@ -83,6 +83,9 @@ struct aim *aim_create(struct cluster *cluster);
 void aim_destroy(struct aim *aim);
 void aim_on_frame(struct aim *aim, const struct sim_frame_event *event);
 
+/* Of all disks: those that are there, and those that will come. */
+void aim_set_slowness(struct cluster *cluster, struct model_slowness slowness);
+
 /* --- aim_plots.c --- */
 
 struct plots *plots_create(struct cluster *cluster);
