@@ -505,8 +505,12 @@ chunk_void(struct model_disk *disk, struct chunk *chunk)
 
     for (uint32_t i = 0; i < content->sector_count; i++) {
         struct model_sector *sector = &content->sectors[i];
+        uint64_t step = chunk_step_version(chunk, i);
 
-        if (sector->is_void || sector->version <= chunk_step_version(chunk, i))
+        /* What was lost above the step does not count any more; all else is on every source. */
+        if (sector->damaged_version > step)
+            sector->damaged_version = 0;
+        if (sector->is_void || sector->version <= step)
             continue;
         sector_clear(disk, sector);
         sector->is_void = true;

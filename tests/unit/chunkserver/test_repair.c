@@ -139,25 +139,35 @@ test_repair_under_a_fence(void **state)
     fixture_destroy(fx);
 }
 
-/* A slot with a damaged leaf is not whole before a source's S covers what was lost. */
+/*
+ * A slot with a damaged leaf is not whole before a source's S covers what was lost in this attempt:
+ * it may have acknowledged it before the source.  What it had before the attempt counts for nothing.
+ */
 static void
 test_recovery_of_a_lost_leaf(void **state)
 {
-    struct fixture *fx = fixture_create(15);
-
     (void)state;
-    fill(fx, 7);
-    tell_in_sync(fx, 0, 5);
-    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4);
-    tell_attempt(fx, 2, 5, 1, 1);
-    run_for(fx, 10 * SIM_S);
-    assert_int_equal(chunk_of(fx, 2)->cursor_sectors, SECTORS);
-    assert_false(is_reported(fx, 2, 5));
-    assert_int_equal(stable_now(fx, 0, 20, 5, 0), 0);
-    wait_reported(fx, 2, 5);
-    tell_in_sync(fx, 2, 6);
-    assert_same(fx, 0, 2);
-    fixture_destroy(fx);
+    for (unsigned anew = 0; anew < 2; anew++) {
+        struct fixture *fx = fixture_create(15);
+
+        fill(fx, 7);
+        tell_in_sync(fx, 0, 5);
+        tell_attempt(fx, 2, 5, 1, 0);
+        assert_int_equal(write_now(fx, 2, 21, 4 * 64, 1, 5, 5, 19), 0);
+        assert_int_equal(write_now(fx, 0, 21, 4 * 64, 1, 5, 0, 19), 0);
+        model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 4);
+        tell_in_sync(fx, 0, 5 + anew);
+        tell_attempt(fx, 2, 5 + anew, 1, 1);
+        run_for(fx, 10 * SIM_S);
+        assert_int_equal(chunk_of(fx, 2)->cursor_sectors, SECTORS);
+        assert_int_equal(is_reported(fx, 2, 5 + anew), anew == 1);
+        if (anew == 0)
+            assert_int_equal(stable_now(fx, 0, 21, 5, 0), 0);
+        wait_reported(fx, 2, 5 + anew);
+        tell_in_sync(fx, 2, 7);
+        assert_same(fx, 0, 2);
+        fixture_destroy(fx);
+    }
 }
 
 /*
