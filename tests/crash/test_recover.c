@@ -1149,6 +1149,46 @@ test_damaged_leaf(void **state)
     free(rig);
 }
 
+/*
+ * What a damaged leaf may have had above the step counts for nothing in a new attempt; all below it
+ * every source has.
+ */
+static void
+test_damaged_leaf_in_an_attempt(void **state)
+{
+    struct truth good = data_of(LEASE(1) + 1), expected[SECTORS] = {0};
+    struct truth hole = {0, SECTOR_HOLE};
+    struct rig *rig = calloc(1, sizeof(*rig));
+    struct test_merge *merge;
+    uint32_t taken;
+
+    (void)state;
+    assert_non_null(rig);
+    rig_init(rig, 6);
+    assert_int_equal(write_now(rig, LEASE(1) + 1, 0, 16), 0);
+    rig->stable = LEASE(1) + 1;
+    assert_int_equal(write_now(rig, LEASE(1) + 7, 5, 1), 0);
+    rig_quiet(rig);
+    damage_leaf(rig);
+    assert_int_equal(change_now(rig, attempt_of(rig, 5)), 0);
+    rig->attempt = rig->epoch = 5;
+    merge = merge_make(rig);
+    merge->merge.stable_version = LEASE(1) + 1;
+    for (uint32_t i = 0; i < 64; i++)
+        merge_add(merge, i, i < 16 ? &good : &hole);
+    assert_int_equal(merge_now(rig, merge, &taken), 0);
+    assert_int_equal(taken, 64);
+    for (uint32_t i = 0; i < 16; i++)
+        expected[i] = good;
+    for (int again = 0; again < 2; again++) {
+        expect_content(rig, expected);
+        rig_quiet(rig);
+        rig_cut(rig);
+    }
+    rig_fini(rig);
+    free(rig);
+}
+
 /* While the answer waits for a leaf the chunk grows: its new leaves are not looked at. */
 static void
 test_voids_of_a_chunk_that_grows(void **state)
@@ -1178,5 +1218,5 @@ test_voids_of_a_chunk_that_grows(void **state)
 UNIT_MAIN(cmocka_unit_test(test_attempt), cmocka_unit_test(test_replay_of_what_the_index_has),
           cmocka_unit_test(test_merge), cmocka_unit_test(test_merge_of_a_bad_sector),
           cmocka_unit_test(test_merge_of_many_versions), cmocka_unit_test(test_repair),
-          cmocka_unit_test(test_damaged_leaf), cmocka_unit_test(test_voids_of_a_chunk_that_grows),
-          cmocka_unit_test(test_histories))
+          cmocka_unit_test(test_damaged_leaf), cmocka_unit_test(test_damaged_leaf_in_an_attempt),
+          cmocka_unit_test(test_voids_of_a_chunk_that_grows), cmocka_unit_test(test_histories))
