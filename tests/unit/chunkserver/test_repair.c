@@ -141,7 +141,8 @@ test_repair_under_a_fence(void **state)
 
 /*
  * A slot with a damaged leaf is not whole before a source's S covers what was lost in this attempt:
- * it may have acknowledged it before the source.  What it had before the attempt counts for nothing.
+ * it may have acknowledged it before the source.  What it had above its step before the attempt
+ * counts for nothing.
  */
 static void
 test_recovery_of_a_lost_leaf(void **state)
