@@ -26,7 +26,8 @@
  *   9. no WRITE makes a chunk anew that CHUNK_DELETE has taken away.
  * When a segment is ready after a takeover:
  *  10. each slot that is in-sync in the owner's map, and has recovered, has said since then what is
- *      pending there.
+ *      pending there;
+ *  11. and each has the rewrites that were sent.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
  */

@@ -5,7 +5,7 @@
  * Of each slot that has recovered is known in which attempt, and to which lease its server has
  * listed since then what is pending: by FENCE, when the slot was in-sync, or by PENDING.  When a
  * segment becomes ready in a takeover, all slots that are in-sync in the owner's map must have
- * answered so.
+ * answered so; and they have all that this owner has sent to make ranges alike.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,6 +19,7 @@
 
 #define SLOTS_MAX     1024u /* a power of two */
 #define QUESTIONS_MAX 256u
+#define REWRITES_MAX  256u
 #define SEGMENTS_MAX  64u /* of a volume */
 
 struct watch_slot {
@@ -37,6 +38,13 @@ struct watch_question {
     struct chunk_key key; /* PENDING */
 };
 
+/* What an owner has sent to make a range alike. */
+struct watch_rewrite {
+    struct chunk_key key; /* but for the slot */
+    uint64_t version;     /* 0: free */
+    uint32_t first_sector, sector_count;
+};
+
 struct watch_owner {
     uint32_t lease_epoch, unresolved_count;
     bool unresolved[SEGMENTS_MAX]; /* as it was when they were looked at */
@@ -47,6 +55,8 @@ struct watch_takeovers {
     struct watch_slot slots[SLOTS_MAX];
     struct watch_question questions[QUESTIONS_MAX];
     uint32_t next_question;
+    struct watch_rewrite rewrites[REWRITES_MAX];
+    uint32_t next_rewrite;
     struct watch_owner owners[CLUSTER_CLIENTS_MAX];
 };
 
@@ -162,6 +172,28 @@ watch_on_list(struct watch_takeovers *watch, const struct sim_frame_event *event
             watch_slot_lists(server, &watch->slots[i], question->lease_epoch);
 }
 
+/* From an owner who has segments to resolve. */
+static void
+watch_on_rewrite(struct watch_takeovers *watch, const struct sim_frame_event *event)
+{
+    const struct cluster *cluster = watch->cluster;
+    struct data_write write;
+    bool resolves = false;
+
+    for (uint32_t i = 0; i < cluster->profile.client_count; i++)
+        resolves |= &cluster->clients[i].process == event->from &&
+                    watch->owners[i].unresolved_count > 0;
+    if (!resolves || event->frame->body == NULL || data_write_decode(event->frame, &write) != 0 ||
+        (write.target.flags & WRITE_RESOLVE) == 0)
+        return;
+    watch->rewrites[watch->next_rewrite++ % REWRITES_MAX] = (struct watch_rewrite){
+        .key = {.volume = write.target.volume, .segment = write.target.segment},
+        .version = write.version,
+        .first_sector = write.target.offset_sectors,
+        .sector_count = write.target.length_sectors,
+    };
+}
+
 void
 watch_takeovers_on_frame(struct watch_takeovers *watch, const struct sim_frame_event *event)
 {
@@ -169,6 +201,8 @@ watch_takeovers_on_frame(struct watch_takeovers *watch, const struct sim_frame_e
     uint16_t opcode = event->frame->opcode;
     const struct sim_server *server;
 
+    if (opcode == OP_WRITE && !is_reply && !event->arrives)
+        watch_on_rewrite(watch, event);
     if ((opcode != OP_FENCE && opcode != OP_PENDING && opcode != OP_SLOT_TELL) ||
         is_reply == event->arrives)
         return;
@@ -187,6 +221,45 @@ watch_takeovers_on_frame(struct watch_takeovers *watch, const struct sim_frame_e
 
 /* --- what owners make of it --- */
 
+/* If the slot is still what the owner takes it for. */
+static void
+check_rewrite(struct watch_takeovers *watch, const struct segment *segment,
+              const struct sim_server *server, const struct chunk_key *key,
+              const struct watch_rewrite *rewrite)
+{
+    const struct chunk *chunk = chunk_table_find(server->disk.chunks, key);
+    const struct model_chunk *content = chunk == NULL ? NULL : chunk->store_private;
+
+    if (content == NULL || server->gone || server == watch->cluster->fragile ||
+        chunk->attempt != 0 || chunk->config_epoch > segment->config_epoch)
+        return;
+    for (uint32_t i = 0; i < rewrite->sector_count; i++) {
+        uint32_t idx = rewrite->first_sector + i;
+
+        sim_require(
+            &watch->cluster->world,
+            idx < content->sector_count && (content->sectors[idx].is_void ||
+                                            content->sectors[idx].version >= rewrite->version),
+            "volume %" PRIu64 " segment %u is in use after a takeover, and slot %u on %s "
+            "has not got the rewrite %#" PRIx64 " of sector %u",
+            key->volume, key->segment, key->slot, server->process.name, rewrite->version, idx);
+    }
+}
+
+static void
+check_rewrites(struct watch_takeovers *watch, const struct client_volume *volume,
+               const struct segment *segment, const struct sim_server *server,
+               const struct chunk_key *key)
+{
+    for (uint32_t i = 0; i < REWRITES_MAX; i++) {
+        const struct watch_rewrite *rewrite = &watch->rewrites[i];
+
+        if (rewrite->version >> WIRE_VERSION_SEQUENCE_BITS == volume->lease_epoch &&
+            rewrite->key.volume == key->volume && rewrite->key.segment == key->segment)
+            check_rewrite(watch, segment, server, key, rewrite);
+    }
+}
+
 static void
 check_ready(struct watch_takeovers *watch, const struct sim_client *client,
             const struct segment *segment)
@@ -204,6 +277,7 @@ check_ready(struct watch_takeovers *watch, const struct sim_client *client,
         server = watch_server_by_id(watch->cluster, place->server_id);
         if (server == NULL)
             continue;
+        check_rewrites(watch, volume, segment, server, &key);
         slot = watch_slot(watch, server, &key);
         /* A later attempt is one that the owner has not heard of. */
         sim_require(&watch->cluster->world,
