@@ -25,7 +25,12 @@
 #define SCRATCH_PIECE    65536u
 #define OPEN_TRIES_MAX   4u
 #define VOLUME_BYTES_MAX (6ull << 20)
-#define SCRUB_ASKED_MAX  12u /* so often, while there are faults */
+/*
+ * A write may need a server that is not admitted before a dead owner of another volume has a
+ * successor, and in the calm it gets none.
+ */
+#define REQUEST_TIMEOUT_MS 30000u
+#define SCRUB_ASKED_MAX    12u /* so often, while there are faults */
 
 enum admin_state {
     ADMIN_IDLE,
@@ -484,6 +489,7 @@ admin_create(struct cluster *cluster)
         .meta_count = 1,
         .owner = "admin",
         .on_event = admin_on_client_event,
+        .request_timeout_ms = REQUEST_TIMEOUT_MS,
     };
     struct sim_process *before;
     int err;
