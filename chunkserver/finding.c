@@ -23,6 +23,7 @@
 #include "dlblk/error.h"
 
 #define ITEMS_MAX     16u
+#define HOPELESS_MIN  4u
 #define KNOWN_BAD_MAX 4096u
 #define FIRST_NS      (1000 * CORE_NS_PER_MS)
 #define GAP_MIN_NS    (10000 * CORE_NS_PER_MS)
@@ -45,6 +46,7 @@ struct bad_sector {
     uint64_t version; /* at most; a write of a higher one has healed it */
     /* The segment's config epoch under which no slot in-sync had it, in just this version; or 0. */
     uint32_t hopeless_epoch;
+    uint32_t hopeless_count; /* so often in a row: to fail a read once is no proof */
 };
 
 struct findings {
@@ -116,6 +118,7 @@ known_add(struct findings *findings, const struct chunk *chunk, uint32_t sector,
             .sector = sector,
             .version = version != 0 ? version : chunk_version_max(chunk),
             .hopeless_epoch = hopeless_epoch,
+            .hopeless_count = 1,
         };
 }
 
@@ -295,7 +298,9 @@ findings_hopeless(const struct findings *findings, const struct chunk *chunk, ui
 {
     uint32_t idx = known_find(findings, chunk, sector);
 
-    if (idx == findings->known_count || findings->known[idx].hopeless_epoch != chunk->config_epoch)
+    if (idx == findings->known_count ||
+        findings->known[idx].hopeless_epoch != chunk->config_epoch ||
+        findings->known[idx].hopeless_count < HOPELESS_MIN)
         return 0;
     return findings->known[idx].version;
 }
@@ -310,6 +315,10 @@ findings_bad(struct findings *findings, const struct chunk *chunk, uint32_t sect
     struct finding *finding;
 
     if (is_known && !healed) { /* bad as before */
+        if (findings->known[idx].hopeless_epoch != hopeless_epoch ||
+            (version != 0 && findings->known[idx].version != version))
+            findings->known[idx].hopeless_count = 0;
+        findings->known[idx].hopeless_count++;
         findings->known[idx].hopeless_epoch = hopeless_epoch;
         if (version != 0)
             findings->known[idx].version = version;

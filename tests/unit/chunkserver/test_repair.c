@@ -295,6 +295,33 @@ test_recovery_of_what_one_lacks(void **state)
     fixture_destroy(fx);
 }
 
+/* The other slot's drive fails a read once: that it has the sector bad is not proved by that. */
+static void
+test_recovery_after_a_read_error(void **state)
+{
+    struct fixture *fx = fixture_create(21);
+
+    (void)state;
+    fx->in_sync = 3;
+    fill(fx, 3);
+    assert_int_equal(stable_now(fx, 0, 20, 1, 0), 0);
+    assert_int_equal(stable_now(fx, 1, 20, 1, 0), 0);
+    damage(fx, 0, 3);
+    tell_in_sync(fx, 0, 5);
+    tell_in_sync(fx, 1, 5);
+    fx->config_epoch = 5;
+    fx->servers[1].disk.profile.read_errors_per_million = 1000000;
+    assert_int_equal(repair_now(fx, 0, 3, 1), 0);
+    run_for(fx, 10 * SIM_S);
+    fx->servers[1].disk.profile.read_errors_per_million = 0;
+    tell_attempt(fx, 2, 5, 5, 1);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 6);
+    assert_false(is_bad(fx, 2, 3));
+    assert_false(is_bad(fx, 0, 3));
+    fixture_destroy(fx);
+}
+
 /* As long as another slot in-sync can't be asked it may have the sector: it is waited for. */
 static void
 test_recovery_waits_for_who_may_have_it(void **state)
@@ -391,6 +418,7 @@ test_stop_in_a_repair(void **state)
 UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another_version),
           cmocka_unit_test(test_recovery_of_what_nobody_has),
           cmocka_unit_test(test_recovery_of_what_one_lacks),
+          cmocka_unit_test(test_recovery_after_a_read_error),
           cmocka_unit_test(test_recovery_waits_for_who_may_have_it),
           cmocka_unit_test(test_repair_waits), cmocka_unit_test(test_stop_in_a_repair),
           cmocka_unit_test(test_repair_of_a_lost_leaf), cmocka_unit_test(test_repair_under_a_fence),
