@@ -170,7 +170,8 @@ uint64_t chunk_step_version(const struct chunk *chunk, uint32_t sector);
 /*
  * In-sync again: S rises to reported_version, heard_version or the first step, whichever is highest
  * (all slots have what is below any of them, and this one has pulled what it missed); the rest of
- * the recovery is forgotten.  The config epoch rises.  No effect beyond that if the chunk is in-sync.
+ * the recovery is forgotten.  The config epoch rises.  There is no effect beyond that if the chunk
+ * is in-sync.
  */
 void chunk_promote(struct chunk *chunk, uint32_t config_epoch);
 
