@@ -182,7 +182,18 @@ admin_set_state(struct meta_op *op, struct meta_server *server, enum meta_admin_
 
 /* --- drain --- */
 
-/* Is there a place for each volume's copies without this server?  -DL_E_TOO_FEW_DOMAINS. */
+/* Could a copy go to this server, but for what the operator does? */
+static bool
+drain_may_hold(const struct meta_server *server)
+{
+    return server->desc.admin_state == META_ADMIN_IN_USE && !server->out && !server->damaged;
+}
+
+/*
+ * Is there a place for each volume's copies without this server?  Asked for volumes that have copies
+ * there, or where others must go, too: an empty server may be all that is left for those.
+ * -DL_E_TOO_FEW_DOMAINS.
+ */
 static int
 drain_check(struct meta_core *core, const struct meta_server *server, struct dl_error *err)
 {
@@ -191,17 +202,18 @@ drain_check(struct meta_core *core, const struct meta_server *server, struct dl_
     HASH_ITER (hh, core->volumes, volume, following) {
         struct placement_server *servers;
         uint32_t count, kept = 0, domains;
-        bool has = false;
+        bool must_move = false;
 
-        for (uint32_t i = 0; i < volume->server_count; i++)
-            has = has || volume->servers[i].server_id == server->desc.id;
-        if (!has || volume->desc.deleting)
+        for (uint32_t i = 0; i < volume->server_count; i++) {
+            const struct meta_server *holder = core->servers[volume->servers[i].server_id];
+
+            must_move = must_move || holder == server || !drain_may_hold(holder);
+        }
+        if (!must_move || volume->desc.deleting)
             continue;
         servers = meta_candidates_collect(core, &volume->desc, &count);
         for (uint32_t i = 0; i < count; i++)
-            if (servers[i].id != server->desc.id &&
-                core->servers[servers[i].id]->desc.admin_state == META_ADMIN_IN_USE &&
-                !core->servers[servers[i].id]->out && !core->servers[servers[i].id]->damaged)
+            if (servers[i].id != server->desc.id && drain_may_hold(core->servers[servers[i].id]))
                 servers[kept++] = servers[i];
         domains = placement_domain_count(servers, kept, 0);
         free(servers);

@@ -253,6 +253,37 @@ test_drain_is_refused_without_a_place(void **state)
     fixture_fini(&t.f);
 }
 
+/* A server without a slot is where those of a server that is drained, or out, have to go. */
+static void
+test_drain_of_the_only_target_is_refused(void **state)
+{
+    struct cluster_test t;
+
+    (void)state;
+    for (unsigned out = 0; out < 2; out++) {
+        uint32_t from, spare = 1 + 2 + 3 + 4;
+
+        cluster_init(&t, 4, 1, &(struct meta_options){.out_after_ns = 10 * SECOND});
+        from = cluster_slot(&t, 0, 0).server_id;
+        for (uint32_t place = 0; place < 3; place++)
+            spare -= cluster_slot(&t, 0, place).server_id;
+        cluster_server_goes(&t, spare);
+        if (out == 0) {
+            assert_int_equal(ask_drain(&t, from, false, NULL), 0);
+        } else {
+            cluster_server_goes(&t, from);
+            fixture_run(&t.f, 5 * SECOND);
+            cluster_server_returns(&t, spare);
+            cluster_server_goes(&t, spare);
+            fixture_run(&t.f, 6 * SECOND); /* from is out, spare is not */
+        }
+        assert_int_equal(count_on(&t, 1, spare, 0), 0);
+        assert_int_equal(ask_drain(&t, spare, false, NULL), -DL_E_TOO_FEW_DOMAINS);
+        assert_non_null(strstr(fixture_error_text(), "volume v needs 3"));
+        fixture_fini(&t.f);
+    }
+}
+
 /* Undone in the middle: what has begun comes to its end, the rest stays. */
 static void
 test_undrain(void **state)
@@ -950,8 +981,9 @@ test_locate(void **state)
 UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_reset_waits_for_the_owner),
           cmocka_unit_test(test_last_copy_that_went_back_is_refused), cmocka_unit_test(test_drain),
-          cmocka_unit_test(test_drain_is_refused_without_a_place), cmocka_unit_test(test_undrain),
-          cmocka_unit_test(test_incoming_slot_fails),
+          cmocka_unit_test(test_drain_is_refused_without_a_place),
+          cmocka_unit_test(test_drain_of_the_only_target_is_refused),
+          cmocka_unit_test(test_undrain), cmocka_unit_test(test_incoming_slot_fails),
           cmocka_unit_test(test_replaced_slot_is_as_ejected), cmocka_unit_test(test_remove),
           cmocka_unit_test(test_remove_while_it_is_recorded),
           cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
