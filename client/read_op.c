@@ -42,6 +42,8 @@
 #define HEDGE_COST         20u
 #define HEDGE_CREDIT_MAX   (64 * HEDGE_COST)
 #define HEDGE_CREDIT_FIRST (16 * HEDGE_COST)
+/* At least so long a read waits that no slot can deliver: a repair is some requests to disks. */
+#define READ_HARD_RETRY_NS (10 * CLIENT_NS_PER_MS)
 
 enum read_state { READ_START, READ_LOCKED, READ_ASK, READ_ANSWERED, READ_DONE };
 
@@ -654,17 +656,19 @@ client_read_init(struct client_volume *volume)
 /* --- the steps --- */
 
 /*
- * All have been asked, or are away: wait, and begin a new round.  What no slot can deliver does not
- * come back by waiting: it is an error in the end, also of a request that waits without limit.
+ * All have been asked, or are away: wait, and begin a new round: as long again as this read has
+ * taken, if each has a sector that it can't deliver, since other sectors are repaired meanwhile.
+ * What no slot can deliver does not come back by waiting: it is an error in the end, also of a
+ * request that waits without limit.
  */
 static void
 read_op_wait(struct read_op *op)
 {
     struct client_server *away = read_op_find_away(op);
-    uint64_t now_ns = env_now_ns(op->io.volume->core->env);
+    uint64_t age_ns = env_now_ns(op->io.volume->core->env) - op->io.start_ns, delay_ns = 0;
 
     if (away == NULL && op->hard && op->io.deadline_ns == VOLUME_NO_DEADLINE &&
-        now_ns - op->io.start_ns >= VOLUME_HARD_ERROR_NS) {
+        age_ns >= VOLUME_HARD_ERROR_NS) {
         op->io.err = read_op_is_hard(op->result) ? op->result : -DL_E_MEDIA_READ;
         return;
     }
@@ -672,7 +676,9 @@ read_op_wait(struct read_op *op)
         op->blamed = away;
     if (away != NULL)
         client_map_refresh(op->io.volume, op->io.segment_idx);
-    client_io_retry(&op->io, away == NULL && op->hard ? VOLUME_RETRY_NS : 0);
+    if (away == NULL && op->hard)
+        delay_ns = max_u64(READ_HARD_RETRY_NS, min_u64(age_ns, VOLUME_RETRY_NS));
+    client_io_retry(&op->io, delay_ns);
     op->tried = 0;
     op->hard = false;
 }

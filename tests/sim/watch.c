@@ -14,7 +14,7 @@
 
 #define SEGMENTS_MAX  64u
 #define IDS_MAX       64u
-#define TOLD_MAX      1024u /* a power of two */
+#define TOLD_MAX      4096u /* a power of two */
 #define REQUESTS_MAX  512u
 #define EJECTIONS_MAX 256u
 #define EJECTED_MAX   8u

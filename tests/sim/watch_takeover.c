@@ -17,7 +17,7 @@
 #include "proto/data.h"
 #include "tests/sim/watch.h"
 
-#define SLOTS_MAX     1024u /* a power of two */
+#define SLOTS_MAX     4096u /* a power of two */
 #define QUESTIONS_MAX 256u
 #define REWRITES_MAX  256u
 #define SEGMENTS_MAX  64u /* of a volume */
