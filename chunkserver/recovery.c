@@ -585,18 +585,33 @@ recovery_send_pull(struct recovery *recovery, struct client_session *session)
     return 0;
 }
 
+/* How many sectors of the window lie before the first one that is void. */
+static uint32_t
+voids_skip(const struct store_voids *voids)
+{
+    for (uint32_t i = 0; i < voids->window_sectors; i++)
+        if ((voids->bits[i / 64] >> (i % 64) & 1) != 0)
+            return i;
+    return voids->window_sectors;
+}
+
+/*
+ * What is looked for at the end begins with a sector that is void: a source that can't read it says
+ * so then, and doesn't answer with what lies before it, which nobody wants.
+ */
 static void
 recovery_on_voids(struct store_voids *voids, int err)
 {
     struct recovery *recovery = list_entry(voids, struct recovery, voids);
+    uint32_t skip = voids_skip(voids);
     struct peer *peer;
 
     if (recovery_chunk(recovery) == NULL) {
         recovery_over(recovery);
         return;
     }
-    if (err == 0 && recovery->sweeping && voids->count == 0) {
-        recovery->sweep_sector += recovery->window_sectors;
+    if (err == 0 && recovery->sweeping && skip > 0) {
+        recovery->sweep_sector += skip;
         recovery_next_turn(recovery);
         return;
     }

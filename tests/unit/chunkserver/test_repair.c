@@ -265,6 +265,40 @@ test_recovery_of_what_nobody_has(void **state)
 }
 
 /*
+ * A leaf was lost here, and what it had was void still when all else had been pulled; one of its
+ * sectors is bad in the only source.  The others come, and this one is bad here as well.
+ */
+static void
+test_recovery_of_a_lost_leaf_that_nobody_has(void **state)
+{
+    const uint32_t bad = 19 * 64 + 10;
+    struct fixture *fx = fixture_create(24);
+
+    (void)state;
+    fx->in_sync = 1;
+    fill(fx, 7);
+    tell_in_sync(fx, 0, 5);
+    fx->config_epoch = 5;
+    tell_attempt(fx, 2, 5, 1, 0);
+    assert_int_equal(write_now(fx, 2, 21, 19 * 64, 1, 5, 5, 19), 0);
+    assert_int_equal(write_now(fx, 0, 21, 19 * 64, 1, 5, 0, 19), 0);
+    model_disk_damage_leaf(&fx->servers[2].disk, chunk_of(fx, 2), 19);
+    tell_attempt(fx, 2, 5, 1, 1);
+    run_for(fx, 10 * SIM_S);
+    assert_int_equal(chunk_of(fx, 2)->cursor_sectors, SECTORS);
+    assert_false(is_reported(fx, 2, 5));
+    damage(fx, 0, bad);
+    assert_int_equal(stable_now(fx, 0, 21, 5, 0), 0);
+    wait_reported(fx, 2, 5);
+    tell_in_sync(fx, 2, 7);
+    assert_true(is_bad(fx, 2, bad));
+    assert_int_equal(sector_of(fx, 2, bad).version, sector_of(fx, 0, bad).version);
+    assert_false(is_bad(fx, 2, bad - 1));
+    assert_false(is_bad(fx, 2, bad + 1));
+    fixture_destroy(fx);
+}
+
+/*
  * A sector is bad in the only slot that has got its last write, so that was never acknowledged:
  * what the other one has is recovered, or it would be nowhere when that slot goes.
  */
@@ -417,6 +451,7 @@ test_stop_in_a_repair(void **state)
 
 UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another_version),
           cmocka_unit_test(test_recovery_of_what_nobody_has),
+          cmocka_unit_test(test_recovery_of_a_lost_leaf_that_nobody_has),
           cmocka_unit_test(test_recovery_of_what_one_lacks),
           cmocka_unit_test(test_recovery_after_a_read_error),
           cmocka_unit_test(test_recovery_waits_for_who_may_have_it),
