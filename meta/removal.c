@@ -133,13 +133,14 @@ records_run(struct meta_op *op)
     struct meta_removal *removal;
     uint32_t count = 0;
 
-    if (server == NULL) {
-        meta_op_end(op); /* removed meanwhile, with its records */
-        return;
-    }
     if (!meta_op_take(op, &server->serial))
         return;
     reaper = server->reaper;
+    if (server->forgotten) {
+        meta_op_end(op); /* removed meanwhile, with its records */
+        return;
+    }
+    dl_assert(reaper != NULL);
     op->server = server;
     list_for_each_entry (removal, &reaper->removals, node) {
         struct schema_key key = removal_key(&removal->key);

@@ -466,6 +466,42 @@ test_remove_while_it_is_recorded(void **state)
     fixture_fini(&t.f);
 }
 
+/* It has deleted its last chunks, and goes; their records are to go after its own have gone. */
+static void
+test_remove_while_chunks_go(void **state)
+{
+    Dl__ChunkDeleteReply reply = DL__CHUNK_DELETE_REPLY__INIT;
+    Dl__ServerRemove message = DL__SERVER_REMOVE__INIT;
+    struct fake_frame *request;
+    struct cluster_test t;
+    uint64_t id;
+
+    (void)state;
+    cluster_init(&t, 4, 10, NULL);
+    assert_int_equal(ask_drain(&t, 4, false, NULL), 0);
+    t.servers[3]->silent_command = true;
+    recover_all(&t, 10);
+    request = peer_take_request(t.servers[3], OP_CHUNK_DELETE);
+    assert_non_null(request);
+    store_memory_hold(t.f.store, true);
+    t.servers[3]->journal_position += 50;
+    fixture_run(&t.f, 11 * SECOND); /* its position is being recorded */
+    message.server_id = 4;
+    id = peer_send(t.client, OP_SERVER_REMOVE, &message.base);
+    fixture_settle(&t.f);
+    peer_answer(t.servers[3], request, 0, &reply.base);
+    fake_frame_destroy(request);
+    fixture_settle(&t.f);
+    cluster_server_goes(&t, 4);
+    store_memory_hold(t.f.store, false);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(fixture_reply_status(t.client, id), 0);
+    assert_false(server_is_listed(&t, 4));
+    cluster_service_restarts(&t, true);
+    assert_false(server_is_listed(&t, 4));
+    fixture_fini(&t.f);
+}
+
 static void
 test_remove_is_refused(void **state)
 {
@@ -986,8 +1022,9 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_undrain), cmocka_unit_test(test_incoming_slot_fails),
           cmocka_unit_test(test_replaced_slot_is_as_ejected), cmocka_unit_test(test_remove),
           cmocka_unit_test(test_remove_while_it_is_recorded),
-          cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
-          cmocka_unit_test(test_set), cmocka_unit_test(test_new_server_gets_its_share),
-          cmocka_unit_test(test_events), cmocka_unit_test(test_events_are_bounded),
-          cmocka_unit_test(test_status), cmocka_unit_test(test_why_copies_wait),
-          cmocka_unit_test(test_why_copies_do_not_move), cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_remove_while_chunks_go), cmocka_unit_test(test_remove_is_refused),
+          cmocka_unit_test(test_attach_without_a_server), cmocka_unit_test(test_set),
+          cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
+          cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
+          cmocka_unit_test(test_why_copies_wait), cmocka_unit_test(test_why_copies_do_not_move),
+          cmocka_unit_test(test_locate))
