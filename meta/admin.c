@@ -308,6 +308,40 @@ forget_commit(struct meta_op *op, struct meta_server *server)
     meta_op_commit(op, forget_on_committed);
 }
 
+/* The mark is committed, and so is all that was on its way before it. */
+static void
+forget_on_marked(struct meta_op *op)
+{
+    struct meta_server *server = op->server;
+    struct admin_change *change = op->scratch;
+
+    if (server->slot_count > 0) {
+        admin_on_committed(op);
+        return;
+    }
+    server->desc = change->desc;
+    op->scratch = meta_copy(&change->effects, sizeof(change->effects));
+    free(change);
+    forget_commit(op, server);
+}
+
+/*
+ * A change that gives it a slot may be on its way to the store: no other begins behind this mark.
+ */
+static void
+forget_mark(struct meta_op *op, struct meta_server *server, const struct effects *effects)
+{
+    struct admin_change *change = meta_alloc(sizeof(*change));
+
+    change->desc = server->desc;
+    change->desc.admin_state = META_ADMIN_REMOVING;
+    change->effects = *effects;
+    op->scratch = change;
+    op->server = server;
+    meta_record_put_server(&op->batch, &change->desc);
+    meta_op_commit(op, forget_on_marked);
+}
+
 /* The core's own op: op->request_id is the server's id. */
 static void
 forget_run(struct meta_op *op)
@@ -395,12 +429,10 @@ meta_run_server_remove(struct meta_op *op)
                 meta_server_text(server), effects.slots, text_of_size(effects.bytes).text,
                 effects.below_min_write > 0 ? "; writes to some segments wait until then" : "");
     done = message->dry_run || server->desc.admin_state == META_ADMIN_REMOVING;
-    if (!done && server->slot_count == 0) {
-        op->scratch = meta_copy(&effects, sizeof(effects));
-        forget_commit(op, server);
-    } else {
+    if (!done && server->slot_count == 0)
+        forget_mark(op, server, &effects);
+    else
         admin_set_state(op, server, META_ADMIN_REMOVING, done, &effects);
-    }
 }
 
 /* --- set --- */

@@ -502,6 +502,46 @@ test_remove_while_chunks_go(void **state)
     fixture_fini(&t.f);
 }
 
+/* A segment is placed on a server that has none, while that goes and is removed. */
+static void
+test_remove_while_it_gets_slots(void **state)
+{
+    Dl__ServerRemove remove = DL__SERVER_REMOVE__INIT;
+    Dl__Allocate allocate = DL__ALLOCATE__INIT;
+    struct cluster_test t;
+    uint32_t segment = 0;
+    uint64_t ids[2];
+
+    (void)state;
+    cluster_init(&t, 3, 0, NULL);
+    store_memory_hold(t.f.store, true);
+    allocate.volume = t.volume;
+    allocate.lease_epoch = t.lease;
+    allocate.n_segments = 1;
+    allocate.segments = &segment;
+    ids[0] = peer_send(t.client, OP_ALLOCATE, &allocate.base);
+    fixture_settle(&t.f);
+    cluster_server_goes(&t, 3);
+    remove.server_id = 3;
+    ids[1] = peer_send(t.client, OP_SERVER_REMOVE, &remove.base);
+    fixture_settle(&t.f);
+    store_memory_hold(t.f.store, false);
+    fixture_run(&t.f, 2 * SECOND);
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(fixture_reply_status(t.client, ids[i]), 0);
+    assert_int_equal(count_on(&t, 1, 3, I), 0);
+    assert_true(server_is_listed(&t, 3));
+    cluster_service_restarts(&t, true);
+    assert_int_equal(count_on(&t, 1, 3, 0), 1);
+    /* It goes when there is another place. */
+    t.servers[3] = fixture_server(&t.f, 4, "h4");
+    t.server_count = 4;
+    recover_all(&t, 1);
+    fixture_run(&t.f, SECOND);
+    assert_false(server_is_listed(&t, 3));
+    fixture_fini(&t.f);
+}
+
 static void
 test_remove_is_refused(void **state)
 {
@@ -1022,9 +1062,10 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_undrain), cmocka_unit_test(test_incoming_slot_fails),
           cmocka_unit_test(test_replaced_slot_is_as_ejected), cmocka_unit_test(test_remove),
           cmocka_unit_test(test_remove_while_it_is_recorded),
-          cmocka_unit_test(test_remove_while_chunks_go), cmocka_unit_test(test_remove_is_refused),
-          cmocka_unit_test(test_attach_without_a_server), cmocka_unit_test(test_set),
-          cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
-          cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
-          cmocka_unit_test(test_why_copies_wait), cmocka_unit_test(test_why_copies_do_not_move),
-          cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_remove_while_chunks_go),
+          cmocka_unit_test(test_remove_while_it_gets_slots),
+          cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
+          cmocka_unit_test(test_set), cmocka_unit_test(test_new_server_gets_its_share),
+          cmocka_unit_test(test_events), cmocka_unit_test(test_events_are_bounded),
+          cmocka_unit_test(test_status), cmocka_unit_test(test_why_copies_wait),
+          cmocka_unit_test(test_why_copies_do_not_move), cmocka_unit_test(test_locate))
