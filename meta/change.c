@@ -143,7 +143,7 @@ meta_change_put(struct meta_op *op)
                                 volume->segments.slot_count, false);
     }
     for (uint32_t i = 0; i < change->removal_count; i++)
-        meta_removal_put(&op->batch, &volume->desc, &change->removals[i], now_ms);
+        meta_removal_put(&op->batch, volume->desc.id, &change->removals[i], now_ms);
 }
 
 void

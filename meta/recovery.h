@@ -246,14 +246,12 @@ bool meta_server_is_recovering(const struct meta_core *core, uint32_t server_id)
 
 /* --- chunks that left the map: removal.c --- */
 
-void meta_removal_put(struct store_batch *batch, const struct volume_desc *desc,
+void meta_removal_put(struct store_batch *batch, uint64_t volume_id,
                       const struct change_removal *removal, uint64_t now_ms);
 /* Committed: CHUNK_DELETE when everybody who uses the volume knows the map of now. */
 void meta_removal_add(struct meta_core *core, uint64_t volume_id,
                       const struct change_removal *removal, uint64_t map_seq);
 /* The same of a chunk that had left the map before; the volume may be gone. */
-void meta_removal_put_stray(struct store_batch *batch, uint64_t volume_id,
-                            const struct change_removal *removal, uint64_t now_ms);
 void meta_removal_add_stray(struct meta_core *core, uint64_t volume_id,
                             const struct change_removal *removal);
 bool meta_removal_is_known(const struct meta_core *core, uint64_t volume_id,

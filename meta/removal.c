@@ -4,7 +4,8 @@
  * is deleted, by CHUNK_DELETE until it is answered, when nobody can read it any more:
  *
  *   - its volume's owner, and readers, are known to have a map without it (change.c), and
- *   - if the volume had an owner before, FENCE on that server has shut out older ones.
+ *   - if the volume had an owner before, FENCE on that server has shut out all before the one that
+ *     knows.
  *
  * Otherwise an owner with an old map would read holes where the deleted chunk was.
  */
@@ -29,11 +30,10 @@ struct removal_key {
 
 struct meta_removal {
     struct removal_key key;
-    uint64_t map_seq;     /* who uses the volume must know this */
-    uint32_t lease_epoch; /* of the owner then */
+    uint64_t map_seq; /* who uses the volume must know this */
     bool held;
-    bool fence;       /* before it is deleted */
-    struct list node; /* held: in the volume's list, by map_seq; else in the reaper's */
+    uint32_t fence_epoch; /* released: owners before this one must be shut out first; 0: done */
+    struct list node;     /* held: in the volume's list, by map_seq; else in the reaper's */
     UT_hash_handle hh;
 };
 
@@ -74,25 +74,15 @@ removal_key_of(uint64_t volume_id, const struct change_removal *removal)
 }
 
 void
-meta_removal_put(struct store_batch *batch, const struct volume_desc *desc,
+meta_removal_put(struct store_batch *batch, uint64_t volume_id,
                  const struct change_removal *removal, uint64_t now_ms)
 {
     Dl__Meta__RemovalRecord record = DL__META__REMOVAL_RECORD__INIT;
-    struct removal_key fields = removal_key_of(desc->id, removal);
+    struct removal_key fields = removal_key_of(volume_id, removal);
     struct schema_key key = removal_key(&fields);
 
     record.since_ms = now_ms;
-    record.lease_epoch = desc->lease_epoch;
     store_batch_put_message(batch, schema_bytes(&key), &record.base);
-}
-
-void
-meta_removal_put_stray(struct store_batch *batch, uint64_t volume_id,
-                       const struct change_removal *removal, uint64_t now_ms)
-{
-    const struct volume_desc desc = {.id = volume_id};
-
-    meta_removal_put(batch, &desc, removal, now_ms);
 }
 
 /* --- deleting --- */
@@ -177,7 +167,7 @@ reaper_send_delete(struct meta_reaper *reaper)
     list_for_each_entry (removal, &reaper->removals, node) {
         Dl__ChunkRef *ref = &refs[message.n_chunks];
 
-        if (removal->fence || message.n_chunks == META_DELETE_BATCH)
+        if (removal->fence_epoch != 0 || message.n_chunks == META_DELETE_BATCH)
             break;
         dl__chunk_ref__init(ref);
         ref->volume = removal->key.volume_id;
@@ -204,8 +194,8 @@ reaper_send(struct meta_command *command)
 
     /* A volume that is gone has no owner to shut out. */
     if (volume == NULL || volume->desc.deleting)
-        first->fence = false;
-    if (!first->fence) {
+        first->fence_epoch = 0;
+    if (first->fence_epoch == 0) {
         reaper_send_delete(reaper);
         return;
     }
@@ -225,8 +215,8 @@ reaper_on_reply(struct meta_command *command, const struct frame *frame)
     if (reaper->fencing != 0) {
         list_for_each_entry (removal, &reaper->removals, node)
             if (removal->key.volume_id == reaper->fencing &&
-                removal->lease_epoch <= reaper->fence_epoch)
-                removal->fence = false;
+                removal->fence_epoch <= reaper->fence_epoch)
+                removal->fence_epoch = 0;
         reaper->fencing = 0;
         reaper_go(reaper);
         return true;
@@ -273,11 +263,12 @@ removal_release(struct meta_core *core, struct meta_removal *removal,
     if (list_is_linked(&removal->node))
         list_remove(&removal->node);
     /*
-     * An owner before the present one may still be there, with its old map; that a later one has
-     * detached cleanly says nothing of it.  The server may have been away when he was shut out,
-     * and have left the map before it came back.
+     * An owner before the present one, who knows, may still be there with an old map; that a later
+     * one has detached cleanly says nothing of him.  The server may have been away when he was shut
+     * out, and have left the map before it came back.
      */
-    removal->fence = volume != NULL && volume->desc.lease_epoch > 1;
+    removal->fence_epoch = volume != NULL && volume->desc.lease_epoch > 1 ? volume->desc.lease_epoch
+                                                                          : 0;
     list_push_back(&reaper->removals, &removal->node);
     reaper_go(reaper);
 }
@@ -309,8 +300,7 @@ meta_removal_held(const struct meta_volume *volume, void (*fn)(void *context, ui
 }
 
 static struct meta_removal *
-removal_add(struct meta_core *core, const struct removal_key *key, uint32_t lease_epoch,
-            uint64_t map_seq)
+removal_add(struct meta_core *core, const struct removal_key *key, uint64_t map_seq)
 {
     struct meta_recovery *recovery = core->recovery;
     struct meta_server *server = meta_server_by_id(core, key->server_id);
@@ -320,7 +310,6 @@ removal_add(struct meta_core *core, const struct removal_key *key, uint32_t leas
     dl_assert(server != NULL);
     removal->key = *key;
     removal->map_seq = map_seq;
-    removal->lease_epoch = lease_epoch;
     removal->held = true;
     list_init(&removal->node);
     if (volume != NULL)
@@ -336,9 +325,8 @@ meta_removal_add(struct meta_core *core, uint64_t volume_id, const struct change
                  uint64_t map_seq)
 {
     struct removal_key key = removal_key_of(volume_id, removal);
-    const struct meta_volume *volume = meta_volume_by_id(core, volume_id);
 
-    (void)removal_add(core, &key, volume->desc.lease_epoch, map_seq);
+    (void)removal_add(core, &key, map_seq);
 }
 
 /* Who uses the volume has a map without it, but that need not be known since a start. */
@@ -352,8 +340,7 @@ meta_removal_add_stray(struct meta_core *core, uint64_t volume_id,
 
     if (meta_removal_is_known(core, volume_id, removal))
         return;
-    added = removal_add(core, &key, volume == NULL ? 0 : volume->desc.lease_epoch,
-                        volume == NULL ? 0 : volume->map_seq);
+    added = removal_add(core, &key, volume == NULL ? 0 : volume->map_seq);
     if (volume == NULL)
         removal_release(core, added, NULL);
     else
@@ -381,7 +368,6 @@ meta_removal_load(struct meta_core *core, struct store_item item, struct dl_erro
     struct removal_key key;
     struct meta_volume *volume;
     uint64_t volume_id;
-    uint32_t lease_epoch;
     uint8_t slot;
 
     if (!schema_parse_removal(item.key, &fields.server_id, &volume_id, &fields.segment, &slot,
@@ -400,14 +386,13 @@ meta_removal_load(struct meta_core *core, struct store_item item, struct dl_erro
     record = dl__meta__removal_record__unpack(NULL, item.value.length_bytes, item.value.bytes);
     if (record == NULL)
         return dl_error_set(err, -DL_E_STORE_DAMAGED, "a removal's record is damaged");
-    lease_epoch = record->lease_epoch;
     dl__meta__removal_record__free_unpacked(record, NULL);
     /* Whether the owner knows of it is forgotten: it is told again. */
     volume = meta_volume_by_id(core, volume_id);
     if (volume != NULL)
         volume->map_seq = 1;
     key = removal_key_of(volume_id, &fields);
-    (void)removal_add(core, &key, lease_epoch, 1);
+    (void)removal_add(core, &key, 1);
     return 0;
 }
 

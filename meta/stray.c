@@ -100,8 +100,8 @@ records_run(struct meta_op *op)
         return;
     }
     for (uint32_t i = 0; i < kept; i++)
-        meta_removal_put_stray(&op->batch, chunks[i].volume_id, &chunks[i].removal,
-                               op->core->env->ops->wall_ms(op->core->env));
+        meta_removal_put(&op->batch, chunks[i].volume_id, &chunks[i].removal,
+                         op->core->env->ops->wall_ms(op->core->env));
     meta_op_commit(op, records_on_committed);
 }
 

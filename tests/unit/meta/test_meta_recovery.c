@@ -629,6 +629,82 @@ test_chunk_of_an_older_owner(void **state)
     fixture_fini(&t.f);
 }
 
+/* Takes a CHUNK_DELETE from the inbox of a silent server and answers it: how many it names. */
+static size_t
+answer_deletion(struct cluster_test *t, struct peer *server)
+{
+    struct fake_frame *frame = peer_take_request(server, OP_CHUNK_DELETE);
+    Dl__ChunkDelete *message;
+    size_t count;
+
+    assert_non_null(frame);
+    message = (Dl__ChunkDelete *)fake_frame_unpack(frame, &dl__chunk_delete__descriptor);
+    count = message->n_chunks;
+    dl__chunk_delete__free_unpacked(message, NULL);
+    peer_answer(server, frame, 0, NULL);
+    fake_frame_destroy(frame);
+    fixture_settle(&t->f);
+    return count;
+}
+
+/*
+ * A FENCE that was sent when the old owner was the owner does not shut him out: what the new one's
+ * map has made free meanwhile waits for the next.
+ */
+static void
+test_chunk_of_an_owner_after_the_fence(void **state)
+{
+    struct cluster_test t;
+    Dl__ServerUndrain undrain = DL__SERVER_UNDRAIN__INIT;
+    Dl__ServerDrain drain = DL__SERVER_DRAIN__INIT;
+    struct fake_frame *fence;
+    struct peer *server;
+    Dl__Attach attach;
+    uint32_t id, had = 0;
+
+    (void)state;
+    cluster_init(&t, 4, 1, NULL);
+    assert_int_equal(ask_detach(t.client, t.volume, 1, true), 0);
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    t.lease = 2;
+    id = cluster_slot(&t, 0, 1).server_id;
+    server = t.servers[id - 1];
+    server->silent_command = true;
+    move_away(&t, id);
+    fence = peer_take_request(server, OP_FENCE);
+    assert_non_null(fence);
+
+    undrain.server_id = drain.server_id = id;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_UNDRAIN, &undrain.base, NULL, NULL), 0);
+    assert_int_equal(ask_allocate(t.client, t.volume, 2, 1, 10, NULL), 0);
+    for (uint32_t i = 1; i <= 10; i++)
+        for (uint32_t place = 0; place < 3; place++)
+            had += cluster_slot(&t, i, place).server_id == id;
+    assert_true(had > 0);
+    t.client->silent_map = true;
+    assert_int_equal(peer_ask(t.client, OP_SERVER_DRAIN, &drain.base, NULL, NULL), 0);
+    do
+        fixture_run(&t.f, SECOND);
+    while (cluster_recover(&t, 11));
+    cluster_check_whole(&t, 11);
+    fill_attach(&attach, "v", 2);
+    attach.steal = true;
+    assert_int_equal(peer_ask(fixture_client(&t.f), OP_ATTACH, &attach.base, NULL, NULL), 0);
+    fixture_settle(&t.f);
+
+    peer_answer(server, fence, 0, NULL);
+    fake_frame_destroy(fence);
+    fixture_settle(&t.f);
+    assert_int_equal(answer_deletion(&t, server), 1);
+    fence = peer_take_request(server, OP_FENCE);
+    assert_non_null(fence);
+    peer_answer(server, fence, 0, NULL);
+    fake_frame_destroy(fence);
+    fixture_settle(&t.f);
+    assert_int_equal(answer_deletion(&t, server), had);
+    fixture_fini(&t.f);
+}
+
 /*
  * The same, when the service dies before it has shut the older owner out: whose chunk it was is
  * forgotten, and so the server is fenced in any case.  Also if the owner after it has detached
@@ -891,6 +967,7 @@ UNIT_MAIN(cmocka_unit_test(test_promotion), cmocka_unit_test(test_attach_begins_
           cmocka_unit_test(test_stopped_server_is_out),
           cmocka_unit_test(test_chunk_waits_for_the_owner),
           cmocka_unit_test(test_chunk_of_an_older_owner),
+          cmocka_unit_test(test_chunk_of_an_owner_after_the_fence),
           cmocka_unit_test(test_chunk_of_an_older_owner_after_a_restart),
           cmocka_unit_test(test_chunk_of_a_server_that_was_not_fenced),
           cmocka_unit_test(test_chunks_that_are_there_again),
