@@ -35,6 +35,9 @@
 /* Of one segment at a time: requests wait for all of them, and each takes two round trips. */
 #define RUNS_MAX  16u
 #define PATROL_NS (500 * CLIENT_NS_PER_MS)
+/* So long the rest of an answer is waited for at first: meanwhile nobody else is heard. */
+#define RESUME_WAIT_NS     (3000 * CLIENT_NS_PER_MS)
+#define RESUME_WAIT_MAX_NS (60000 * CLIENT_NS_PER_MS)
 /* So many patrols after the last, the map is asked for as well. */
 #define PATROL_MAP_NS (5000 * CLIENT_NS_PER_MS)
 
@@ -112,6 +115,7 @@ struct takeover {
     uint64_t start_ns;
     uint64_t patrol_ns;        /* slots that do not answer are looked for, not before */
     uint64_t ask_ns;           /* not before */
+    uint64_t resume_wait_ns;   /* the rest of an answer is waited for so long */
     uint32_t unanswered_count; /* segments that some in-sync slot's server has not answered for */
     bool replied;              /* FENCE_STATUS has been, once */
     bool ended;                /* the volume is fenced or closed: freed with the last resolution */
@@ -319,6 +323,25 @@ takeover_resume_nothing(struct takeover *takeover)
     takeover->request.resume_segment = 0;
     takeover->request.resume_slot = 0;
     takeover->request.resume_version = 0;
+}
+
+/* What it has said so far; but not what its slots have answered to PENDING. */
+static void
+takeover_forget_answer(struct takeover *takeover, uint32_t server_id)
+{
+    struct takeover_segment *entry;
+    struct takeover_segment *following;
+
+    HASH_ITER (hh, takeover->segments, entry, following) {
+        size_t kept = 0;
+
+        vec_for_each (write, &entry->writes)
+            if (write->server_id != server_id ||
+                takeover_find_slot(entry, write->number, server_id) != NULL)
+                entry->writes.items[kept++] = *write;
+        entry->writes.count = kept;
+    }
+    takeover_resume_nothing(takeover);
 }
 
 static int
@@ -928,6 +951,24 @@ takeover_on_done(struct client_meta_call *call, int err)
     takeover_run(takeover); /* may be the end of it */
 }
 
+/*
+ * The server of which the rest is waited for may be gone for good, and the other answers come
+ * behind it: they have their turn, and this one begins anew if it is there again.
+ */
+static void
+takeover_check_rest(struct takeover *takeover)
+{
+    uint32_t server_id = takeover->request.resume_server;
+    uint64_t since_ns = takeover_waits_for_server_ns(takeover, server_id);
+
+    if (since_ns == UINT64_MAX ||
+        env_now_ns(takeover->volume->core->env) - since_ns < takeover->resume_wait_ns)
+        return;
+    takeover_forget_answer(takeover, server_id);
+    /* One that is only slow gets through in the end. */
+    takeover->resume_wait_ns = min_u64(2 * takeover->resume_wait_ns, RESUME_WAIT_MAX_NS);
+}
+
 /* As long as some segment waits for a server's answer. */
 static void
 takeover_ask(struct takeover *takeover)
@@ -937,6 +978,8 @@ takeover_ask(struct takeover *takeover)
     if (takeover->call.core != NULL || takeover->ended || volume->fenced ||
         takeover->unanswered_count == 0 || env_now_ns(volume->core->env) < takeover->ask_ns)
         return;
+    if (takeover->request.resume_server != 0)
+        takeover_check_rest(takeover);
     takeover->request.volume = volume->id;
     takeover->request.lease_epoch = volume->lease_epoch;
     takeover->request.n_known = takeover->known.count;
@@ -1019,6 +1062,7 @@ client_takeover_begin(struct client_volume *volume)
     takeover->unanswered_count = volume->unresolved_count;
     takeover->volume = volume;
     takeover->start_ns = env_now_ns(volume->core->env);
+    takeover->resume_wait_ns = RESUME_WAIT_NS;
     list_init(&takeover->ready);
     list_init(&takeover->asking);
     dl__fence_status__init(&takeover->request);

@@ -1119,7 +1119,8 @@ fake_meta_answer_status(struct fake_cluster *cluster, struct fake_session *sessi
     struct fake_answers answers = {0};
     Dl__FenceStatusReply reply = DL__FENCE_STATUS_REPLY__INIT;
     uint32_t waited_for = 0;
-    bool news;
+    bool news, resumes = status->resume_server != 0 &&
+                         (cluster->unanswered & 1u << (status->resume_server - 1)) != 0;
 
     for (uint32_t i = 0; i < cluster->server_count; i++) {
         struct fake_server *server = &cluster->servers[i];
@@ -1129,8 +1130,12 @@ fake_meta_answer_status(struct fake_cluster *cluster, struct fake_session *sessi
         if ((cluster->unanswered & 1u << i) != 0) {
             answers.waiting[answers.waiting_count++] = server->id;
             waited_for |= 1u << i;
-        } else {
+        } else if (!resumes) {
+            /* What was begun comes first. */
             fake_add_answer(&answers, server, status, cluster->part_writes);
+            resumes = answers.answers[answers.answer_count - 1].more;
+            if (resumes)
+                cluster->unanswered |= cluster->gone_after_part & 1u << i;
         }
     }
     news = answers.answer_count > 0 || waited_for == 0 || waited_for != cluster->waited_for;

@@ -137,6 +137,8 @@ struct fake_cluster {
     uint32_t part_writes;  /* FENCE_STATUS and PENDING list so many writes at once; 0: all */
     /* faults */
     uint32_t unanswered; /* bit per server: has not answered the fence */
+    uint32_t
+        gone_after_part; /* bit per server: does not answer any more after a part of its list */
     int attach_err;
     uint32_t attach_err_count;
     int map_err;

@@ -599,6 +599,37 @@ test_lists_in_parts(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * A server goes for good when it has told a part of its list: it is given up, and those that it
+ * kept from telling theirs have their turn.
+ */
+static void
+test_a_server_goes_in_the_middle_of_its_list(void **state)
+{
+    struct fixture *f = fixture_create(60, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    f->options.eject_silent_ms = 3000;
+    f->cluster.part_writes = 3;
+    f->cluster.gone_after_part = 1;
+    for (uint32_t i = 0; i < 10; i++) {
+        put(f, volume, 0, 0, VERSION(40 - i), 20 * i, 2, (uint8_t)(10 + i));
+        put(f, volume, 0, 1, VERSION(40 - i), 20 * i, 2, (uint8_t)(10 + i));
+    }
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    for (unsigned i = 0; i < 10; i++) {
+        f->cluster.waited_for = 0;
+        fixture_meta_release(f); /* it waits no longer with its answer */
+        fixture_run(f, SIM_S);
+    }
+    assert_int_equal(f->cluster.last_ejected_server, 1);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    for (uint32_t i = 0; i < 10; i++)
+        check_sectors(f, 0, 20 * i, 2, (uint8_t)(10 + i));
+    close_clean(f, volume);
+}
+
 /* Likewise of a slot that was promoted: here only it has them. */
 static void
 test_a_promoted_slot_with_a_long_list(void **state)
@@ -986,6 +1017,7 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_a_promoted_slot_that_does_not_know),
           cmocka_unit_test(test_a_slot_promoted_after_its_answer),
           cmocka_unit_test(test_nothing_more_to_ask), cmocka_unit_test(test_lists_in_parts),
+          cmocka_unit_test(test_a_server_goes_in_the_middle_of_its_list),
           cmocka_unit_test(test_a_promoted_slot_with_a_long_list),
           cmocka_unit_test(test_slots_that_stay_are_not_asked),
           cmocka_unit_test(test_out_and_in_again), cmocka_unit_test(test_lists_of_slots_that_left),
