@@ -275,7 +275,9 @@ check_ready(struct watch_takeovers *watch, const struct sim_client *client,
         if (!segment_slot_is_read(place))
             continue;
         server = watch_server_by_id(watch->cluster, place->server_id);
-        if (server == NULL)
+        /* What newer owners did, who have shut this one out, says nothing of it. */
+        if (server == NULL ||
+            chunk_table_fence(server->disk.chunks, volume->id) > volume->lease_epoch)
             continue;
         check_rewrites(watch, volume, segment, server, &key);
         slot = watch_slot(watch, server, &key);
