@@ -327,6 +327,12 @@ fence_fetch(struct fence *fence, const struct fence_cursor *at)
                        true);
 }
 
+static bool
+fence_is_within_reach(const struct fence *fence)
+{
+    return meta_server_by_id(fence->takeover->core, fence->server_id)->session != NULL;
+}
+
 static struct fence *
 fence_create(struct meta_takeover *takeover, uint32_t server_id)
 {
@@ -702,8 +708,8 @@ status_build(struct status_reply *reply, struct meta_takeover *takeover,
             continue;
         if (fence_has(fence, &beginning))
             status_add_answer(reply, fence, &beginning);
-        else
-            absent = fence;
+        else if (absent == NULL || !fence_is_within_reach(absent))
+            absent = fence; /* who is away does not keep the others from being asked */
     }
     if (absent != NULL && reply->message.n_answers == 0)
         fence_fetch(absent, &beginning);

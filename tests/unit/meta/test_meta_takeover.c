@@ -987,6 +987,37 @@ test_long_answers_without_room(void **state)
     long_answers(1);
 }
 
+/* Nor does one that is away keep the others from being asked for theirs. */
+static void
+test_an_absent_server_holds_up_no_answer(void **state)
+{
+    struct meta_options options = {.fence_bytes_max = 1};
+
+    (void)state;
+    for (uint32_t absent = 0; absent < SERVERS; absent++) {
+        struct takeover_test t;
+        Dl__FenceStatus message = DL__FENCE_STATUS__INIT;
+        Dl__FenceStatusReply *status;
+        uint32_t fetches = 0;
+
+        takeover_prepare(&t, LONG_SEGMENTS, &options);
+        owner_dies(&t);
+        all_silent(&t, true);
+        (void)start_attach(&t, 2, 0);
+        for (uint32_t i = 0; i < SERVERS; i++)
+            assert_true(answer_part(&t, t.servers[i], 2));
+        peer_disconnect(t.servers[absent]);
+        message.volume = t.volume.id;
+        message.lease_epoch = 2;
+        message.wait_ms = 5000;
+        status = poll_long(&t, &message, &fetches);
+        assert_int_equal(status->n_answers, 1);
+        assert_int_not_equal(status->answers[0]->server_id, t.servers[absent]->server_id);
+        dl__fence_status_reply__free_unpacked(status, NULL);
+        fixture_fini(&t.f);
+    }
+}
+
 /* A server that dies in the middle of its answer is named, and goes on where it was. */
 static void
 test_server_dies_in_the_middle_of_its_answer(void **state)
@@ -1162,6 +1193,7 @@ UNIT_MAIN(cmocka_unit_test(test_all_servers_answer),
           cmocka_unit_test(test_slot_promoted_after_its_answer_is_named),
           cmocka_unit_test(test_slot_promoted_on_a_new_server_is_named),
           cmocka_unit_test(test_long_answers_come_in_parts),
+          cmocka_unit_test(test_an_absent_server_holds_up_no_answer),
           cmocka_unit_test(test_long_answers_without_room),
           cmocka_unit_test(test_server_dies_in_the_middle_of_its_answer),
           cmocka_unit_test(test_restart_while_attach_waits),
