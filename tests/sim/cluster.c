@@ -13,6 +13,7 @@
 
 #define SETUP_NS    (60 * SIM_S)
 #define CALM_NS     (150 * SIM_S) /* in which everything that is under way must end */
+#define ADOPT_NS    (75 * SIM_S)
 #define SILENCE_NS  (15 * SIM_S)
 #define VERDICT_NS  (90 * SIM_S)
 #define RECOVERY_NS (300 * SIM_S)
@@ -345,10 +346,41 @@ calm_is_reached(const struct cluster *cluster)
     return everybody_is_up(cluster) && everybody_is_idle(cluster);
 }
 
+static bool
+volume_is_in_use(const struct cluster *cluster, const struct sim_volume *volume)
+{
+    for (uint32_t i = 0; i < cluster->profile.client_count; i++)
+        if (!client_is_idle(&cluster->clients[i]) && cluster->clients[i].target == volume)
+            return true;
+    return false;
+}
+
+/*
+ * Somebody attaches the volumes that nobody uses: a dead owner's can hold up others.  A server whose
+ * disk went back waits for him (the metadata service says so, and what to do), and volumes for it.
+ */
+static void
+cluster_adopt(struct cluster *cluster)
+{
+    uint32_t client = 0;
+
+    for (uint32_t i = 0; i < cluster->profile.volume_count; i++) {
+        if (volume_is_in_use(cluster, &cluster->volumes[i]))
+            continue;
+        while (client < cluster->profile.client_count && !client_is_idle(&cluster->clients[client]))
+            client++;
+        if (client == cluster->profile.client_count)
+            return;
+        sim_trace(&cluster->world, NULL, "%s adopts %s", cluster->clients[client].process.name,
+                  cluster->volumes[i].name);
+        client_sweep(&cluster->clients[client], &cluster->volumes[i], 0);
+    }
+}
+
 static void
 cluster_calm(struct cluster *cluster)
 {
-    uint64_t silence_end_ns;
+    uint64_t adopt_ns = cluster->world.now_ns + ADOPT_NS, silence_end_ns;
 
     sim_trace(&cluster->world, NULL, "calm begins");
     faults_stop(cluster);
@@ -358,6 +390,10 @@ cluster_calm(struct cluster *cluster)
         else
             cluster->clients[i].stop_wanted = true;
     }
+    while (!calm_is_reached(cluster) && cluster->world.now_ns < adopt_ns)
+        cluster_step(cluster, adopt_ns);
+    if (!calm_is_reached(cluster))
+        cluster_adopt(cluster);
     cluster_wait(cluster, calm_is_reached, CALM_NS, "calm");
     /* Until links that broke without a word are noticed: some requests give up earlier. */
     silence_end_ns = cluster->world.now_ns + SILENCE_NS;

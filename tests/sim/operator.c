@@ -402,7 +402,8 @@ damage_back(struct sim_operator *operator, struct sim_server * server)
 {
     struct cluster *cluster = operator->cluster;
 
-    if (!image_is_older(cluster, server))
+    /* It waits for the owners of its volumes; of one that is gone another client must adopt it. */
+    if (!image_is_older(cluster, server) || cluster->profile.client_count < 2)
         return;
     cluster->damage_done = true;
     cluster->counters.disks_back++;
