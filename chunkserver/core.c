@@ -85,6 +85,7 @@ core_check_taken(struct chunkserver_core *core, struct session *session)
 {
     if (!core->starved && !core_has_room(core)) {
         core->starved = true;
+        core->starved_ns = env_now_ns(core->env);
         core->stats.pauses++;
         core_update_pauses(core);
     } else {

@@ -35,6 +35,8 @@
  * ping each second.)
  */
 #define SESSION_SILENCE_NS (10000 * CORE_NS_PER_MS)
+/* The same of who takes no replies, while nobody is served: before others take us for silent. */
+#define SESSION_STARVED_NS (1000 * CORE_NS_PER_MS)
 /* After a refusal the peer has so long to read why and to close. */
 #define SESSION_LINGER_NS (500 * CORE_NS_PER_MS)
 #define CORE_TICK_NS      (1000 * CORE_NS_PER_MS)
@@ -205,7 +207,8 @@ struct chunkserver_core {
     uint64_t foreground_ns; /* when a client asked for something last */
     uint64_t pull_rest_ns;  /* no turn begins before it while clients are at it */
     struct env_timer pull_timer;
-    bool starved; /* links are paused, or will be at the end of their payload */
+    bool starved;        /* links are paused, or will be at the end of their payload */
+    uint64_t starved_ns; /* since when */
 
     struct env_task
         turn_task; /* the store's turn_end, once per turn in which something was started */

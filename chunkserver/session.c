@@ -483,15 +483,31 @@ chunkserver_core_events(void)
 
 /* --- silence --- */
 
+/*
+ * How long somebody may take none of his replies. They have their memory, and what was asked for
+ * besides: where that is all there is, everybody is paused until it comes back, and would take us
+ * for silent.
+ */
+static uint64_t
+session_stuck_max_ns(const struct session *session, uint64_t now_ns)
+{
+    const struct chunkserver_core *core = session->core;
+
+    return core->starved && now_ns - core->starved_ns >= SESSION_STARVED_NS ? SESSION_STARVED_NS
+                                                                            : SESSION_SILENCE_NS;
+}
+
 static void
 session_tick(struct session *session, uint64_t now_ns)
 {
+    uint64_t stuck_max_ns = session_stuck_max_ns(session, now_ns);
+
     if (session->link == NULL || session->closing)
         return;
-    if (session->replies_in_link > 0 && now_ns - session->progress_ns > SESSION_SILENCE_NS) {
+    if (session->replies_in_link > 0 && now_ns - session->progress_ns > stuck_max_ns) {
         log_warning("chunkserver", session_name(session).text,
                     "closed: it took none of %u replies for %s", session->replies_in_link,
-                    text_of_duration(SESSION_SILENCE_NS).text);
+                    text_of_duration(now_ns - session->progress_ns).text);
         session_close(session);
     } else if (!session->paused && now_ns - session->heard_ns > SESSION_SILENCE_NS) {
         log_info("chunkserver", session_name(session).text, "closed: silent for %s",

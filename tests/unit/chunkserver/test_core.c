@@ -1188,7 +1188,38 @@ test_client_that_takes_no_replies(void **state)
     assert_int_equal(stats_of(fx).read_buffer_used_bytes, 0);
 }
 
-/* The same with answers that take nothing but memory. */
+/*
+ * Two of them have all the memory there is, and nobody is served: they are closed before the others
+ * take the server for silent.
+ */
+static void
+test_clients_that_take_no_replies_stop_nobody(void **state)
+{
+    struct fixture *fx = *state;
+    struct peer *greedy[] = {client_up(fx, 0), client_up(fx, 2)};
+    struct peer *other = client_up(fx, 1);
+    struct sim_process *before;
+    uint64_t since_ns;
+
+    (void)wait_reply(fx, greedy[0], send_write(greedy[0], target_of(0, 0, 256, 1, 1), 1, 1));
+    fx->world.net.buffer_bytes = 4096;
+    for (uint32_t i = 0; i < 2; i++) {
+        before = sim_enter(&greedy[i]->process);
+        link_pause(greedy[i]->link, true);
+        sim_leave(&greedy[i]->process, before);
+        for (uint32_t k = 0; k < 4; k++)
+            (void)send_read(greedy[i], target_of(0, 0, 256, 1, 1));
+    }
+    run_for(fx, 50 * SIM_MS);
+    assert_int_equal(stats_of(fx).read_buffer_used_bytes, 2 << 20);
+    since_ns = fx->world.now_ns;
+    (void)wait_reply(fx, other, send_empty(other, OP_PING));
+    assert_in_range(fx->world.now_ns - since_ns, 500 * SIM_MS, 2500 * SIM_MS);
+    assert_int_equal(stats_of(fx).sessions, 1);
+    assert_int_equal(stats_of(fx).read_buffer_used_bytes, 0);
+}
+
+/* One client again, with answers that take nothing but memory. */
 static void
 test_client_that_takes_no_small_replies(void **state)
 {
@@ -1371,7 +1402,8 @@ UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_fence_answer_of_a_long_list), TEST(test_fence_answer_in_parts),
           TEST(test_config_epoch), TEST(test_list), TEST(test_delete),
           TEST(test_zeroes_are_forgotten), TEST(test_malformed_requests), TEST(test_back_pressure),
-          TEST(test_client_that_takes_no_replies), TEST(test_client_that_takes_no_small_replies),
-          TEST(test_links_go_away), TEST(test_silent_clients_are_closed),
-          TEST(test_metadata_service_comes_and_goes), TEST(test_answers_stay_on_their_connection),
-          TEST(test_stop))
+          TEST(test_client_that_takes_no_replies),
+          TEST(test_clients_that_take_no_replies_stop_nobody),
+          TEST(test_client_that_takes_no_small_replies), TEST(test_links_go_away),
+          TEST(test_silent_clients_are_closed), TEST(test_metadata_service_comes_and_goes),
+          TEST(test_answers_stay_on_their_connection), TEST(test_stop))
