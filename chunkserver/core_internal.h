@@ -73,6 +73,7 @@ struct read_op {
     struct session *session;
     uint64_t request_id;
     uint32_t config_epoch; /* the request's */
+    uint32_t lease_epoch;  /* likewise */
     uint64_t local_id;     /* of the chunk */
     void *buffer;
     uint32_t buffer_bytes;

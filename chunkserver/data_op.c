@@ -13,7 +13,8 @@
  * An unknown chunk under the first config epoch is created by a WRITE, reads as holes, and has
  * nothing to be stable.  All is decided at once, before the store is asked: a fence that comes
  * later waits for what was accepted before.  Only a READ is looked at again when its data is here:
- * meanwhile the chunk may have become another one, or may be recovering.
+ * meanwhile the volume may have a newer owner, or the chunk may have become another one, or may be
+ * recovering.
  */
 #include <string.h>
 
@@ -317,8 +318,9 @@ read_op_finish(struct read_op *op, int err)
 }
 
 /*
- * The chunk may have changed under the read: what the store gave may be of an attempt that began
- * meanwhile, or of a new chunk in the old one's place.
+ * The chunk may have changed under the read: what the store gave may be a newer owner's, who has
+ * not even an answer to it, or of an attempt that began meanwhile, or of a new chunk in the old
+ * one's place.
  */
 static int
 read_op_check_again(struct read_op *op)
@@ -330,6 +332,10 @@ read_op_check_again(struct read_op *op)
         return 0;
     if (chunk == NULL || chunk->local_id != op->local_id)
         return -DL_E_CHUNK_UNKNOWN;
+    if (op->lease_epoch < chunk->volume->lease_epoch) {
+        core->stats.refused_lease++;
+        return -DL_E_LEASE_OLD;
+    }
     if (op->config_epoch < chunk->config_epoch)
         return -DL_E_EPOCH_OLD;
     return target_check_in_sync(core, &op->read.key, chunk);
@@ -367,6 +373,7 @@ read_op_accept(struct read_op *op, const struct data_read *read)
     op->read.on_done = read_op_on_stored;
     op->read.node = (struct list){NULL, NULL};
     op->config_epoch = read->target.config_epoch;
+    op->lease_epoch = read->target.lease_epoch;
     int err = target_check(core, &read->target, &op->read.key, &chunk);
     if (err == 0)
         err = target_check_in_sync(core, &op->read.key, chunk);

@@ -123,6 +123,9 @@ client_volume_piece_done(struct client_volume *volume, struct dlblk_request *req
     bool ordered = request_is_ordered(request);
 
     dl_assert(state->pieces_pending > 0);
+    /* What has come since we know of a newer owner may be of his making. */
+    if (volume->fenced && err == 0)
+        err = volume->fence_err;
     if (err != 0 && state->err == 0)
         state->err = err;
     if (--state->pieces_pending > 0)

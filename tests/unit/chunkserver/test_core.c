@@ -801,6 +801,31 @@ test_fence(void **state)
     dl__fence_reply__free_unpacked(reply, NULL);
 }
 
+/*
+ * A READ that was accepted before the fence, and gets its data when the new owner has written:
+ * what nobody has acknowledged yet is not for the old one.
+ */
+static void
+test_fence_overtakes_a_read(void **state)
+{
+    struct fixture *fx = *state;
+    struct peer *client = client_up(fx, 0);
+    uint64_t read;
+
+    assert_int_equal(
+        wait_reply(fx, client, send_write(client, target_of(9, 0, 1, 1, 4), 1, 7))->status, 0);
+    fx->disk.profile.read_ns_min = fx->disk.profile.read_ns_max = 1000000000;
+    read = send_read(client, target_of(9, 0, 1, 1, 4));
+    while (stats_of(fx).reads < 1)
+        assert_true(sim_world_step(&fx->world, UINT64_MAX));
+    dl__fence_reply__free_unpacked(fence(fx, 5), NULL);
+    assert_int_equal(
+        wait_reply(fx, client, send_write(client, target_of(9, 0, 1, 1, 5), 1, 8))->status, 0);
+    assert_int_equal(wait_reply(fx, client, read)->status, -DL_E_LEASE_OLD);
+    read = send_read(client, target_of(9, 0, 1, 1, 5));
+    assert_int_equal(wait_reply(fx, client, read)->status, 0);
+}
+
 static void
 test_lower_fence_is_refused(void **state)
 {
@@ -1398,11 +1423,11 @@ test_stop(void **state)
 
 UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
           TEST(test_first_frame_must_be_hello), TEST(test_write_and_read),
-          TEST(test_damaged_payload), TEST(test_fence), TEST(test_lower_fence_is_refused),
-          TEST(test_fence_answer_of_a_long_list), TEST(test_fence_answer_in_parts),
-          TEST(test_config_epoch), TEST(test_list), TEST(test_delete),
-          TEST(test_zeroes_are_forgotten), TEST(test_malformed_requests), TEST(test_back_pressure),
-          TEST(test_client_that_takes_no_replies),
+          TEST(test_damaged_payload), TEST(test_fence), TEST(test_fence_overtakes_a_read),
+          TEST(test_lower_fence_is_refused), TEST(test_fence_answer_of_a_long_list),
+          TEST(test_fence_answer_in_parts), TEST(test_config_epoch), TEST(test_list),
+          TEST(test_delete), TEST(test_zeroes_are_forgotten), TEST(test_malformed_requests),
+          TEST(test_back_pressure), TEST(test_client_that_takes_no_replies),
           TEST(test_clients_that_take_no_replies_stop_nobody),
           TEST(test_client_that_takes_no_small_replies), TEST(test_links_go_away),
           TEST(test_silent_clients_are_closed), TEST(test_metadata_service_comes_and_goes),

@@ -554,6 +554,34 @@ test_taken_over_while_requests_wait(void **state)
     fixture_destroy(f);
 }
 
+/* It has stood still: news of the newer owner come first, then, at once, a READ's data. */
+static void
+test_taken_over_before_the_answer(void **state)
+{
+    struct fixture *f = fixture_create(15, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *read;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_reads = true;
+    read = fixture_submit(f, DLBLK_READ, 0, 4096, 1);
+    fixture_run(f, 5 * NS_PER_MS);
+    sim_process_pause(&f->client_process, 100 * NS_PER_MS);
+    fake_meta_take_over(&f->cluster, volume, false);
+    fixture_push_changed(f, volume, false);
+    fixture_run(f, 10 * NS_PER_MS);
+    for (unsigned i = 0; i < 3; i++)
+        fixture_server_release(f, i);
+    fixture_run(f, SIM_S);
+    assert_true(read->done);
+    assert_int_equal(read->err, -DL_E_LEASE_OLD);
+    fixture_free(read);
+    assert_int_equal(fixture_close(f), -DL_E_LEASE_OLD);
+    fixture_destroy(f);
+}
+
 static void
 test_probe_of_the_owner(void **state)
 {
@@ -1115,6 +1143,7 @@ UNIT_MAIN(
     cmocka_unit_test(test_the_caller_changes_its_buffer),
     cmocka_unit_test(test_a_server_that_never_answers),
     cmocka_unit_test(test_frames_come_back_before_on_done), cmocka_unit_test(test_taken_over),
+    cmocka_unit_test(test_taken_over_before_the_answer),
     cmocka_unit_test(test_taken_over_while_requests_wait),
     cmocka_unit_test(test_probe_of_the_owner), cmocka_unit_test(test_meta_reconnect),
     cmocka_unit_test(test_versions_above_stable_are_bounded),
