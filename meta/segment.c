@@ -15,6 +15,9 @@
 #include "meta/placement.h"
 #include "meta/recovery.h"
 
+/* Who reconnects sooner has not been away. */
+#define ABSENT_NS NS_PER_S
+
 /* --- maps in replies --- */
 
 void
@@ -379,31 +382,109 @@ static void
 allocate_on_committed(struct meta_op *op)
 {
     struct meta_volume *volume = op->volume;
+
     for (uint32_t i = 0; i < op->scratch_count; i++) {
         const struct segment *item = allocate_item(op, volume, i);
         struct segment *segment = meta_segments_insert(&volume->segments, item->index);
 
         memcpy(segment, item, meta_segment_bytes(&volume->segments));
         meta_volume_count_slots(op->core, volume, segment, 1);
+        meta_repair_update(op->core, volume, segment);
     }
+    if (volume->repair_count > 0)
+        meta_recovery_kick(op->core);
     allocate_reply(op, volume);
 }
 
+/* Servers that new segments go to, and those that are only waited for. */
+struct allocate_servers {
+    struct placement_server *servers;
+    uint32_t count;
+    struct placement *placement;
+    struct placement *absent; /* NULL: not needed yet */
+};
+
+/*
+ * It has been away for a moment, or takes no writes; it will be back, as far as anybody knows.  (Who
+ * holds its serial may be removing it.)
+ */
+static bool
+server_is_absent(const struct meta_server *server)
+{
+    uint64_t now_ns = env_now_ns(server->core->env);
+
+    if (server->desc.admin_state != META_ADMIN_IN_USE || server->serial.holder != NULL)
+        return false;
+    if (server->session == NULL)
+        return now_ns - server->lost_ns >= ABSENT_NS;
+    return !meta_server_takes_chunks(server);
+}
+
+static struct placement *
+allocate_absent(const struct meta_op *op, const struct meta_volume *volume,
+                struct allocate_servers *all)
+{
+    struct placement_server *servers;
+    int result;
+
+    if (all->absent != NULL)
+        return all->absent;
+    servers = meta_copy(all->servers, all->count * sizeof(*servers));
+    for (uint32_t i = 0; i < all->count; i++)
+        servers[i].weight = server_is_absent(op->core->servers[servers[i].id]);
+    result = placement_create(&all->absent, servers, all->count, volume->segments.slot_count,
+                              op->core->placement_seed);
+    dl_assert(result == 0); /* the same servers as those of the other */
+    free(servers);
+    return all->absent;
+}
+
+/*
+ * There are not enough servers now.  With min_write of them the segment is as one whose other
+ * copies were ejected before the first write: servers that are away stand for them, and are
+ * recovered, or replaced, like any.  Servers that are full don't: all that is new would have fewer
+ * copies.
+ */
 static int
-allocate_place(struct meta_op *op, const struct meta_volume *volume, struct placement *placement,
+allocate_pick_fewer(struct meta_op *op, const struct meta_volume *volume,
+                    struct allocate_servers *all, uint32_t *ids, uint32_t *ret_in_sync)
+{
+    struct placement *placement = all->placement;
+    uint32_t in_sync = 0;
+
+    for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
+        if (placement_pick_one(placement, ids, i, meta_core_random, op->core, &ids[i]) == 0) {
+            in_sync += placement == all->placement;
+            continue;
+        }
+        if (placement != all->placement || in_sync < volume->desc.min_write)
+            return -DL_E_TOO_FEW_DOMAINS;
+        placement = allocate_absent(op, volume, all);
+        i--;
+    }
+    *ret_in_sync = in_sync;
+    return 0;
+}
+
+static int
+allocate_place(struct meta_op *op, const struct meta_volume *volume, struct allocate_servers *all,
                uint32_t index, struct segment *segment)
 {
     uint32_t ids[PLACEMENT_SLOTS_MAX];
-    int result = placement_pick(placement, meta_volume_chunk_bytes(&volume->desc), meta_core_random,
-                                op->core, ids);
+    uint32_t in_sync = volume->segments.slot_count;
+    int result = placement_pick(all->placement, meta_volume_chunk_bytes(&volume->desc),
+                                meta_core_random, op->core, ids);
 
+    if (result < 0)
+        result = allocate_pick_fewer(op, volume, all, ids, &in_sync);
     if (result < 0)
         return result;
     segment->index = index;
     segment->config_epoch = 1;
     for (uint32_t i = 0; i < volume->segments.slot_count; i++) {
         segment->slots[i].server_id = ids[i] & 0xffffffu;
-        segment->slots[i].state = DL__SLOT_STATE__SLOT_IN_SYNC;
+        segment->slots[i].state = i < in_sync ? DL__SLOT_STATE__SLOT_IN_SYNC
+                                              : DL__SLOT_STATE__SLOT_EJECTED;
         segment->slots[i].incarnation = 1;
         segment->slots[i].number = i & 0xfu;
     }
@@ -417,28 +498,28 @@ allocate_place_all(struct meta_op *op, const struct meta_volume *volume, struct 
     uint32_t slot_count = volume->segments.slot_count;
     size_t stride = meta_segment_bytes(&volume->segments);
     uint32_t *indexes = op->scratch;
-    uint32_t server_count;
-    struct placement_server *servers = meta_candidates_collect(op->core, &volume->desc,
-                                                               &server_count);
-    struct placement *placement = NULL;
-    int result = placement_create(&placement, servers, server_count, slot_count,
-                                  op->core->placement_seed);
+    struct allocate_servers all = {0};
+    int result;
 
+    all.servers = meta_candidates_collect(op->core, &volume->desc, &all.count);
+    result = placement_create(&all.placement, all.servers, all.count, slot_count,
+                              op->core->placement_seed);
     if (result < 0)
-        result = domains_too_few(&volume->desc, placement_domain_count(servers, server_count, 0),
-                                 server_count, err);
+        result = domains_too_few(&volume->desc, placement_domain_count(all.servers, all.count, 0),
+                                 all.count, err);
     op->scratch = meta_alloc(op->scratch_count * stride);
     for (uint32_t i = 0; result == 0 && i < op->scratch_count; i++) {
         struct segment *segment = allocate_item(op, volume, i);
 
-        result = allocate_place(op, volume, placement, indexes[i], segment);
+        result = allocate_place(op, volume, &all, indexes[i], segment);
         if (result < 0)
-            result = domains_unavailable(op->core, &volume->desc, servers, server_count, err);
+            result = domains_unavailable(op->core, &volume->desc, all.servers, all.count, err);
         else
             meta_record_put_segment(&op->batch, volume->desc.id, segment, slot_count, true);
     }
-    placement_destroy(placement);
-    free(servers);
+    placement_destroy(all.placement);
+    placement_destroy(all.absent);
+    free(all.servers);
     free(indexes);
     return result;
 }

@@ -126,11 +126,18 @@ check "the segment shows whose copy it is" \
 check "the log has it" followed server-down "server $dead"
 check_fails 7 "add a chunkserver" "it is not removed while its copies have nowhere to go" \
     dlblk server remove "$dead"
+create_volume w --size 16M --segment 4M
+check "a new volume is written without it" \
+    timeout -k 1 60 dlblk bench w --destroy-data --prefill --rw randwrite --seconds 1
+check "its third copies are missing" is '.segments == 4 and .segments_degraded == 4' \
+    dlblk volume status w
 local_cluster start --only "server$dead" >"$scratch/start.log"
 check "back, and healthy" wait_until 60 '.state == "healthy" and .problems == []' dlblk cluster status
 check "the log has that" followed server-up "server $dead"
 check "the volume is whole again" wait_until 20 '.state == "healthy" and .segments_in_sync == 6' \
     dlblk volume status v
+check "the new one, too" wait_until 20 '.state == "healthy" and .segments_in_sync == 4' \
+    dlblk volume status w
 
 # --- and nothing is lost ---
 
@@ -140,4 +147,4 @@ check "the writer went on all the time" kill -0 $writer_pid
 kill -9 $writer_pid
 wait $writer_pid 2>/dev/null || true
 check "all it wrote is there, in each copy" ack_writer check v "$scratch/acks" --slots 3
-finish 41
+finish 44

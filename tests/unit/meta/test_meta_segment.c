@@ -230,6 +230,8 @@ static void
 test_full_servers_get_nothing(void **state)
 {
     struct segment_test t;
+    Dl__MapReply *map;
+    uint32_t seen = 0;
 
     (void)state;
     segment_init(&t, NULL);
@@ -237,11 +239,26 @@ test_full_servers_get_nothing(void **state)
     heartbeat(t.servers[3], 1000 * MIB, 1000 * MIB, "");
     assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 0, 1, NULL), -DL_E_NO_SPACE);
     assert_non_null(strstr(fixture_error_text(), "server 3 is full"));
+    /* One that takes no writes is waited for as one that is down; a full one is not. */
     heartbeat(t.servers[3], 1000 * MIB, 0, "the drive failed a flush");
-    assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 0, 1, NULL), -DL_E_NO_SPACE);
+    assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 0, 1, &map), 0);
+    for (unsigned k = 0; k < 3; k++) {
+        bool is_on_4 = map->segments[0]->slots[k]->server_id == 4;
+
+        assert_int_not_equal(map->segments[0]->slots[k]->server_id, 3);
+        assert_int_equal(map->segments[0]->slots[k]->state,
+                         is_on_4 ? DL__SLOT_STATE__SLOT_EJECTED : DL__SLOT_STATE__SLOT_IN_SYNC);
+        seen += is_on_4;
+    }
+    assert_int_equal(seen, 1);
+    dl__map_reply__free_unpacked(map, NULL);
+    heartbeat(t.servers[4], 1000 * MIB, 1000 * MIB, "");
+    heartbeat(t.servers[5], 1000 * MIB, 1000 * MIB, "");
+    assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 1, 1, NULL), -DL_E_NO_SPACE);
     assert_non_null(strstr(fixture_error_text(), "server 4 is taking no writes"));
     heartbeat(t.servers[3], 1000 * MIB, 0, "");
-    assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 0, 1, NULL), 0);
+    heartbeat(t.servers[5], 1000 * MIB, 0, "");
+    assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 1, 1, NULL), 0);
     fixture_fini(&t.f);
 }
 

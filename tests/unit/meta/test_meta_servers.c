@@ -570,6 +570,85 @@ test_remove_is_refused(void **state)
     fixture_fini(&t.f);
 }
 
+/* --- new segments while servers are away --- */
+
+/*
+ * One of three servers is dead: new segments have two copies, and get the third when it is back.
+ * Not at once, since it may only reconnect; and never with fewer than min_write.
+ */
+static void
+test_allocation_without_a_server(void **state)
+{
+    struct cluster_test t;
+
+    (void)state;
+    cluster_init(&t, 3, 0, NULL);
+    cluster_server_goes(&t, 3);
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 8, NULL), -DL_E_SERVER_DOWN);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 8, NULL), 0);
+    assert_int_equal(count_on(&t, 8, 1, I), 8);
+    assert_int_equal(count_on(&t, 8, 2, I), 8);
+    assert_int_equal(count_on(&t, 8, 3, E), 8);
+    assert_int_equal(cluster_epoch(&t, 0), 1);
+    cluster_service_restarts(&t, false);
+    assert_int_equal(count_on(&t, 8, 3, E), 8);
+
+    cluster_server_returns(&t, 3);
+    fixture_run(&t.f, SECOND);
+    recover_all(&t, 8);
+    cluster_check_whole(&t, 8);
+    assert_int_equal(cluster_epoch(&t, 0), 3);
+
+    cluster_server_goes(&t, 1);
+    cluster_server_goes(&t, 3);
+    fixture_run(&t.f, 20 * SECOND);
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 8, 1, NULL), -DL_E_SERVER_DOWN);
+    assert_non_null(strstr(fixture_error_text(), "needs 3 servers, and 1 can take one now"));
+    fixture_fini(&t.f);
+}
+
+/* A server whose removal comes while a segment that names it is being committed is not forgotten. */
+static void
+test_remove_while_it_is_allocated(void **state)
+{
+    Dl__Allocate allocate = DL__ALLOCATE__INIT;
+    Dl__ServerRemove remove = DL__SERVER_REMOVE__INIT;
+    uint32_t index = 0;
+    struct cluster_test t;
+    uint64_t allocate_id, remove_id;
+
+    (void)state;
+    cluster_init(&t, 3, 0, NULL);
+    cluster_server_goes(&t, 3);
+    fixture_run(&t.f, SECOND);
+    store_memory_hold(t.f.store, true);
+    allocate.volume = t.volume;
+    allocate.lease_epoch = 1;
+    allocate.n_segments = 1;
+    allocate.segments = &index;
+    allocate_id = peer_send(t.client, OP_ALLOCATE, &allocate.base);
+    fixture_settle(&t.f);
+    remove.server_id = 3;
+    remove_id = peer_send(t.client, OP_SERVER_REMOVE, &remove.base);
+    fixture_settle(&t.f);
+    store_memory_hold(t.f.store, false);
+    fixture_run(&t.f, 2 * SECOND);
+    assert_int_equal(fixture_reply_status(t.client, allocate_id), 0);
+    assert_int_equal(fixture_reply_status(t.client, remove_id), 0);
+    assert_true(server_is_listed(&t, 3));
+    /* Another server takes its place, and it is gone. */
+    t.servers[t.server_count++] = fixture_server(&t.f, 4, "h");
+    fixture_run(&t.f, SECOND);
+    recover_all(&t, 1);
+    fixture_run(&t.f, SECOND);
+    assert_false(server_is_listed(&t, 3));
+    cluster_check_whole(&t, 1);
+    cluster_service_restarts(&t, true);
+    cluster_check_whole(&t, 1);
+    fixture_fini(&t.f);
+}
+
 /* An attach that does not wait for a server that is gone; a server that is there is not gone. */
 static void
 test_attach_without_a_server(void **state)
@@ -1064,8 +1143,11 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_remove_while_it_is_recorded),
           cmocka_unit_test(test_remove_while_chunks_go),
           cmocka_unit_test(test_remove_while_it_gets_slots),
-          cmocka_unit_test(test_remove_is_refused), cmocka_unit_test(test_attach_without_a_server),
-          cmocka_unit_test(test_set), cmocka_unit_test(test_new_server_gets_its_share),
-          cmocka_unit_test(test_events), cmocka_unit_test(test_events_are_bounded),
-          cmocka_unit_test(test_status), cmocka_unit_test(test_why_copies_wait),
-          cmocka_unit_test(test_why_copies_do_not_move), cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_remove_is_refused),
+          cmocka_unit_test(test_allocation_without_a_server),
+          cmocka_unit_test(test_remove_while_it_is_allocated),
+          cmocka_unit_test(test_attach_without_a_server), cmocka_unit_test(test_set),
+          cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
+          cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
+          cmocka_unit_test(test_why_copies_wait), cmocka_unit_test(test_why_copies_do_not_move),
+          cmocka_unit_test(test_locate))
