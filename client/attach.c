@@ -533,6 +533,7 @@ client_close_step(struct client_volume *volume)
         client_takeover_end(volume);
         client_allocate_cancel(volume);
         client_eject_cancel(volume);
+        client_waits_cancel(volume);
         client_meta_call_cancel(&volume->attach_call);
         client_volume_abort_all(volume, -DL_E_CANCELLED);
     }

@@ -754,6 +754,8 @@ admin_event_kind(Dl__EventKind kind)
         return "admin";
     case DL__EVENT_KIND__EVENT_BAD_SECTOR:
         return "bad-sector";
+    case DL__EVENT_KIND__EVENT_WAITS:
+        return "waits";
     default:
         return "unknown";
     }

@@ -118,7 +118,10 @@ struct takeover {
     uint64_t resume_wait_ns;   /* the rest of an answer is waited for so long */
     uint32_t unanswered_count; /* segments that some in-sync slot's server has not answered for */
     bool replied;              /* FENCE_STATUS has been, once */
-    bool ended;                /* the volume is fenced or closed: freed with the last resolution */
+    uint64_t stuck_ns;         /* since when a run fails again and again; 0: none does */
+    uint32_t stuck_segment, stuck_sector;
+    int stuck_err;
+    bool ended; /* the volume is fenced or closed: freed with the last resolution */
     uint32_t running_count;
 };
 
@@ -404,6 +407,8 @@ takeover_resolved(struct takeover *takeover, struct segment *segment)
     dl_assert(segment != NULL);
     dl_assert(segment->state == SEGMENT_UNRESOLVED);
     segment->state = SEGMENT_READY;
+    if (takeover->stuck_segment == segment->index)
+        takeover->stuck_ns = 0;
     dl_assert(volume->unresolved_count > 0);
     volume->unresolved_count--;
     client_io_wake(&segment->waiters);
@@ -506,16 +511,24 @@ static void
 takeover_run_failed(struct takeover_run *run, int err)
 {
     struct takeover_segment *entry = run->entry;
-    struct client_volume *volume = entry->takeover->volume;
+    struct takeover *takeover = entry->takeover;
+    struct client_volume *volume = takeover->volume;
 
     entry->again_sector = min_u32(entry->again_sector, run->first_sector);
     if (err == -DL_E_STALE_MAP)
         return;
+    entry->retry_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
+    if (takeover->stuck_ns != 0 && takeover->stuck_segment == entry->index &&
+        takeover->stuck_sector == run->first_sector && takeover->stuck_err == err)
+        return; /* as before */
+    takeover->stuck_ns = env_now_ns(volume->core->env);
+    takeover->stuck_segment = entry->index;
+    takeover->stuck_sector = run->first_sector;
+    takeover->stuck_err = err;
     client_core_event(volume->core, DLBLK_EVENT_ERROR,
                       "volume %s: segment %u, from sector %u: what the last owner left unfinished "
                       "can't be settled yet: %s",
                       volume->name, entry->index, run->first_sector, dl_err_str(err));
-    entry->retry_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
 }
 
 static void
@@ -531,6 +544,8 @@ takeover_on_run_done(void *context, int err)
     takeover->running_count--;
     if (err != 0 && !takeover->ended)
         takeover_run_failed(run, err);
+    else if (takeover->stuck_segment == entry->index && takeover->stuck_sector == run->first_sector)
+        takeover->stuck_ns = 0;
     run->entry = NULL;
     entry->run_count--;
     if (takeover->ended) {
@@ -1001,13 +1016,46 @@ client_takeover_tick(struct client_volume *volume)
     takeover_run(takeover);
 }
 
+/*
+ * What the last owner left there is bad in every copy that is in-sync, and they don't list the
+ * same: nobody knows which of them is to be kept, and none can be read.
+ */
+static void
+takeover_stuck_text(const struct takeover *takeover, char *text, size_t text_bytes)
+{
+    bool bad = takeover->stuck_err == -DL_E_MEDIA_READ;
+
+    (void)snprintf(text, text_bytes,
+                   "segment %u, from sector %u: what the last owner left unfinished can't be "
+                   "settled: %s%s",
+                   takeover->stuck_segment, takeover->stuck_sector, dl_err_str(takeover->stuck_err),
+                   bad ? ", from every copy; dlblk events says where; start servers that have "
+                         "other copies, or remove one with a bad one"
+                       : "");
+}
+
+bool
+client_takeover_is_stuck(const struct client_volume *volume, uint64_t now_ns, char *text,
+                         size_t text_bytes, uint64_t *ret_stuck_for_ns)
+{
+    const struct takeover *takeover = volume->takeover;
+
+    if (takeover == NULL || takeover->stuck_ns == 0)
+        return false;
+    takeover_stuck_text(takeover, text, text_bytes);
+    *ret_stuck_for_ns = now_ns - takeover->stuck_ns;
+    return true;
+}
+
 bool
 client_takeover_waits_for(const struct client_volume *volume, char *text, size_t text_bytes)
 {
     const struct takeover *takeover = volume->takeover;
     const struct client_server *server;
 
-    if (takeover != NULL && takeover->waiting.count > 0) {
+    if (takeover != NULL && takeover->stuck_ns != 0) {
+        takeover_stuck_text(takeover, text, text_bytes);
+    } else if (takeover != NULL && takeover->waiting.count > 0) {
         server = client_core_server(volume->core, takeover->waiting.items[0].server_id);
         (void)snprintf(
             text, text_bytes,

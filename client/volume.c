@@ -471,6 +471,7 @@ volume_run_kick(struct client_volume *volume)
     client_takeover_end(volume);
     client_allocate_cancel(volume);
     client_eject_cancel(volume);
+    client_waits_cancel(volume);
     client_volume_abort_all(volume, volume->fence_err);
     /* What waits in the queue is failed by the pump. */
 }
@@ -610,6 +611,7 @@ client_volume_on_tick(struct client_volume *volume)
     client_stable_tick(volume);
     client_unsettled_tick(volume);
     client_takeover_tick(volume);
+    client_waits_tick(volume);
     if (volume->close != NULL || !list_is_empty(&volume->extents))
         client_volume_defer(volume);
 }
@@ -620,7 +622,8 @@ client_volume_wants_tick(const struct client_volume *volume)
     return volume->op_count > 0 || volume->queue.first != NULL || volume->close != NULL ||
            volume->takeover != NULL || !list_is_empty(&volume->extents) ||
            volume->wanted.count > 0 || volume->map_wanted || volume->blocked ||
-           volume->eject_wishes.count > 0 || !list_is_empty(&volume->writers);
+           volume->eject_wishes.count > 0 || !list_is_empty(&volume->writers) ||
+           (volume->waits_said && !volume->fenced);
 }
 
 void
@@ -807,6 +810,7 @@ client_volume_init(struct client_volume *volume)
     list_init(&volume->resolves);
     list_init(&volume->extents);
     client_eject_init(volume);
+    client_waits_init(volume);
     client_read_init(volume);
     err = client_allocate_init(volume);
     if (err == 0)
@@ -826,6 +830,7 @@ volume_fini(struct client_volume *volume)
 {
     client_allocate_cancel(volume);
     client_eject_cancel(volume);
+    client_waits_cancel(volume);
     client_meta_call_cancel(&volume->attach_call);
     client_takeover_end(volume);
     client_allocate_fini(volume);

@@ -157,6 +157,14 @@ struct client_volume {
     uint64_t eject_retry_ns;   /* not before */
     uint64_t eject_recheck_ns; /* ops are looked at again then; 0: never */
 
+    /* what requests wait for: waits.c */
+    struct client_meta_call waits_call;
+    Dl__OwnerWaits waits_request;
+    char waits_text[256];
+    uint64_t waits_ns;  /* looked at again not before */
+    bool waits_said;    /* the metadata service has been told that some do */
+    bool waits_unknown; /* it can't be told */
+
     /* stable versions: stable.c */
     struct list writers; /* segment_writer.node */
     struct list idle;    /* segment_writer.idle_node, the one written longest ago first */
@@ -317,6 +325,12 @@ void client_eject_cancel(struct client_volume *volume);
 void client_eject_fini(struct client_volume *volume);
 void client_eject_init(struct client_volume *volume);
 
+/* --- waits.c --- */
+
+void client_waits_tick(struct client_volume *volume);
+void client_waits_init(struct client_volume *volume);
+void client_waits_cancel(struct client_volume *volume);
+
 /* --- takeover.c --- */
 
 /* A segment's map as it was. */
@@ -336,6 +350,9 @@ void client_takeover_tick(struct client_volume *volume);
 void client_takeover_end(struct client_volume *volume);
 /* Frees without a word: a simulated crash. */
 void client_takeover_abandon(struct client_volume *volume);
+/* It can't go on, and says why; for how long. */
+bool client_takeover_is_stuck(const struct client_volume *volume, uint64_t now_ns, char *text,
+                              size_t text_bytes, uint64_t *ret_stuck_for_ns);
 bool client_takeover_waits_for(const struct client_volume *volume, char *text, size_t text_bytes);
 
 #endif

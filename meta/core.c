@@ -37,13 +37,19 @@ meta_log(const struct meta_core *core, enum meta_log_level level, const char *co
 }
 
 void
-meta_text_clean(char *text, const char *from)
+meta_text_clean_to(char *text, size_t text_bytes, const char *from)
 {
     size_t length = 0;
 
-    for (; from[length] != '\0' && length < META_TEXT_BYTES_MAX; length++)
+    for (; from[length] != '\0' && length + 1 < text_bytes; length++)
         text[length] = from[length] >= ' ' && from[length] <= '~' ? from[length] : '?';
     text[length] = '\0';
+}
+
+void
+meta_text_clean(char *text, const char *from)
+{
+    meta_text_clean_to(text, META_TEXT_BYTES_MAX + 1, from);
 }
 
 bool

@@ -164,6 +164,7 @@ meta_health_volume(const struct meta_core *core, const struct meta_volume *volum
 {
     struct volume_health health = {0};
     const struct segment *segment = meta_segments_at_or_after(&volume->segments, 0);
+    char text[META_PROBLEM_BYTES];
 
     if (!volume_is_suspect(core, volume)) {
         health.segments = health.in_sync = volume->segments.count;
@@ -176,13 +177,14 @@ meta_health_volume(const struct meta_core *core, const struct meta_volume *volum
             servers_add(health.full, &health.full_count, volume->servers[i].server_id);
     if (health.full_count > 0 && others_have_room(core, volume))
         health.no_room = health.full_count = 0;
+    health.owner_waits = meta_waits_text(core, volume, text, sizeof(text));
     *ret_health = health;
 }
 
 const char *
 meta_health_state(const struct volume_health *health)
 {
-    if (health->unreadable > 0 || health->blocked > 0)
+    if (health->unreadable > 0 || health->blocked > 0 || health->owner_waits)
         return "blocked";
     if (health->absent > 0 || health->no_room > 0)
         return "degraded";
@@ -262,6 +264,8 @@ meta_health_problems(const struct meta_core *core, const struct meta_volume *vol
                        health->absent > 0    ? servers
                        : health->no_room > 0 ? full
                                              : "");
+    if (meta_waits_text(core, volume, texts[count], META_PROBLEM_BYTES))
+        count++;
     if (health->full_count > 0)
         (void)snprintf(texts[count++], META_PROBLEM_BYTES,
                        "volume %s: new data finds no room on %s: %s", volume->desc.name, full,

@@ -11,7 +11,7 @@
 #include "meta/recovery.h"
 
 #define META_PROBLEM_BYTES    512u
-#define META_HEALTH_PROBLEMS  4u /* at most, of one volume */
+#define META_HEALTH_PROBLEMS  5u /* at most, of one volume */
 #define VOLUME_HEALTH_SERVERS 3u
 #define VOLUME_HEALTH_WAITS   6u
 #define META_HINT_FULL        "add chunkservers, delete volumes, or discard what is not needed"
@@ -30,6 +30,7 @@ struct volume_health {
     uint64_t slots_recovering;
     uint64_t left_bytes;
     uint64_t since_ms;
+    bool owner_waits;                        /* as it says itself */
     uint32_t waiting[VOLUME_HEALTH_SERVERS]; /* servers that are not there */
     uint32_t waiting_count;
     uint32_t full[VOLUME_HEALTH_SERVERS]; /* that take no new data, nor others in their place */
@@ -46,6 +47,9 @@ const char *meta_health_state(const struct volume_health *health);
 uint32_t meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                               const struct volume_health *health,
                               char (*texts)[META_PROBLEM_BYTES]);
+/* What the volume's owner says that it waits for; false: nothing.  waits.c */
+bool meta_waits_text(const struct meta_core *core, const struct meta_volume *volume, char *text,
+                     size_t text_bytes);
 /* Why copies wait for their turn: sentences, at most VOLUME_HEALTH_WAITS; how many. */
 uint32_t meta_health_waits(const struct meta_core *core, const struct meta_volume *volume,
                            const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES]);

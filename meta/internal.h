@@ -245,6 +245,14 @@ struct meta_takeover;
 struct meta_deletion;
 struct meta_scrub;
 
+/* What the owner says that its users' requests wait for: health.c. */
+struct owner_waits {
+    char text[META_WAITS_BYTES]; /* empty: nothing */
+    uint32_t lease_epoch;
+    uint64_t heard_ns, since_ns;
+    uint64_t event_ns; /* of the last entry of the log; 0: none */
+};
+
 struct meta_volume {
     struct volume_desc desc; /* committed */
     bool creating;           /* the first commit is in flight: it has a name, but isn't there */
@@ -266,7 +274,8 @@ struct meta_volume {
     struct list held_removals; /* removal.c */
     uint64_t repair_count;     /* segments that are not as they should be: recovery.c */
     struct meta_scrub *scrub;  /* the last that was asked for; NULL: none: scrub.c */
-    UT_hash_handle hh;         /* by desc.id */
+    struct owner_waits waits;
+    UT_hash_handle hh; /* by desc.id */
 };
 
 uint32_t meta_volume_slot_count(const struct volume_desc *desc);
@@ -626,6 +635,8 @@ void meta_log(const struct meta_core *core, enum meta_log_level level, const cha
  * META_TEXT_BYTES_MAX + 1.
  */
 void meta_text_clean(char *text, const char *from);
+/* The same with another limit. */
+void meta_text_clean_to(char *text, size_t text_bytes, const char *from);
 bool meta_id_is_valid(ProtobufCBinaryData id);
 struct meta_id_text {
     char text[37];
@@ -652,6 +663,7 @@ void meta_run_allocate(struct meta_op *op);
 void meta_run_server_list(struct meta_op *op);
 void meta_run_cluster_status(struct meta_op *op);
 void meta_run_eject(struct meta_op *op);
+void meta_run_owner_waits(struct meta_op *op);
 void meta_run_recovery_report(struct meta_op *op);
 void meta_run_server_drain(struct meta_op *op);
 void meta_run_server_undrain(struct meta_op *op);

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #define META_NAME_BYTES_MAX 128u /* volumes, hosts, racks, cliques: TEXT_NAME_BYTES_MAX */
+#define META_WAITS_BYTES    256u /* what an owner waits for: a longer text is cut */
 #define META_TEXT_BYTES_MAX 128u /* owner, software: longer ones are cut */
 #define META_ID_BYTES       16u  /* cluster, disk, attach, change */
 

@@ -36,6 +36,7 @@ static const struct meta_handler handlers[] = {
     {OP_MAP_GET, &dl__map_get__descriptor, true, true, meta_run_map_get},
     {OP_ALLOCATE, &dl__allocate__descriptor, true, false, meta_run_allocate},
     {OP_EJECT, &dl__eject__descriptor, true, false, meta_run_eject},
+    {OP_OWNER_WAITS, &dl__owner_waits__descriptor, true, false, meta_run_owner_waits},
     {OP_RECOVERY_REPORT, &dl__recovery_report__descriptor, false, true, meta_run_recovery_report},
     {OP_BAD_SECTORS, &dl__bad_sectors__descriptor, false, true, meta_run_bad_sectors},
     {OP_SERVER_DRAIN, &dl__server_drain__descriptor, true, false, meta_run_server_drain},

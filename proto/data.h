@@ -67,6 +67,7 @@
     X(75, MAP_GET)                                                                       \
     X(76, ALLOCATE)                                                                      \
     X(77, EJECT)                                                                         \
+    X(78, OWNER_WAITS)                                                                   \
     X(80, SERVER_LIST)                                                                   \
     X(81, CLUSTER_STATUS)                                                                \
     X(82, SERVER_DRAIN)                                                                  \

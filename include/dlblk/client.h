@@ -345,7 +345,7 @@ struct dlblk_log_entry {
     uint64_t at_ms; /* since 1970 */
     /*
      * ejected, recovered, takeover, server-up, server-down, server-out, server-reset, admin,
-     * bad-sector
+     * bad-sector, waits
      */
     char kind[16];
     uint32_t server_id;                         /* 0: none */

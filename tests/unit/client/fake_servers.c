@@ -1406,6 +1406,26 @@ fake_meta_on_status(struct fake_cluster *cluster, struct fake_session *session,
 }
 
 static void
+fake_meta_on_waits(struct fake_cluster *cluster, struct fake_session *session,
+                   const struct frame *frame)
+{
+    Dl__OwnerWaits *waits = (Dl__OwnerWaits *)frame_unpack(frame, &dl__owner_waits__descriptor);
+    Dl__OwnerWaitsReply reply = DL__OWNER_WAITS_REPLY__INIT;
+
+    fake_require(waits != NULL && strlen(waits->text) < sizeof(cluster->waits));
+    cluster->waits_count++;
+    if (cluster->waits_unknown) {
+        fake_send_error(session, frame, -DL_E_OPCODE_UNKNOWN, "what?");
+    } else if (fake_meta_check_lease(cluster, session, frame, waits->volume, waits->lease_epoch) !=
+               NULL) {
+        (void)snprintf(cluster->waits, sizeof(cluster->waits), "%s", waits->text);
+        cluster->waited_ms = waits->waited_ms;
+        fake_send_message(session, frame, &reply.base);
+    }
+    dl__owner_waits__free_unpacked(waits, NULL);
+}
+
+static void
 fake_meta_on_request(struct fake_cluster *cluster, struct fake_session *session,
                      const struct frame *frame)
 {
@@ -1430,6 +1450,9 @@ fake_meta_on_request(struct fake_cluster *cluster, struct fake_session *session,
         return;
     case OP_EJECT:
         fake_meta_on_eject(cluster, session, frame);
+        return;
+    case OP_OWNER_WAITS:
+        fake_meta_on_waits(cluster, session, frame);
         return;
     case OP_VOLUME_INFO:
         fake_meta_on_volume_info(cluster, session, frame);

@@ -157,6 +157,9 @@ struct fake_cluster {
     uint64_t attaches, detaches, detaches_clean, allocates, segments_allocated, map_gets,
         fence_statuses, ejects, ejections, ejections_refused, ejections_old;
     uint32_t last_ejected_server, last_eject_reason;
+    char waits[256]; /* of the last OWNER_WAITS */
+    uint64_t waits_count, waited_ms;
+    bool waits_unknown; /* that is not known */
     bool last_eject_resolved;
     uint64_t
         last_probe_status; /* wire status of the answer to the last OWNER_PROBE; UINT64_MAX: none */

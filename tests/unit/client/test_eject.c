@@ -428,6 +428,47 @@ test_blocked(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * The metadata service, to which both servers may look well, is told what is waited for, and when
+ * that is over; one that does not know the message is not asked again.
+ */
+static void
+test_waits_are_told(void **state)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        struct fixture *f = fixture_create(24, 3);
+        struct fake_volume *volume = open_small(f);
+        struct fixture_request *write;
+
+        (void)state;
+        f->cluster.waits_unknown = i == 1;
+        assert_int_equal(fixture_write(f, 0, 4096, 1), 0);
+        fixture_run(f, 5 * SIM_S);
+        assert_int_equal(f->cluster.waits_count, 0);
+        fixture_server_down(f, 1);
+        fixture_server_down(f, 2);
+        write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 2);
+        fixture_run(f, 20 * SIM_S);
+        assert_false(write->done);
+        if (i == 1) {
+            assert_int_equal(f->cluster.waits_count, 1);
+        } else {
+            assert_in_range(f->cluster.waits_count, 8, 10);
+            assert_in_range(f->cluster.waited_ms, 17000, 21000);
+            assert_non_null(strstr(f->cluster.waits, "a write of segment 0 waits for server"));
+            assert_non_null(strstr(f->cluster.waits, "fewer than 2 copies"));
+        }
+        fixture_server_up(f, state_of(volume, 0, 2) == EJECTED ? 2 : 1);
+        fixture_run(f, 3 * SIM_S);
+        assert_int_equal(fixture_wait(f, write), 0);
+        assert_string_equal(f->cluster.waits, "");
+        f->cluster.waits_count = 0;
+        fixture_run(f, 10 * SIM_S);
+        assert_int_equal(f->cluster.waits_count, 0);
+        close_clean(f, volume);
+    }
+}
+
 /* A deadline that was asked for is kept. */
 static void
 test_blocked_with_a_deadline(void **state)
@@ -929,9 +970,9 @@ UNIT_MAIN(cmocka_unit_test(test_a_server_is_killed), cmocka_unit_test(test_a_sho
           cmocka_unit_test(test_we_were_stopped), cmocka_unit_test(test_one_slot_is_full),
           cmocka_unit_test(test_all_slots_are_full), cmocka_unit_test(test_two_slots_are_full),
           cmocka_unit_test(test_full_and_away), cmocka_unit_test(test_full_for_a_later_write),
-          cmocka_unit_test(test_blocked), cmocka_unit_test(test_blocked_with_a_deadline),
-          cmocka_unit_test(test_too_few_in_sync), cmocka_unit_test(test_meta_is_down),
-          cmocka_unit_test(test_an_ejection_under_an_old_map),
+          cmocka_unit_test(test_blocked), cmocka_unit_test(test_waits_are_told),
+          cmocka_unit_test(test_blocked_with_a_deadline), cmocka_unit_test(test_too_few_in_sync),
+          cmocka_unit_test(test_meta_is_down), cmocka_unit_test(test_an_ejection_under_an_old_map),
           cmocka_unit_test(test_a_lost_answer_to_an_ejection),
           cmocka_unit_test(test_news_before_the_answer),
           cmocka_unit_test(test_acknowledgements_of_an_old_map), cmocka_unit_test(test_many_maps),

@@ -252,6 +252,39 @@ test_unreadable_everywhere(void **state)
 }
 
 /*
+ * One lists it, the others don't, and none can deliver what it has there: nobody can say what is to
+ * be kept.  The segment waits, and says why, also to the metadata service, until some copy is good.
+ */
+static void
+test_unreadable_everywhere_and_not_alike(void **state)
+{
+    struct fixture *f = fixture_create(33, 3);
+    struct fake_volume *volume = abandoned(f);
+    struct fixture_request *write;
+
+    (void)state;
+    put(f, volume, 0, 1, VERSION(11), 3, 1, 11);
+    for (unsigned slot = 0; slot < 3; slot++)
+        fake_server_chunk(server_of(f, volume, 0, slot), volume->id, 0)->sectors[3].data[9] ^= 1;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, 5 * SIM_S);
+    assert_true(fixture_has_event(f, "segment 0, from sector 3: what the last owner left"));
+    assert_non_null(strstr(f->cluster.waits, "segment 0, from sector 3: what the last owner left"));
+    assert_non_null(strstr(f->cluster.waits, "from every copy"));
+    write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 7);
+    fixture_run(f, 6 * SIM_S);
+    assert_false(write->done);
+    assert_non_null(strstr(fixture_stats(f).blocked, "from every copy"));
+    assert_in_range(f->cluster.waited_ms, 2000, 7000);
+    fake_server_chunk(server_of(f, volume, 0, 0), volume->id, 0)->sectors[3].data[9] ^= 1;
+    fixture_run(f, 3 * SIM_S);
+    assert_int_equal(fixture_wait(f, write), 0);
+    assert_string_equal(f->cluster.waits, "");
+    check_sectors(f, 0, 3, 1, 1);
+    close_clean(f, volume);
+}
+
+/*
  * Two slots have pulled the write from one that has it and one that lacks it: they list the range
  * that holds its parts, and have a hole in it.  Where nobody else can deliver they are not alike:
  * the write was never acknowledged, and the hole is written to all.
@@ -1007,6 +1040,7 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_an_unreadable_highest_version),
           cmocka_unit_test(test_a_damaged_highest_version),
           cmocka_unit_test(test_unreadable_everywhere),
+          cmocka_unit_test(test_unreadable_everywhere_and_not_alike),
           cmocka_unit_test(test_a_hole_in_what_was_pulled), cmocka_unit_test(test_many_at_a_time),
           cmocka_unit_test(test_bad_sectors_in_different_places),
           cmocka_unit_test(test_waits_for_answers), cmocka_unit_test(test_a_close_before_the_end),

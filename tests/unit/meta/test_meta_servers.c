@@ -982,6 +982,60 @@ test_status(void **state)
     fixture_fini(&t.f);
 }
 
+static int
+ask_waits(struct cluster_test *t, uint32_t lease_epoch, const char *text, uint64_t waited_ms)
+{
+    Dl__OwnerWaits message = DL__OWNER_WAITS__INIT;
+
+    message.volume = t->volume;
+    message.lease_epoch = lease_epoch;
+    message.text = (char *)(uintptr_t)text;
+    message.waited_ms = waited_ms;
+    return peer_ask(t->client, OP_OWNER_WAITS, &message.base, NULL, NULL);
+}
+
+/*
+ * What an owner says to wait for is a problem of its volume, and in the log once, as long as it
+ * says so, and only of the owner of now.
+ */
+static void
+test_owner_waits(void **state)
+{
+    struct cluster_test t;
+    Dl__EventsReply *events;
+    uint64_t cursor;
+
+    (void)state;
+    cluster_init(&t, 3, 4, NULL);
+    fixture_run(&t.f, SECOND);
+    expect_status(&t, "healthy", "healthy", NULL);
+    events = events_after(&t, 0, 0);
+    cursor = events->next;
+    dl__events_reply__free_unpacked(events, NULL);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(ask_waits(&t, 1, "a write waits\nfor server 2", 500 + 2000 * i), 0);
+        expect_status(&t, "blocked", "blocked", "wait for ");
+        expect_status(&t, "blocked", "blocked", ": a write waits?for server 2");
+        fixture_run(&t.f, 2 * SECOND);
+    }
+    events = events_after(&t, cursor, 0);
+    assert_int_equal(events->n_events, 1);
+    assert_true(events_have(events, DL__EVENT_KIND__EVENT_WAITS, "a write waits?for server 2"));
+    dl__events_reply__free_unpacked(events, NULL);
+    expect_status(&t, "blocked", "blocked", "wait for 6.5 s");
+    assert_int_equal(ask_waits(&t, 1, "", 0), 0);
+    expect_status(&t, "healthy", "healthy", NULL);
+    assert_int_equal(ask_waits(&t, 1, "something else", 2000), 0);
+    fixture_run(&t.f, 7 * SECOND);
+    expect_status(&t, "healthy", "healthy", NULL);
+    assert_int_equal(ask_waits(&t, 1, "once more", 2000), 0);
+    expect_status(&t, "blocked", "blocked", "once more");
+    assert_int_equal(ask_waits(&t, 2, "not the owner", 2000), -DL_E_LEASE_OLD);
+    assert_int_equal(ask_detach(t.client, t.volume, 1, true), 0);
+    expect_status(&t, "healthy", "healthy", NULL);
+    fixture_fini(&t.f);
+}
+
 /* One of the volume's problems says so; NULL: none is that a copy waits. */
 static void
 expect_wait(struct cluster_test *t, uint32_t count, const char *why)
@@ -1149,5 +1203,5 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_attach_without_a_server), cmocka_unit_test(test_set),
           cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
           cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
-          cmocka_unit_test(test_why_copies_wait), cmocka_unit_test(test_why_copies_do_not_move),
-          cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_owner_waits), cmocka_unit_test(test_why_copies_wait),
+          cmocka_unit_test(test_why_copies_do_not_move), cmocka_unit_test(test_locate))
