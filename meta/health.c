@@ -477,6 +477,8 @@ locate_slot(const struct meta_core *core, const struct meta_volume *volume,
     located->message.server = &located->address;
     located->message.incarnation = slot->incarnation;
     located->message.problem = located->problem;
+    if (!server_is_there(core->servers[slot->server_id]))
+        located->address.state = DL__SERVER_STATE__SERVER_DOWN;
     located->message.incoming = place == volume->segments.slot_count;
     if (repair != NULL && repair->slots[place].attempt != 0)
         located->message.cursor_sectors = repair->slots[place].cursor_sectors;

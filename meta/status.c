@@ -19,6 +19,13 @@
 
 /* --- servers --- */
 
+/* It counts as up for some seconds more (server.c): it may be back in a moment. */
+static bool
+server_is_there(const struct meta_server *server)
+{
+    return server->up && server->session != NULL;
+}
+
 void
 meta_server_fill(const struct meta_core *core, const struct meta_server *server,
                  struct server_message *entry)
@@ -34,8 +41,8 @@ meta_server_fill(const struct meta_core *core, const struct meta_server *server,
     message->rack = (char *)(uintptr_t)desc->rack;
     message->clique = (char *)(uintptr_t)desc->clique;
     message->software = (char *)(uintptr_t)desc->software;
-    message->state = server->out   ? DL__SERVER_STATE__SERVER_OUT
-                     : !server->up ? DL__SERVER_STATE__SERVER_DOWN
+    message->state = server->out                ? DL__SERVER_STATE__SERVER_OUT
+                     : !server_is_there(server) ? DL__SERVER_STATE__SERVER_DOWN
                      : server->desc.admin_state == META_ADMIN_DRAINING
                          ? DL__SERVER_STATE__SERVER_DRAINING
                          : DL__SERVER_STATE__SERVER_UP;
@@ -155,7 +162,7 @@ status_add_server(struct status *status, const struct meta_server *server)
     char problem[META_TEXT_BYTES_MAX];
 
     reply->servers_total++;
-    reply->servers_up += server->up;
+    reply->servers_up += server_is_there(server);
     reply->capacity_bytes += server->capacity_bytes;
     reply->used_bytes += server->used_bytes;
     status_add_scrub(status, server);
@@ -165,7 +172,7 @@ status_add_server(struct status *status, const struct meta_server *server)
                    meta_server_text(server), problem, server->slot_count,
                    server->desc.admin_state == META_ADMIN_REMOVING ? "they are recovered elsewhere"
                    : meta_server_is_full(server)                   ? META_HINT_FULL
-                   : server->up                                    ? "look at its log"
+                   : server_is_there(server)                       ? "look at its log"
                    : server->out ? "they are recovered elsewhere; start dlblk-chunkserver there, "
                                    "or remove the server"
                                  : "start dlblk-chunkserver there");
