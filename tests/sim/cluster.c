@@ -17,7 +17,7 @@
 #define SILENCE_NS  (15 * SIM_S)
 #define VERDICT_NS  (90 * SIM_S)
 #define RECOVERY_NS (300 * SIM_S)
-#define HEAL_ROUNDS 8u
+#define HEAL_ROUNDS 4u
 #define HEAL_NS     (5 * SIM_S)
 #define EVENTS_MAX  30000000u /* more than any good run takes */
 
@@ -441,18 +441,21 @@ cluster_read_copies(struct cluster *cluster)
             cluster_sweep(cluster, i, DLBLK_OPEN_READ_ONLY | DLBLK_OPEN_READ_SLOT(slot));
 }
 
-/* Who reads a copy finds its bad sectors, and they are repaired: clients, or a scrub. */
+/*
+ * Who reads a copy finds its bad sectors, and they are repaired: clients, or a scrub.  Where there
+ * are many that takes several readings.
+ */
 static void
 cluster_heal(struct cluster *cluster)
 {
     uint64_t repaired = sectors_repaired(cluster);
     uint32_t bad = map_count_bad(cluster);
 
-    for (uint32_t round = 0; !map_is_good(cluster); round++) {
-        uint64_t end_ns = cluster->world.now_ns + HEAL_NS;
+    for (uint32_t in_vain = 0; !map_is_good(cluster); in_vain++) {
+        uint64_t end_ns = cluster->world.now_ns + HEAL_NS, before = sectors_repaired(cluster);
 
-        sim_require(&cluster->world, round < HEAL_ROUNDS,
-                    "bad sectors are not repaired by %u readings", round);
+        sim_require(&cluster->world, in_vain < HEAL_ROUNDS,
+                    "bad sectors are not repaired by %u readings", in_vain);
         cluster->healing = true;
         for (uint32_t i = 0; i < cluster->profile.volume_count && cluster->profile.scrubs; i++)
             cluster_scrub(cluster, i);
@@ -461,6 +464,8 @@ cluster_heal(struct cluster *cluster)
         cluster->healing = false;
         while (cluster->world.now_ns < end_ns)
             cluster_step(cluster, end_ns);
+        if (sectors_repaired(cluster) > before)
+            in_vain = 0;
     }
     sim_require(&cluster->world, sectors_repaired(cluster) - repaired >= bad,
                 "%u sectors were bad, and only %" PRIu64 " were repaired", bad,
