@@ -31,7 +31,8 @@
 
 /* Who does not answer is named at the end of it: rule 19. */
 #define FENCE_WAIT_MS 2000u
-#define ASKS_MAX      64u
+/* PENDINGs under way to one server: one that answers none takes no other's place. */
+#define ASKS_PER_SERVER 32u
 /* Of one segment at a time: requests wait for all of them, and each takes two round trips. */
 #define RUNS_MAX  16u
 #define PATROL_NS (500 * CLIENT_NS_PER_MS)
@@ -53,7 +54,14 @@ struct takeover_write {
 struct takeover_ask {
     struct session_call call; /* first */
     struct takeover_segment *entry;
+    uint32_t server_id;
     Dl__PendingChunk *chunk;
+};
+
+/* One that was asked once. */
+struct takeover_server {
+    uint32_t server_id;
+    uint32_t ask_count;
 };
 
 /* An in-sync slot whose server's answer to FENCE does not count for it. */
@@ -110,8 +118,8 @@ struct takeover {
     struct takeover_segment *segments;
     struct list ready;
     struct list asking;
-    uint32_t ask_count; /* PENDINGs under way */
-    bool changed;       /* maps have: segments are looked at again, by the volume's task */
+    VEC(struct takeover_server) servers;
+    bool changed; /* maps have: segments are looked at again, by the volume's task */
     uint64_t start_ns;
     uint64_t patrol_ns;        /* slots that do not answer are looked for, not before */
     uint64_t ask_ns;           /* not before */
@@ -159,6 +167,29 @@ takeover_segment(struct takeover *takeover, uint32_t index)
     return entry;
 }
 
+/* NULL: no memory.  Until the next one is asked for the first time. */
+static struct takeover_server *
+takeover_server(struct takeover *takeover, uint32_t server_id)
+{
+    struct takeover_server asked = {.server_id = server_id};
+
+    vec_for_each (server, &takeover->servers)
+        if (server->server_id == server_id)
+            return server;
+    if (vec_push(&takeover->servers, asked) != 0)
+        return NULL;
+    return &takeover->servers.items[takeover->servers.count - 1];
+}
+
+static void
+takeover_ask_is_over(const struct takeover_ask *ask)
+{
+    struct takeover_server *server = takeover_server(ask->entry->takeover, ask->server_id);
+
+    dl_assert(server != NULL && server->ask_count > 0);
+    server->ask_count--;
+}
+
 static void
 takeover_drop_ask(struct takeover_slot *slot)
 {
@@ -168,8 +199,7 @@ takeover_drop_ask(struct takeover_slot *slot)
     if (ask == NULL)
         return;
     slot->ask = NULL;
-    dl_assert(ask->entry->takeover->ask_count > 0);
-    ask->entry->takeover->ask_count--;
+    takeover_ask_is_over(ask);
     over = client_session_cancel(&ask->call);
     dl_assert(over); /* its frame is on its own, and it has no payload */
     free(ask);
@@ -661,8 +691,6 @@ takeover_take_pending(struct takeover_segment *entry, struct takeover_slot *slot
         return err;
     slot->answered = !chunk->more;
     slot->next_version = chunk->next_version;
-    if (chunk->more)
-        takeover_look_again(entry->takeover); /* for the rest */
     return 0;
 }
 
@@ -699,8 +727,7 @@ takeover_ask_on_done(struct session_call *call, int err)
     struct takeover *takeover = entry->takeover;
     bool all = true;
 
-    dl_assert(takeover->ask_count > 0);
-    takeover->ask_count--;
+    takeover_ask_is_over(ask);
     vec_for_each (slot, &entry->slots) {
         if (slot->ask == ask) {
             slot->ask = NULL;
@@ -713,10 +740,11 @@ takeover_ask_on_done(struct session_call *call, int err)
     if (ask->chunk != NULL)
         dl__pending_chunk__free_unpacked(ask->chunk, NULL);
     free(ask);
-    if (!all)
-        return;
-    list_remove(&entry->ask_node);
-    takeover_look_again(takeover);
+    if (all)
+        list_remove(&entry->ask_node);
+    /* For the rest, and for who waits for his turn.  After an error at the next tick. */
+    if (err == 0)
+        takeover_look_again(takeover);
 }
 
 static void
@@ -726,16 +754,18 @@ takeover_send_ask(struct takeover_segment *entry, struct takeover_slot *slot)
     struct client_volume *volume = takeover->volume;
     struct client_session *session = &client_core_server(volume->core, slot->server_id)->session;
     Dl__Pending message = DL__PENDING__INIT;
+    struct takeover_server *server = takeover_server(takeover, slot->server_id);
     struct takeover_ask *ask;
     struct frame_out *frame;
     uint64_t request_id;
 
-    if (!client_session_is_up(session))
+    if (!client_session_is_up(session) || server == NULL || server->ask_count >= ASKS_PER_SERVER)
         return;
     ask = calloc(1, sizeof(*ask));
     if (ask == NULL)
         return;
     ask->entry = entry;
+    ask->server_id = slot->server_id;
     ask->call.on_reply = takeover_ask_on_reply;
     ask->call.on_done = takeover_ask_on_done;
     request_id = client_session_begin(session, &ask->call, OP_PENDING);
@@ -750,7 +780,7 @@ takeover_send_ask(struct takeover_segment *entry, struct takeover_slot *slot)
     message.lease_epoch = volume->lease_epoch;
     message.first_version = slot->next_version;
     slot->ask = ask;
-    takeover->ask_count++;
+    server->ask_count++;
     frame = frame_out_create_message(OP_PENDING, 0, request_id, 0, &message.base);
     if (frame == NULL)
         takeover_drop_ask(slot);
@@ -766,8 +796,6 @@ takeover_send_asks(struct takeover *takeover)
 
     list_for_each_entry (entry, &takeover->asking, ask_node) {
         vec_for_each (slot, &entry->slots) {
-            if (takeover->ask_count >= ASKS_MAX)
-                return;
             if (!slot->answered && slot->ask == NULL && now_ns >= slot->again_ns)
                 takeover_send_ask(entry, slot);
         }
@@ -1150,6 +1178,7 @@ client_takeover_end(struct client_volume *volume)
         takeover_free_segment(entry);
     vec_fini(&takeover->known);
     vec_fini(&takeover->waiting);
+    vec_fini(&takeover->servers);
     free(takeover);
     volume->takeover = NULL;
 }

@@ -936,6 +936,41 @@ test_a_promoted_slot_that_does_not_answer(void **state)
     close_clean(f, volume);
 }
 
+/* Nor does a server that answers no PENDING keep others from being asked, though it has many. */
+static void
+test_promoted_slots_that_do_not_answer(void **state)
+{
+    struct fixture *f = fixture_create(39, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 40 * MIB);
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    for (uint64_t i = 0; i < 40; i++)
+        assert_int_equal(fixture_write(f, i * MIB, 4096, 1), 0);
+    fixture_run(f, SIM_S);
+    fixture_kill_client(f);
+    f->cluster.unanswered = 1u << 2;
+    f->cluster.servers[0].faults.lost_pendings = true;
+    f->cluster.servers[1].faults.lost_pendings = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    for (uint32_t segment = 0; segment < 40; segment++) {
+        for (uint32_t slot = 0; slot < 3; slot++) {
+            uint32_t server_id = volume->slots[segment][slot].server_id;
+
+            if ((server_id == 3) != (segment == 39))
+                continue;
+            fixture_set_slot(f, volume, segment, slot, server_id, RECOVERING, slot);
+            fixture_set_slot(f, volume, segment, slot, server_id, IN_SYNC, slot);
+        }
+    }
+    fixture_run(f, SIM_S);
+    assert_true(f->cluster.servers[0].pendings < 39);
+    assert_true(f->cluster.servers[1].pendings < 39);
+    assert_true(f->cluster.servers[2].pendings > 0);
+    fixture_kill_client(f);
+    fixture_destroy(f);
+}
+
 /* Rule 21: one in-sync slot is enough to resolve; not to acknowledge what users write. */
 static void
 test_rewrites_with_too_few_slots(void **state)
@@ -1061,5 +1096,6 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_a_slot_that_stops_answering),
           cmocka_unit_test(test_a_slot_that_can_not_be_spared),
           cmocka_unit_test(test_a_promoted_slot_that_does_not_answer),
+          cmocka_unit_test(test_promoted_slots_that_do_not_answer),
           cmocka_unit_test(test_rewrites_with_too_few_slots),
           cmocka_unit_test(test_owners_that_die))
