@@ -356,6 +356,41 @@ findings_fill_counts(struct findings *findings, Dl__ScrubCounts *counts)
     counts->left_bad = findings->known_count;
 }
 
+static Dl__BadVolume *
+bad_volume_find(Dl__BadVolume *volumes, uint32_t *count, uint64_t id)
+{
+    for (uint32_t i = 0; i < *count; i++)
+        if (volumes[i].volume == id)
+            return &volumes[i];
+    if (*count == FINDINGS_VOLUMES_MAX)
+        return NULL;
+    dl__bad_volume__init(&volumes[*count]);
+    volumes[*count].volume = id;
+    return &volumes[(*count)++];
+}
+
+uint32_t
+findings_fill_volumes(const struct findings *findings, Dl__BadVolume volumes[FINDINGS_VOLUMES_MAX])
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < findings->known_count; i++) {
+        const struct bad_sector *bad = &findings->known[i];
+        Dl__BadVolume *volume = bad_volume_find(volumes, &count, bad->key.volume);
+        bool is_lost = bad->hopeless_epoch != 0;
+
+        if (volume == NULL)
+            continue;
+        if (volume->bad == 0 || (is_lost && volume->lost == 0)) {
+            volume->segment = bad->key.segment;
+            volume->sector = bad->sector;
+        }
+        volume->bad++;
+        volume->lost += is_lost;
+    }
+    return count;
+}
+
 /* --- life --- */
 
 struct findings *

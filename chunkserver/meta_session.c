@@ -140,6 +140,7 @@ meta_send_heartbeat(struct chunkserver_core *core)
     Dl__ServerHeartbeat heartbeat = DL__SERVER_HEARTBEAT__INIT;
     Dl__ScrubPosition position = DL__SCRUB_POSITION__INIT;
     Dl__ScrubCounts counts = DL__SCRUB_COUNTS__INIT;
+    Dl__BadVolume volumes[FINDINGS_VOLUMES_MAX], *pointers[FINDINGS_VOLUMES_MAX];
     struct store_stats stats = {0};
 
     core->store->ops->get_stats(core->store, &stats);
@@ -154,6 +155,10 @@ meta_send_heartbeat(struct chunkserver_core *core)
     findings_fill_counts(core->findings, &counts);
     heartbeat.scrub = &position;
     heartbeat.scrub_counts = &counts;
+    heartbeat.n_bad_volumes = findings_fill_volumes(core->findings, volumes);
+    heartbeat.bad_volumes = pointers;
+    for (size_t i = 0; i < heartbeat.n_bad_volumes; i++)
+        pointers[i] = &volumes[i];
     (void)meta_send_request(core, OP_SERVER_HEARTBEAT, &heartbeat.base);
 }
 

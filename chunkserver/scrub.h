@@ -59,5 +59,9 @@ void findings_mismatch(struct findings *findings, const struct chunk_key *key,
                        uint32_t first_sector, uint32_t count, uint32_t other_slot);
 void findings_on_reply(struct findings *findings, uint64_t request_id, int status);
 void findings_fill_counts(struct findings *findings, Dl__ScrubCounts *counts);
+/* Those that are bad still, by volume; after findings_fill_counts().  How many volumes. */
+#define FINDINGS_VOLUMES_MAX 64u
+uint32_t findings_fill_volumes(const struct findings *findings,
+                               Dl__BadVolume volumes[FINDINGS_VOLUMES_MAX]);
 
 #endif

@@ -158,6 +158,25 @@ others_have_room(const struct meta_core *core, const struct meta_volume *volume)
     return domains >= volume->segments.slot_count;
 }
 
+/* The server with the most that no copy has right, or the most that is bad. */
+static void
+health_add_bad(const struct meta_core *core, const struct meta_volume *volume,
+               struct volume_health *health)
+{
+    for (uint32_t i = 0; i < volume->server_count; i++) {
+        const struct meta_server *server = core->servers[volume->servers[i].server_id];
+        const Dl__BadVolume *bad = meta_scrub_bad_volume(server, volume->desc.id);
+
+        if (bad == NULL || !server_is_there(server) ||
+            (health->bad != NULL &&
+             (bad->lost < health->bad->lost ||
+              (bad->lost == health->bad->lost && bad->bad <= health->bad->bad))))
+            continue;
+        health->bad = bad;
+        health->bad_server = server;
+    }
+}
+
 void
 meta_health_volume(const struct meta_core *core, const struct meta_volume *volume,
                    struct volume_health *ret_health)
@@ -177,6 +196,7 @@ meta_health_volume(const struct meta_core *core, const struct meta_volume *volum
             servers_add(health.full, &health.full_count, volume->servers[i].server_id);
     if (health.full_count > 0 && others_have_room(core, volume))
         health.no_room = health.full_count = 0;
+    health_add_bad(core, volume, &health);
     health.owner_waits = meta_waits_text(core, volume, text, sizeof(text));
     *ret_health = health;
 }
@@ -186,7 +206,7 @@ meta_health_state(const struct volume_health *health)
 {
     if (health->unreadable > 0 || health->blocked > 0 || health->owner_waits)
         return "blocked";
-    if (health->absent > 0 || health->no_room > 0)
+    if (health->absent > 0 || health->no_room > 0 || health->bad != NULL)
         return "degraded";
     return health->degraded > 0 || health->moving > 0 ? "recovering" : "healthy";
 }
@@ -230,6 +250,37 @@ segments_word(uint64_t count)
     return count == 1 ? "segment" : "segments";
 }
 
+/* Where a byte of a segment is in the volume: segment_of_offset() the other way round. */
+static uint64_t
+offset_of_segment(const struct volume_desc *desc, uint32_t segment, uint64_t in_segment)
+{
+    uint64_t set = segment / desc->stripe_width, column = segment % desc->stripe_width;
+    uint64_t set_bytes = (uint64_t)desc->segment_bytes * desc->stripe_width;
+    uint64_t unit = in_segment / desc->stripe_unit_bytes;
+
+    return set * set_bytes + (unit * desc->stripe_width + column) * desc->stripe_unit_bytes +
+           in_segment % desc->stripe_unit_bytes;
+}
+
+static void
+bad_text(const struct meta_volume *volume, const struct volume_health *health, char *text)
+{
+    const Dl__BadVolume *bad = health->bad;
+    bool lost = bad->lost > 0;
+    uint64_t count = lost ? bad->lost : bad->bad;
+
+    (void)snprintf(
+        text, META_PROBLEM_BYTES,
+        "volume %s: %" PRIu64 " %s bad on server %s%s, the first at byte %" PRIu64
+        " of the volume (segment %" PRIu32 ", sector %" PRIu32 "): %s; dlblk scrub looks again",
+        volume->desc.name, count, count == 1 ? "sector is" : "sectors are",
+        meta_server_text(health->bad_server), lost ? " and in every other copy in sync" : "",
+        offset_of_segment(&volume->desc, bad->segment, bad->sector * 4096ull), bad->segment,
+        bad->sector,
+        lost ? "reads fail until they are written anew, or another copy is back"
+             : "to be repaired as soon as another copy can be read");
+}
+
 uint32_t
 meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                      const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES])
@@ -264,6 +315,8 @@ meta_health_problems(const struct meta_core *core, const struct meta_volume *vol
                        health->absent > 0    ? servers
                        : health->no_room > 0 ? full
                                              : "");
+    if (health->bad != NULL)
+        bad_text(volume, health, texts[count++]);
     if (meta_waits_text(core, volume, texts[count], META_PROBLEM_BYTES))
         count++;
     if (health->full_count > 0)

@@ -11,7 +11,7 @@
 #include "meta/recovery.h"
 
 #define META_PROBLEM_BYTES    512u
-#define META_HEALTH_PROBLEMS  5u /* at most, of one volume */
+#define META_HEALTH_PROBLEMS  6u /* at most, of one volume */
 #define VOLUME_HEALTH_SERVERS 3u
 #define VOLUME_HEALTH_WAITS   6u
 #define META_HINT_FULL        "add chunkservers, delete volumes, or discard what is not needed"
@@ -30,7 +30,9 @@ struct volume_health {
     uint64_t slots_recovering;
     uint64_t left_bytes;
     uint64_t since_ms;
-    bool owner_waits;                        /* as it says itself */
+    bool owner_waits;                     /* as it says itself */
+    const struct meta_server *bad_server; /* that has bad sectors; NULL: none has */
+    const Dl__BadVolume *bad;
     uint32_t waiting[VOLUME_HEALTH_SERVERS]; /* servers that are not there */
     uint32_t waiting_count;
     uint32_t full[VOLUME_HEALTH_SERVERS]; /* that take no new data, nor others in their place */

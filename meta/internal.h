@@ -365,6 +365,8 @@ struct meta_server {
     bool persisting;
     struct scrub_place scrub; /* as of the last heartbeat */
     Dl__ScrubCounts scrub_counts;
+    Dl__BadVolume *bad_volumes;
+    uint32_t bad_volume_count;
     uint64_t scrub_persisted_ns;
     uint64_t capacity_bytes;
     uint64_t used_bytes;
@@ -537,6 +539,8 @@ struct scrub_message {
 void meta_scrub_fill(const struct meta_core *core, const struct meta_volume *volume,
                      struct scrub_message *entry);
 /* A heartbeat's part; the registration's answer. */
+/* NULL: nothing of the volume is bad there, as far as the server knows. */
+const Dl__BadVolume *meta_scrub_bad_volume(const struct meta_server *server, uint64_t volume_id);
 void meta_scrub_take_heartbeat(struct meta_server *server, const Dl__ServerHeartbeat *message);
 void meta_scrub_fill_position(const struct meta_server *server, Dl__ScrubPosition *position);
 /* Has the scrub got so far that it should be remembered? */

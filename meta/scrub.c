@@ -24,6 +24,7 @@
 
 #define PERSIST_EVERY_NS (600 * NS_PER_S)
 #define FINDINGS_MAX     64u /* of one BAD_SECTORS */
+#define BAD_VOLUMES_MAX  64u /* of one SERVER_HEARTBEAT */
 
 struct scrub_part {
     struct meta_scrub *scrub;
@@ -66,12 +67,43 @@ counts_of(const Dl__ScrubCounts *message)
 
 /* --- what servers tell by themselves --- */
 
+static void
+server_take_bad_volumes(struct meta_server *server, const Dl__ServerHeartbeat *message)
+{
+    uint32_t count = (uint32_t)min_u64(message->n_bad_volumes, BAD_VOLUMES_MAX);
+
+    free(server->bad_volumes);
+    server->bad_volumes = count == 0 ? NULL : meta_alloc(count * sizeof(Dl__BadVolume));
+    server->bad_volume_count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        const Dl__BadVolume *from = message->bad_volumes[i];
+        Dl__BadVolume *bad = &server->bad_volumes[i];
+
+        dl__bad_volume__init(bad); /* without what else is in the message */
+        bad->volume = from->volume;
+        bad->bad = from->bad;
+        bad->lost = from->lost;
+        bad->segment = from->segment;
+        bad->sector = from->sector;
+    }
+}
+
+const Dl__BadVolume *
+meta_scrub_bad_volume(const struct meta_server *server, uint64_t volume_id)
+{
+    for (uint32_t i = 0; i < server->bad_volume_count; i++)
+        if (server->bad_volumes[i].volume == volume_id)
+            return &server->bad_volumes[i];
+    return NULL;
+}
+
 void
 meta_scrub_take_heartbeat(struct meta_server *server, const Dl__ServerHeartbeat *message)
 {
     const Dl__ScrubPosition *position = message->scrub;
 
     server->scrub_counts = counts_of(message->scrub_counts);
+    server_take_bad_volumes(server, message);
     if (position == NULL)
         return; /* one that has none yet */
     server->scrub = (struct scrub_place){

@@ -103,6 +103,7 @@ meta_server_free(struct meta_server *server)
     env_timer_stop(server->core->env, &server->duplicate_timer);
     meta_peer_request_cancel(&server->duplicate_ping);
     meta_stray_end(server);
+    free(server->bad_volumes);
     free(server);
 }
 

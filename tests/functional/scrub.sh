@@ -134,6 +134,9 @@ check "the next one, too" eval '! scrub'
 check "it is bad in three places" found '.counts.left_bad == 3'
 check "the cluster is not well" becomes "dlblk cluster status --json |
     jq -e '.state == \"degraded\" and (.problems | join(\" \") | contains(\"sectors are bad\"))'"
+check "nor is the volume, which says where" becomes "dlblk volume status v --json |
+    jq -e '.state == \"degraded\" and (.problems | join(\" \") |
+        test(\"1 sector is bad on server . .*in every other copy.*at byte [0-9]+ of the volume\"))'"
 copy_in
 check "written anew it is" scrub
 check "the cluster is well again" becomes '[ "$(dlblk cluster status --json | jq -r .state)" = healthy ]'
@@ -157,4 +160,4 @@ check "every copy has the right bytes" copies_are_right
 local_cluster stop --only server3 >"$scratch/stop.log"
 check_fails 1 "is down: its copies were not looked at" "one that is away is named" dlblk scrub v
 
-finish 30
+finish 31

@@ -164,6 +164,15 @@ meta_on_heartbeat(struct fixture *fx, struct link *link, const struct frame *fra
     server->scrub_counts.repaired = heartbeat->scrub_counts->repaired;
     server->scrub_counts.left_bad = heartbeat->scrub_counts->left_bad;
     server->scrub_counts.mismatches = heartbeat->scrub_counts->mismatches;
+    dl__bad_volume__init(&server->bad_volume);
+    assert_in_range(heartbeat->n_bad_volumes, 0, 1);
+    if (heartbeat->n_bad_volumes == 1) {
+        server->bad_volume.volume = heartbeat->bad_volumes[0]->volume;
+        server->bad_volume.bad = heartbeat->bad_volumes[0]->bad;
+        server->bad_volume.lost = heartbeat->bad_volumes[0]->lost;
+        server->bad_volume.segment = heartbeat->bad_volumes[0]->segment;
+        server->bad_volume.sector = heartbeat->bad_volumes[0]->sector;
+    }
     protobuf_c_message_free_unpacked(message, NULL);
 }
 

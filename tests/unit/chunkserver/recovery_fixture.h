@@ -60,6 +60,7 @@ struct server {
     uint64_t scrub_period_ns; /* from its next start on */
     Dl__ScrubPosition scrub;  /* of the last heartbeat; the registration's answer has it */
     Dl__ScrubCounts scrub_counts;
+    Dl__BadVolume bad_volume; /* the only one; volume 0: none */
 };
 
 /* What is asked of one server, and in which role. */

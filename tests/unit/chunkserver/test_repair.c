@@ -244,6 +244,12 @@ test_recovery_of_what_nobody_has(void **state)
     run_for(fx, 30 * SIM_S);
     assert_int_equal(fx->servers[0].scrub_counts.left_bad, 4);
     assert_int_equal(fx->servers[2].scrub_counts.left_bad, 4);
+    for (unsigned i = 0; i < 3; i += 2) {
+        assert_int_equal(fx->servers[i].bad_volume.volume, VOLUME);
+        assert_int_equal(fx->servers[i].bad_volume.bad, 4);
+        assert_int_equal(fx->servers[i].bad_volume.lost, i == 0 ? 4 : 0);
+        assert_int_equal(fx->servers[i].bad_volume.segment, SEGMENT);
+    }
     assert_int_equal(fx->bad_told, 8);
     assert_int_equal(fx->repaired_told, 0);
     tell_in_sync(fx, 0, 7);
@@ -260,6 +266,7 @@ test_recovery_of_what_nobody_has(void **state)
     assert_same(fx, 0, 1);
     assert_same(fx, 2, 1);
     assert_int_equal(fx->servers[0].scrub_counts.left_bad, 0);
+    assert_int_equal(fx->servers[0].bad_volume.volume, 0);
     assert_int_equal(fx->servers[2].scrub_counts.left_bad, 0);
     fixture_destroy(fx);
 }

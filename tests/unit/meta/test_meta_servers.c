@@ -1036,6 +1036,52 @@ test_owner_waits(void **state)
     fixture_fini(&t.f);
 }
 
+static void
+say_bad(struct cluster_test *t, uint32_t id, uint64_t volume, uint64_t bad, uint64_t lost)
+{
+    Dl__ServerHeartbeat message = DL__SERVER_HEARTBEAT__INIT;
+    Dl__BadVolume one = DL__BAD_VOLUME__INIT, *pointers[1] = {&one};
+
+    one.volume = volume;
+    one.bad = bad;
+    one.lost = lost;
+    one.segment = 3;
+    one.sector = 5 + id;
+    message.capacity_bytes = message.available_bytes = 1000 * MIB;
+    message.n_bad_volumes = bad > 0 ? 1 : 0;
+    message.bad_volumes = pointers;
+    t->servers[id - 1]->no_heartbeat = true;
+    assert_int_equal(peer_ask(t->servers[id - 1], OP_SERVER_HEARTBEAT, &message.base, NULL, NULL),
+                     0);
+}
+
+/* A volume's status says which of its sectors are bad, and whether some copy has them right. */
+static void
+test_bad_sectors_of_a_volume(void **state)
+{
+    struct cluster_test t;
+
+    (void)state;
+    cluster_init(&t, 3, 4, NULL);
+    fixture_run(&t.f, SECOND);
+    say_bad(&t, 1, t.volume + 1, 7, 7); /* another one */
+    expect_status(&t, "healthy", "healthy", NULL);
+    say_bad(&t, 1, t.volume, 1, 0);
+    expect_status(&t, "degraded", "degraded", "1 sector is bad on server 1 (");
+    expect_status(&t, "degraded", "degraded", "to be repaired");
+    say_bad(&t, 2, t.volume, 9, 2);
+    say_bad(&t, 3, t.volume, 20, 1);
+    expect_status(&t, "degraded", "degraded", "2 sectors are bad on server 2 (");
+    expect_status(&t, "degraded", "degraded", "in every other copy");
+    /* Segments of 1 MiB, not striped. */
+    expect_status(&t, "degraded", "degraded",
+                  "the first at byte 3174400 of the volume (segment 3, sector 7): reads fail");
+    for (uint32_t id = 1; id <= 3; id++)
+        say_bad(&t, id, t.volume, 0, 0);
+    expect_status(&t, "healthy", "healthy", NULL);
+    fixture_fini(&t.f);
+}
+
 /* One of the volume's problems says so; NULL: none is that a copy waits. */
 static void
 expect_wait(struct cluster_test *t, uint32_t count, const char *why)
@@ -1203,5 +1249,6 @@ UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_attach_without_a_server), cmocka_unit_test(test_set),
           cmocka_unit_test(test_new_server_gets_its_share), cmocka_unit_test(test_events),
           cmocka_unit_test(test_events_are_bounded), cmocka_unit_test(test_status),
-          cmocka_unit_test(test_owner_waits), cmocka_unit_test(test_why_copies_wait),
-          cmocka_unit_test(test_why_copies_do_not_move), cmocka_unit_test(test_locate))
+          cmocka_unit_test(test_owner_waits), cmocka_unit_test(test_bad_sectors_of_a_volume),
+          cmocka_unit_test(test_why_copies_wait), cmocka_unit_test(test_why_copies_do_not_move),
+          cmocka_unit_test(test_locate))
