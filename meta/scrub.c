@@ -237,7 +237,7 @@ part_step(struct scrub_part *part)
 {
     struct meta_server *server = meta_server_by_id(part->scrub->core, part->server_id);
 
-    part->absent = server == NULL || server->forgotten || !server->up;
+    part->absent = !part->done && (server == NULL || server->forgotten || !server->up);
     if (part->absent || part->done) {
         meta_command_cancel(&part->command);
         return false;
@@ -329,7 +329,7 @@ fill_add_part(struct scrub_message *entry, const struct scrub_part *part, uint64
 
     if (part->absent && message->n_servers_absent < META_SCRUB_ABSENT_MAX)
         message->servers_absent[message->n_servers_absent++] = part->server_id;
-    if (part->absent && !part->done)
+    if (part->absent)
         chunks = part->chunks_done;
     message->total_bytes += chunks * chunk_bytes;
     message->done_bytes += part->chunks_done * chunk_bytes +
