@@ -411,11 +411,27 @@ damage_back(struct sim_operator *operator, struct sim_server * server)
     server_kill(server, operator_percent(operator, 30));
 }
 
+/* Nothing moves to a damaged disk: is it the only place left for what a drained server has? */
+static bool
+server_is_target(const struct cluster *cluster, const struct sim_server *server)
+{
+    uint32_t others = 0;
+    bool drained = false;
+
+    for (uint32_t i = 0; i < cluster->server_count; i++) {
+        others += &cluster->servers[i] != server && server_is_in_use(&cluster->servers[i]);
+        drained = drained || cluster->servers[i].drained;
+    }
+    return drained && others < cluster->profile.replicas;
+}
+
 static void
 damage_losses(struct sim_operator *operator, struct sim_server * server)
 {
     struct cluster *cluster = operator->cluster;
 
+    if (server_is_target(cluster, server))
+        return;
     cluster->damage_done = true;
     cluster->counters.disks_damaged++;
     server->spared = true;

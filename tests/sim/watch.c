@@ -12,7 +12,7 @@
 #include "meta/internal.h"
 #include "meta/schema.h"
 
-#define SEGMENTS_MAX  64u
+#define SEGMENTS_MAX  256u
 #define IDS_MAX       64u
 #define TOLD_MAX      4096u /* a power of two */
 #define REQUESTS_MAX  512u
