@@ -159,9 +159,8 @@ stable_release_writer(struct segment_writer *writer)
 
 /* --- zeroes --- */
 
-/* Every slot that takes part must be within reach: a confirmation of some is worth nothing. */
-static bool
-stable_slots_are_up(const struct client_volume *volume, const struct segment *segment)
+bool
+client_stable_slots_are_up(const struct client_volume *volume, const struct segment *segment)
 {
     for (uint32_t i = 0; i < segment->slot_count; i++)
         if (segment_slot_is_written(&segment->slots[i]) &&
@@ -202,7 +201,7 @@ stable_wants_forget(const struct segment_writer *writer)
     return segment->zeroed && segment->state == SEGMENT_READY && writer->confirmed > 0 &&
            writer->confirmed == segment->sequence_last &&
            writer->forget_epoch != segment->config_epoch && segment_is_whole(segment) &&
-           stable_slots_are_up(writer->volume, segment);
+           client_stable_slots_are_up(writer->volume, segment);
 }
 
 /* All it wrote is stable, and every slot knows. */
@@ -378,7 +377,7 @@ stable_send(struct segment_writer *writer)
     bool confirmed = writer->confirmed == writer->stable;
 
     if (writer->stable_op != NULL || (confirmed && !stable_wants_forget(writer)) ||
-        segment->state == SEGMENT_UNRESOLVED || !stable_slots_are_up(volume, segment))
+        segment->state == SEGMENT_UNRESOLVED || !client_stable_slots_are_up(volume, segment))
         return;
     op = calloc(1, sizeof(*op) + segment->slot_count * sizeof(op->slots[0]));
     if (op == NULL)

@@ -84,6 +84,12 @@ void client_stable_zeroed(struct segment_writer *writer, uint64_t sequence);
 /* The segment has another map. */
 void client_stable_on_map(struct client_volume *volume, struct segment *segment);
 
+/*
+ * Is every slot that takes part within reach?  What some confirm, or are given anew, is worth
+ * nothing.
+ */
+bool client_stable_slots_are_up(const struct client_volume *volume, const struct segment *segment);
+
 /* S to be sent with a write or alone; 0: none. */
 uint64_t client_stable_version(const struct client_volume *volume, const struct segment *segment);
 

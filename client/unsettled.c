@@ -135,17 +135,6 @@ settle_on_done(void *context, int err)
     writer->settle_ns = now_ns + writer->settle_wait_ns;
 }
 
-static bool
-settle_slots_are_up(const struct client_volume *volume, const struct segment *segment)
-{
-    for (uint32_t i = 0; i < segment->slot_count; i++)
-        if (segment_slot_is_written(&segment->slots[i]) &&
-            !client_session_is_up(
-                &client_core_server(volume->core, segment->slots[i].server_id)->session))
-            return false;
-    return true;
-}
-
 /* The oldest: S waits for it first. */
 static const struct unsettled_range *
 settle_choose(const struct segment_writer *writer)
@@ -186,7 +175,8 @@ client_unsettled_tick(struct client_volume *volume)
         return;
     list_for_each_entry (writer, &volume->writers, node) {
         if (writer->unsettled.count == 0 || writer->settle != NULL || now_ns < writer->settle_ns ||
-            !client_resolve_may_start(volume) || !settle_slots_are_up(volume, writer->segment))
+            !client_resolve_may_start(volume) ||
+            !client_stable_slots_are_up(volume, writer->segment))
             continue;
         settle_start(writer);
     }
