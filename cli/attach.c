@@ -79,6 +79,7 @@ CLI_COMMAND(cli_attach)
 {
     bool read_only = false, foreground = false, steal = false, volatile_cache = false, nbd = false;
     bool queues_seen = false, depth_seen = false, id_seen = false;
+    const char *force = NULL;
     uint64_t queues = 0, depth = 0, id = 0;
     const struct cli_option options[] = {
         {"read-only", CLI_FLAG, NULL, "nobody may write", &read_only, 0, 0, NULL, NULL},
@@ -92,6 +93,8 @@ CLI_COMMAND(cli_attach)
          &foreground, 0, 0, NULL, NULL},
         {"steal", CLI_FLAG, NULL, "take the volume from an owner that lives", &steal, 0, 0, NULL,
          NULL},
+        {"force", CLI_TEXT, "SERVERS", "these servers are gone for good: dlblk volume force --help",
+         &force, 0, 0, NULL, NULL},
         {"volatile-cache", CLI_FLAG, NULL, "let the kernel send FLUSH and FUA, which it needn't",
          &volatile_cache, 0, 0, NULL, NULL},
         {"nbd", CLI_FLAG, NULL, "through nbdkit and the kernel's nbd client instead of ublk", &nbd,
@@ -107,7 +110,9 @@ CLI_COMMAND(cli_attach)
     if (status != CLI_GO_ON)
         return status;
     if (nbd && (queues_seen || depth_seen || id_seen || foreground || steal || volatile_cache))
-        return cli_usage(cli, command, "--nbd knows --read-only only");
+        return cli_usage(cli, command, "--nbd knows --read-only and --force only");
+    if (force != NULL && (status = cli_force(cli, volume, force)) != CLI_OK)
+        return status;
     if (nbd)
         return cli_attach_nbd(cli, volume, read_only);
     cli_words_add(&words, cli_find_program(TARGET_PROGRAM, path));

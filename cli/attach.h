@@ -39,4 +39,10 @@ int cli_attach_nbd(struct cli *cli, const char *volume, bool read_only);
 bool cli_is_nbd(const char *name);
 int cli_detach_nbd(struct cli *cli, const char *name, bool force);
 
+/*
+ * The volume is taken over from its dead owner without these servers (a list with commas), which
+ * the operator says are gone for good, and closed again.  An exit status.
+ */
+int cli_force(struct cli *cli, const char *volume, const char *servers);
+
 #endif

@@ -157,9 +157,16 @@ CLI_COMMAND(cli_volume_create);
 CLI_COMMAND(cli_volume_list);
 CLI_COMMAND(cli_volume_info);
 CLI_COMMAND(cli_volume_status);
+CLI_COMMAND(cli_volume_force);
 CLI_COMMAND(cli_volume_resize);
 CLI_COMMAND(cli_volume_rename);
 CLI_COMMAND(cli_volume_delete);
+/*
+ * A server by its number, as in the list; its address or its disk's uuid will do as well.  0, or a
+ * negative error.
+ */
+int cli_server_find(const struct cli *cli, const char *word, uint32_t *ret_id,
+                    struct dl_error *err);
 CLI_COMMAND(cli_server_list);
 CLI_COMMAND(cli_server_drain);
 CLI_COMMAND(cli_server_undrain);

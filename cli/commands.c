@@ -51,6 +51,20 @@ const struct cli_command cli_commands[] = {
     },
     {
         .group = "volume",
+        .name = "force",
+        .arguments = "NAME SERVER[,SERVER...] [OPTION...]",
+        .summary = "take a volume over from a dead owner without servers that are gone",
+        .text = "\nFor a volume that can't be attached, or used, since its last owner died and\n"
+                "servers have not said what it left unfinished.  Your word that they never come\n"
+                "back: their copies are out of the volume's map, but never the last one.  What\n"
+                "they alone had is lost.  Refused while they are connected, or the owner lives.\n"
+                "SERVER is the number, the address or the uuid that dlblk server list shows.\n",
+        .examples = "  dlblk volume force db1 3\n"
+                    "  dlblk volume force db1 2,10.0.0.13:7710\n",
+        .run = cli_volume_force,
+    },
+    {
+        .group = "volume",
         .name = "resize",
         .arguments = "NAME --size SIZE [OPTION...]",
         .summary = "make a volume larger",

@@ -104,12 +104,8 @@ CLI_COMMAND(cli_server_list)
 
 static const char *const change_help_dry_run = "say what would happen, and change nothing";
 
-/*
- * Its number, as in the list; its address or its disk's uuid will do as well.  0, or a negative
- * error.
- */
-static int
-server_find(const struct cli *cli, const char *word, uint32_t *ret_id, struct dl_error *err)
+int
+cli_server_find(const struct cli *cli, const char *word, uint32_t *ret_id, struct dl_error *err)
 {
     DL_CLEANUP(free) struct dlblk_server_info *infos = NULL;
     size_t count = 0;
@@ -190,7 +186,7 @@ change_simply(struct cli *cli, const struct cli_command *command, int argc, char
 
     if (status != CLI_GO_ON || (status = cli_connect(cli)) != CLI_GO_ON)
         return status;
-    if (server_find(cli, word, &server_id, &err) != 0 ||
+    if (cli_server_find(cli, word, &server_id, &err) != 0 ||
         change_server(cli->client, server_id, dry_run, &change, &err) != 0)
         return cli_fail(cli, &err);
     return show_change(cli, &change, dry_run);
@@ -223,7 +219,7 @@ CLI_COMMAND(cli_server_remove)
 
     if (status != CLI_GO_ON || (status = cli_connect(cli)) != CLI_GO_ON)
         return status;
-    if (server_find(cli, word, &server_id, &err) != 0 ||
+    if (cli_server_find(cli, word, &server_id, &err) != 0 ||
         dlblk_server_remove(cli->client, server_id, force, dry_run, &change, &err) != 0)
         return cli_fail(cli, &err);
     return show_change(cli, &change, dry_run);
@@ -282,7 +278,7 @@ CLI_COMMAND(cli_server_set)
     if (status != CLI_GO_ON || (status = set_check(cli, command, &set)) != CLI_GO_ON ||
         (status = cli_connect(cli)) != CLI_GO_ON)
         return status;
-    if (server_find(cli, word, &server_id, &err) != 0 ||
+    if (cli_server_find(cli, word, &server_id, &err) != 0 ||
         dlblk_server_set(cli->client, server_id, &set.labels, set.dry_run, &change, &err) != 0)
         return cli_fail(cli, &err);
     return show_change(cli, &change, set.dry_run);

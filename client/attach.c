@@ -336,6 +336,9 @@ client_volume_open(struct client_core *core, struct client_volume_open *open)
         memcpy(attach->attach_id + i, &random, sizeof(random));
     }
     attach_fill_request(core, &attach->attach_request, open->name, open->flags, attach->attach_id);
+    /* Not when it is said again after a lost connection: it has been heard then. */
+    attach->attach_request.gone_servers = (uint32_t *)(uintptr_t)open->gone_server_ids;
+    attach->attach_request.n_gone_servers = open->gone_server_count;
     attach->call.opcode = OP_ATTACH;
     attach->call.timeout_ms = core->options.attach_timeout_ms + core->options.connect_timeout_ms;
     attach->call.request = &attach->attach_request.base;

@@ -265,9 +265,21 @@ int
 dlblk_volume_open(struct dlblk_client *client, const char *name, uint32_t flags,
                   struct dlblk_volume **ret_volume, struct dl_error *err)
 {
+    return dlblk_volume_open_without(client, name, flags, NULL, 0, ret_volume, err);
+}
+
+int
+dlblk_volume_open_without(struct dlblk_client *client, const char *name, uint32_t flags,
+                          const uint32_t *gone_server_ids, size_t gone_server_count,
+                          struct dlblk_volume **ret_volume, struct dl_error *err)
+{
     struct dlblk_volume *volume = calloc(1, sizeof(*volume));
     struct lib_open call = {
-        .open = {.name = name, .flags = flags, .on_done = lib_open_on_done},
+        .open = {.name = name,
+                 .flags = flags,
+                 .gone_server_ids = gone_server_ids,
+                 .gone_server_count = gone_server_count,
+                 .on_done = lib_open_on_done},
         .volume = volume,
     };
     int result;

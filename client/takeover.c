@@ -1062,6 +1062,12 @@ takeover_stuck_text(const struct takeover *takeover, char *text, size_t text_byt
                        : "");
 }
 
+uint64_t
+client_takeover_age_ns(const struct client_volume *volume, uint64_t now_ns)
+{
+    return volume->takeover == NULL ? 0 : now_ns - volume->takeover->start_ns;
+}
+
 bool
 client_takeover_is_stuck(const struct client_volume *volume, uint64_t now_ns, char *text,
                          size_t text_bytes, uint64_t *ret_stuck_for_ns)

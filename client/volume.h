@@ -22,8 +22,10 @@ struct client_volume_open;
 typedef void (*client_volume_open_fn)(struct client_volume_open *open, int err);
 
 struct client_volume_open {
-    const char *name; /* borrowed until on_done */
-    uint32_t flags;   /* enum dlblk_open_flags, DLBLK_OPEN_READ_SLOT */
+    const char *name;                /* borrowed until on_done */
+    uint32_t flags;                  /* enum dlblk_open_flags, DLBLK_OPEN_READ_SLOT */
+    const uint32_t *gone_server_ids; /* likewise borrowed */
+    size_t gone_server_count;
     client_volume_open_fn on_done;
     void *context; /* the caller's */
 

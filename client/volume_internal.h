@@ -350,6 +350,8 @@ void client_takeover_tick(struct client_volume *volume);
 void client_takeover_end(struct client_volume *volume);
 /* Frees without a word: a simulated crash. */
 void client_takeover_abandon(struct client_volume *volume);
+/* For how long it has been under way; 0: there is none. */
+uint64_t client_takeover_age_ns(const struct client_volume *volume, uint64_t now_ns);
 /* It can't go on, and says why; for how long. */
 bool client_takeover_is_stuck(const struct client_volume *volume, uint64_t now_ns, char *text,
                               size_t text_bytes, uint64_t *ret_stuck_for_ns);

@@ -12,6 +12,21 @@
 #define WAITS_AFTER_NS (2000 * CLIENT_NS_PER_MS)
 #define WAITS_EVERY_NS (2000 * CLIENT_NS_PER_MS)
 
+/* Passes over extents are no operations: they wait for a takeover by themselves. */
+static bool
+waits_of_takeover(const struct client_volume *volume, uint64_t now_ns, char *text,
+                  size_t text_bytes, uint64_t *ret_waited_ns)
+{
+    uint64_t age_ns = client_takeover_age_ns(volume, now_ns);
+
+    if (client_takeover_is_stuck(volume, now_ns, text, text_bytes, ret_waited_ns))
+        return true;
+    if (list_is_empty(&volume->extents) || age_ns < WAITS_AFTER_NS)
+        return false;
+    *ret_waited_ns = age_ns;
+    return client_takeover_waits_for(volume, text, text_bytes);
+}
+
 /* What holds the volume up says more than what waits behind it.  False: nothing waits for long. */
 static bool
 waits_find(const struct client_volume *volume, uint64_t now_ns, char *text, size_t text_bytes,
@@ -36,7 +51,7 @@ waits_find(const struct client_volume *volume, uint64_t now_ns, char *text, size
             break;
     }
     *ret_waited_ns = waited_ns;
-    return found || client_takeover_is_stuck(volume, now_ns, text, text_bytes, ret_waited_ns);
+    return found || waits_of_takeover(volume, now_ns, text, text_bytes, ret_waited_ns);
 }
 
 static void

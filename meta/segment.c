@@ -405,8 +405,8 @@ struct allocate_servers {
 };
 
 /*
- * It has been away for a moment, or takes no writes; it will be back, as far as anybody knows.  (Who
- * holds its serial may be removing it.)
+ * It has been away for a moment, or takes no writes; it will be back, as far as anybody knows.
+ * (Who holds its serial may be removing it.)
  */
 static bool
 server_is_absent(const struct meta_server *server)

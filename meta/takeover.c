@@ -528,7 +528,9 @@ attach_on_timer(struct env_timer *timer)
                        "volume %s was not detached cleanly, and its former owner can't be shut out "
                        "before these answer: %s",
                        volume->desc.name, servers);
-    dl_error_hint(&err, "start those servers; then open the volume again");
+    dl_error_hint(&err,
+                  "start those servers, then open the volume again; or say that they never come "
+                  "back: dlblk volume force");
     meta_op_fail(op, &err);
 }
 

@@ -108,6 +108,14 @@ struct dlblk_volume_geometry {
 int dlblk_volume_open(struct dlblk_client *client, const char *name, uint32_t flags,
                       struct dlblk_volume **ret_volume, struct dl_error *err);
 /*
+ * The same without these servers, which never come back: an operator's word, for a volume whose
+ * last owner is dead.  They are out of its map first; not where one has the last copy in-sync.
+ *   -DL_E_SERVER_UNKNOWN | -DL_E_BUSY (it is connected: not gone at all)
+ */
+int dlblk_volume_open_without(struct dlblk_client *client, const char *name, uint32_t flags,
+                              const uint32_t *gone_server_ids, size_t gone_server_count,
+                              struct dlblk_volume **ret_volume, struct dl_error *err);
+/*
  * Waits for what is in flight, then detaches cleanly.  The handle is gone whatever it returns.  Not
  * from a callback.
  */

@@ -39,6 +39,44 @@ teardown(void **state)
             fail_msg("'%s' is not in:\n%s", (part), (text)); \
     } while (0)
 
+/* --- servers that are gone --- */
+
+static void
+test_force(void **state)
+{
+    struct run run = run_cli("volume", "force", "v", "2,127.0.0.1:9473");
+    const uint32_t *gone;
+
+    (void)state;
+    assert_int_equal(run.status, CLI_OK);
+    assert_contains(run.out, "volume v was taken over without server 2,127.0.0.1:9473\n");
+    assert_int_equal(fake_libdlblk_gone(&gone), 2);
+    assert_int_equal(gone[0], 2);
+    assert_int_equal(gone[1], 3);
+    run_free(&run);
+    run = run_cli("volume", "force", "v", "3", "--json");
+    assert_int_equal(run.status, CLI_OK);
+    assert_contains(run.out, "\"gone\": \"3\"");
+    run_free(&run);
+    run = run_cli("volume", "force", "nope", "3");
+    assert_int_equal(run.status, 3);
+    assert_contains(run.err, "nope");
+    run_free(&run);
+    run = run_cli("volume", "force", "v", "3,,4");
+    assert_int_not_equal(run.status, CLI_OK);
+    assert_contains(run.err, "there is no server ''");
+    run_free(&run);
+    run = run_cli("volume", "force", "v");
+    assert_int_equal(run.status, CLI_USAGE);
+    run_free(&run);
+    /* attach --force does that first. */
+    run = run_cli("attach", "nope", "--force", "1");
+    assert_int_equal(run.status, 3);
+    assert_int_equal(fake_libdlblk_gone(&gone), 1);
+    assert_int_equal(gone[0], 1);
+    run_free(&run);
+}
+
 /* --- servers --- */
 
 static void
@@ -393,7 +431,7 @@ test_refusals(void **state)
 
 #define TEST(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 
-UNIT_MAIN(TEST(test_drain_and_back), TEST(test_servers_have_three_names), TEST(test_drain_json),
-          TEST(test_remove), TEST(test_set), TEST(test_healthy_volume), TEST(test_degraded_volume),
-          TEST(test_locate), TEST(test_events), TEST(test_events_json), TEST(test_events_follow),
-          TEST(test_events_follow_json), TEST(test_refusals))
+UNIT_MAIN(TEST(test_force), TEST(test_drain_and_back), TEST(test_servers_have_three_names),
+          TEST(test_drain_json), TEST(test_remove), TEST(test_set), TEST(test_healthy_volume),
+          TEST(test_degraded_volume), TEST(test_locate), TEST(test_events), TEST(test_events_json),
+          TEST(test_events_follow), TEST(test_events_follow_json), TEST(test_refusals))

@@ -113,8 +113,10 @@ test_what_is_refused(void **state)
     ASSERT_REFUSED("one argument too many", "devices", "db1");
     ASSERT_REFUSED("--queues", "attach", "db1", "--queues", "0");
     ASSERT_REFUSED("--depth", "attach", "db1", "--depth", "4096");
-    ASSERT_REFUSED("--nbd knows --read-only only", "attach", "db1", "--nbd", "--depth", "8");
-    ASSERT_REFUSED("--nbd knows --read-only only", "attach", "db1", "--nbd", "--foreground");
+    ASSERT_REFUSED("--nbd knows --read-only and --force only", "attach", "db1", "--nbd", "--depth",
+                   "8");
+    ASSERT_REFUSED("--nbd knows --read-only and --force only", "attach", "db1", "--nbd",
+                   "--foreground");
 }
 
 int

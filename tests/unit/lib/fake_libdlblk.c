@@ -53,6 +53,8 @@ static struct {
     int fail_err[OPS];
     bool unreachable;
     uint32_t clients, opens, attaches, open_flags;
+    uint32_t gone[FAKE_GONE_MAX]; /* of the last dlblk_volume_open_without() */
+    size_t gone_count;
     struct dlblk_client_options client_options;
     struct dlblk_volume_spec spec;
     char texts[8][DLBLK_NAME_BYTES_MAX * 4];
@@ -247,6 +249,7 @@ fake_libdlblk_reset(void)
     fake.delay_us = 0;
     fake.attaches = 0;
     fake.open_flags = 0;
+    fake.gone_count = 0;
     fake.unreachable = false;
     fake.next_id = 1;
 }
@@ -356,6 +359,13 @@ uint32_t
 fake_libdlblk_open_flags(void)
 {
     return fake.open_flags;
+}
+
+size_t
+fake_libdlblk_gone(const uint32_t **ret_ids)
+{
+    *ret_ids = fake.gone;
+    return fake.gone_count;
 }
 
 const struct dlblk_client_options *
@@ -514,6 +524,17 @@ dlblk_volume_open(struct dlblk_client *client, const char *name, uint32_t flags,
     };
     *ret_volume = volume;
     return 0;
+}
+
+int
+dlblk_volume_open_without(struct dlblk_client *client, const char *name, uint32_t flags,
+                          const uint32_t *gone_server_ids, size_t gone_server_count,
+                          struct dlblk_volume **ret_volume, struct dl_error *err)
+{
+    fake.gone_count = 0;
+    for (size_t i = 0; i < gone_server_count && i < FAKE_GONE_MAX; i++)
+        fake.gone[fake.gone_count++] = gone_server_ids[i];
+    return dlblk_volume_open(client, name, flags, ret_volume, err);
 }
 
 int

@@ -48,6 +48,9 @@ uint32_t fake_libdlblk_client_count(void);
 uint32_t fake_libdlblk_attach_count(void);
 /* Flags of the last dlblk_volume_open(). */
 uint32_t fake_libdlblk_open_flags(void);
+/* The servers that the last dlblk_volume_open_without() named. */
+#define FAKE_GONE_MAX 8u
+size_t fake_libdlblk_gone(const uint32_t **ret_ids);
 /*
  * What the last dlblk_client_create() was given; the strings are copies, NULL where there was none.
  */

@@ -608,7 +608,7 @@ test_allocation_without_a_server(void **state)
     fixture_fini(&t.f);
 }
 
-/* A server whose removal comes while a segment that names it is being committed is not forgotten. */
+/* A server that is removed while a segment that names it is being committed is not forgotten. */
 static void
 test_remove_while_it_is_allocated(void **state)
 {
