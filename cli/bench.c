@@ -382,7 +382,8 @@ bench_on_volume(struct bench *bench)
 static int
 bench_main(struct bench *bench, int argc, char **argv)
 {
-    const struct sigaction action = {.sa_handler = on_interrupt};
+    /* The second time it ends at once: requests that wait for servers may never end. */
+    const struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESETHAND};
     int status = bench_parse(bench, argc, argv);
 
     if (status == CLI_GO_ON)
