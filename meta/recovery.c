@@ -858,7 +858,7 @@ report_promote(struct meta_op *op, struct meta_volume *volume, const struct segm
         *slot = (struct segment_slot){0};
     }
     /* As with an ejection: what others pulled may come from the slot that is none any more. */
-    if (leaves_in_sync)
+    if (leaves_in_sync && !DLBLK_MUTANT(meta_replace_keep_attempt))
         meta_change_new_attempts(&volume->segments, next);
     op->volume = volume;
     meta_change_put(op);

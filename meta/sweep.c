@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/mutant.h"
 #include "common/assert.h"
 #include "common/text.h"
 #include "meta/memory.h"
@@ -91,7 +92,7 @@ sweep_change(struct meta_op *op, const struct meta_sweep *sweep, struct meta_vol
     slot->attempt = 0;
     if (sweep->kind == SWEEP_NOTHING)
         slot->incarnation = next->config_epoch;
-    if (was_in_sync)
+    if (was_in_sync && !DLBLK_MUTANT(meta_out_keep_attempt))
         meta_change_new_attempts(&volume->segments, next);
 }
 
