@@ -356,8 +356,9 @@ volume_is_in_use(const struct cluster *cluster, const struct sim_volume *volume)
 }
 
 /*
- * Somebody attaches the volumes that nobody uses: a dead owner's can hold up others.  A server whose
- * disk went back waits for him (the metadata service says so, and what to do), and volumes for it.
+ * Somebody attaches the volumes that nobody uses: a dead owner's can hold up others.  A server
+ * whose disk went back waits for him (the metadata service says so, and what to do), and volumes
+ * for it.
  */
 static void
 cluster_adopt(struct cluster *cluster)
