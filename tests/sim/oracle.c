@@ -530,21 +530,6 @@ block_match_loosely(struct oracle *oracle, const struct oracle_block *block,
     return value == 0 && block_may_return(block, read, &first);
 }
 
-/* Is it what a newer owner has written while the read was under way? */
-static bool
-block_match_newer(const struct oracle_block *block, const struct oracle_read *read, uint64_t value)
-{
-    for (uint32_t i = block->count; i > 0; i--) {
-        const struct oracle_write *write = &block->writes[i - 1];
-
-        if (epoch_of_key(write->key) <= epoch_of_key(read->key))
-            break;
-        if (write->value == value && (write->end_ns == 0 || write->end_ns >= read->begin_ns))
-            return true;
-    }
-    return false;
-}
-
 /* --- one block of a read --- */
 
 static void
@@ -586,8 +571,6 @@ block_read(struct oracle *oracle, const struct oracle_read *read, uint64_t idx, 
     const struct oracle_write *write;
 
     oracle->blocks_checked++;
-    if (!match.consistent && block_match_newer(block, read, value))
-        return;
     if (!match.consistent) {
         if (!block_match_loosely(oracle, block, read, lower, value))
             block_fail(oracle, read->first_block + idx, read, lower, value, match.found);

@@ -26,8 +26,7 @@
  * read began.  (A write that covers several segments fails in parts, before it ends: when the order
  * is broken while none has failed, one of the writes that are under way must fail later.) A
  * replaced owner that doesn't know it yet may read old data: newer owners' writes and reads don't
- * bind its reads.  One that was under way when its owner was replaced may return what a newer owner
- * has written since it began.
+ * bind its reads.
  *
  * Threads: one.  Errors: a violation ends the run (sim_fail()).
  */

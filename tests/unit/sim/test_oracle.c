@@ -126,20 +126,6 @@ right_takeover(void *context)
     read_done(5, 6);
 }
 
-/* The server had the read before it heard of the new owner, and served it afterwards. */
-static void
-right_read_of_a_newer_owner(void *context)
-{
-    struct running_read running;
-
-    (void)context;
-    write_done(1, 5);
-    read_begin(&running, 1);
-    write_done(2, 6);
-    read_end(&running, 6);
-    read_done(2, 6);
-}
-
 /* The old owner learns late that its write was taken; the new one has kept it. */
 static void
 right_late_acknowledgement(void *context)
@@ -279,15 +265,6 @@ wrong_read_of_the_future(void *context)
     read_begin(&before, 1);
     write_done(1, 5);
     read_end(&before, 5);
-}
-
-static void
-wrong_read_of_a_newer_owner(void *context)
-{
-    (void)context;
-    write_done(1, 5);
-    write_done(2, 6);
-    read_done(1, 6); /* nobody may serve it any more */
 }
 
 static void
@@ -473,7 +450,6 @@ test_right_histories_pass(void **state)
         right_sequence,
         right_concurrent,
         right_takeover,
-        right_read_of_a_newer_owner,
         right_late_acknowledgement,
         right_late_acknowledgement_under_zeroes,
         right_replaced_owner,
@@ -501,7 +477,6 @@ test_wrong_histories_are_stopped(void **state)
         {wrong_value_from_nowhere, "returned value 9, which is none"},
         {wrong_lost_at_takeover, "returned value 5, which is none of the writes from 1.2 on"},
         {wrong_read_of_the_future, "returned value 5, which is none"},
-        {wrong_read_of_a_newer_owner, "returned value 6, which is none"},
         {wrong_disorder_without_failure, "and no write of that time failed"},
         {wrong_overtaken,
          "is acknowledged, but a read submitted after it returned something older"},
