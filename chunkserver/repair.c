@@ -12,8 +12,8 @@
  * A range is noted and its REPAIR answered; then one sector after the other is looked at here, and
  * what is fine is left alone: the client may be the one with the bad memory.  Of a bad one version
  * and CRC are known to the index; the metadata service says who else has the segment in-sync, and
- * who gives this very version, and nothing else, replaces it.  If nobody does, the sector stays as
- * it is, and the next one who reads it says so again.
+ * who gives this very version, and nothing else, replaces it.  If nobody does, and it has not been
+ * written anew meanwhile, the sector stays as it is, and the next one who reads it says so again.
  *
  * Of a sector whose leaf was damaged nothing is known (`lost`): whatever an in-sync slot has is
  * offered to the store, with that slot's S; the store knows whether it can be what was lost.  Only
@@ -71,6 +71,7 @@ struct repair {
     bool lost;                                         /* nothing is known of it */
     uint32_t hopeless_epoch; /* of the map, as long as all in-sync slots say that it is bad there */
     uint64_t bad_version;    /* 0: not known */
+    const char *last_word;   /* why it is given up, if it is still the same; NULL: it is not */
     struct store_sector taken; /* of a source */
     uint64_t source_stable;
     uint32_t config_epoch, lease_epoch; /* of the chunk, and its fence, when the source was asked */
@@ -147,9 +148,21 @@ repair_next_sector(struct repair *repair, enum repair_outcome outcome)
     repair_step(repair);
 }
 
+static void repair_name(struct repair *repair);
+
+/*
+ * Others may lack the version since it is being written anew: it is looked at once more before it
+ * counts as bad.
+ */
 static void
 repair_give_up(struct repair *repair, const char *why)
 {
+    if (repair->bad_version != 0 && repair->last_word == NULL && !repair->core->stopping) {
+        env_timer_stop(repair->core->env, &repair->timer);
+        repair->last_word = why;
+        repair_name(repair);
+        return;
+    }
     repair->core->stats.repairs_failed++;
     repair_log(repair, why);
     repair_next_sector(repair, REPAIR_FAILED);
@@ -460,8 +473,11 @@ repair_on_named(struct store_pull *pull, int err)
         core_stop_step(repair->core);
     } else if (err != 0) {
         repair_give_up(repair, dl_err_str(err));
-    } else if (pull->sector_count == 0 || pull->data_sectors == 0) {
+    } else if (pull->sector_count == 0 || pull->data_sectors == 0 ||
+               (repair->last_word != NULL && repair->sectors[0].version != repair->bad_version)) {
         repair_next_sector(repair, REPAIR_REWRITTEN);
+    } else if (repair->last_word != NULL) {
+        repair_give_up(repair, repair->last_word);
     } else {
         repair->bad_version = repair->sectors[0].version;
         repair->tries = 0;
@@ -491,6 +507,12 @@ repair_pull(struct repair *repair, enum repair_state state,
 }
 
 static void
+repair_name(struct repair *repair)
+{
+    repair_pull(repair, REPAIR_NAMING, repair_on_named);
+}
+
+static void
 repair_on_checked(struct store_pull *pull, int err)
 {
     struct repair *repair = list_entry(pull, struct repair, pull);
@@ -507,7 +529,7 @@ repair_on_checked(struct store_pull *pull, int err)
     } else if (err == -DL_E_CRC_DATA || err == -DL_E_MEDIA_READ) {
         repair->core->stats.sectors_bad++;
         repair->lost = false;
-        repair_pull(repair, REPAIR_NAMING, repair_on_named);
+        repair_name(repair);
     } else if (err == -DL_E_CHUNK_UNKNOWN || err == -DL_E_NOT_IN_SYNC) {
         repair_next_sector(repair, REPAIR_GONE);
     } else if (err != 0) {
@@ -529,6 +551,7 @@ repair_step(struct repair *repair)
         if (chunk != NULL && chunk->attempt == 0 &&
             !slot_is_beginning(repair->core, &repair_now(repair)->key)) {
             repair->bad_version = 0;
+            repair->last_word = NULL;
             repair->hopeless_epoch = 0;
             repair_pull(repair, REPAIR_CHECKING, repair_on_checked);
             return;

@@ -190,8 +190,8 @@ drain_may_hold(const struct meta_server *server)
 }
 
 /*
- * Is there a place for each volume's copies without this server?  Asked for volumes that have copies
- * there, or where others must go, too: an empty server may be all that is left for those.
+ * Is there a place for each volume's copies without this server?  Asked for volumes that have
+ * copies there, or where others must go, too: an empty server may be all that is left for those.
  * -DL_E_TOO_FEW_DOMAINS.
  */
 static int

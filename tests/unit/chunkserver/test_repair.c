@@ -422,6 +422,32 @@ test_repair_waits(void **state)
     fixture_destroy(fx);
 }
 
+/* While nobody can be asked the sector is written anew: nothing is wrong with it any more. */
+static void
+test_repair_of_what_is_written_anew(void **state)
+{
+    struct fixture *fx = fixture_create(15);
+    struct server *server = &fx->servers[2];
+
+    (void)state;
+    fx->in_sync = 5;
+    fill(fx, 7);
+    damage(fx, 2, 3);
+    server_crash(&fx->servers[0]);
+    assert_int_equal(repair_now(fx, 2, 3, 1), 0);
+    run_for(fx, SIM_S);
+    assert_int_equal(write_now(fx, 2, 50, 3, 1, 1, 0, 0), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(server).sectors_bad, 1);
+    assert_int_equal(stats_of(server).repairs_failed, 0);
+    /* If it isn't, it is bad. */
+    damage(fx, 2, 4);
+    assert_int_equal(repair_now(fx, 2, 4, 1), 0);
+    run_for(fx, 5 * SIM_S);
+    assert_int_equal(stats_of(server).repairs_failed, 1);
+    fixture_destroy(fx);
+}
+
 /* Complaints are bounded, and a stop at any moment of a repair ends. */
 static void
 test_stop_in_a_repair(void **state)
@@ -462,7 +488,9 @@ UNIT_MAIN(cmocka_unit_test(test_repair), cmocka_unit_test(test_repair_of_another
           cmocka_unit_test(test_recovery_of_what_one_lacks),
           cmocka_unit_test(test_recovery_after_a_read_error),
           cmocka_unit_test(test_recovery_waits_for_who_may_have_it),
-          cmocka_unit_test(test_repair_waits), cmocka_unit_test(test_stop_in_a_repair),
-          cmocka_unit_test(test_repair_of_a_lost_leaf), cmocka_unit_test(test_repair_under_a_fence),
+          cmocka_unit_test(test_repair_waits),
+          cmocka_unit_test(test_repair_of_what_is_written_anew),
+          cmocka_unit_test(test_stop_in_a_repair), cmocka_unit_test(test_repair_of_a_lost_leaf),
+          cmocka_unit_test(test_repair_under_a_fence),
           cmocka_unit_test(test_recovery_of_a_lost_leaf),
           cmocka_unit_test(test_recovery_from_bad_sources))
