@@ -1206,6 +1206,18 @@ change_is_old(const struct model_store *model, const struct store_change *change
            change->config_epoch < chunk->config_epoch;
 }
 
+/* What was damaged on its way must not get here. */
+static bool
+payload_is_right(const struct store_write *write)
+{
+    const uint8_t *sector = write->payload;
+
+    for (uint32_t i = 0; i < write->length_sectors && !write->zero; i++, sector += SECTOR_BYTES)
+        if (crc32c(0, sector, SECTOR_BYTES) != write->crcs[i])
+            return false;
+    return true;
+}
+
 static void
 model_write_start(struct chunk_store *store, struct store_write *write)
 {
@@ -1215,6 +1227,7 @@ model_write_start(struct chunk_store *store, struct store_write *write)
     dl_assert(!model->stopping);
     dl_assert(write->length_sectors > 0);
     dl_assert(write->zero || write->length_sectors <= STORE_IO_SECTORS_MAX);
+    dl_assert(payload_is_right(write));
     record->kind = RECORD_WRITE;
     record->seq = model->next_seq++;
     record->key = write->key;

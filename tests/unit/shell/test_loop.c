@@ -462,9 +462,18 @@ poster_run(void *argument)
 }
 
 static void
+on_posters_start(struct env_timer *timer)
+{
+    (void)timer;
+    for (unsigned i = 0; i < POSTERS; i++)
+        assert_int_equal(pthread_create(&posters[i].thread, NULL, poster_run, &posters[i]), 0);
+}
+
+static void
 test_messages_of_many_threads(void **state)
 {
     struct loop *loop = loop_new(NULL);
+    struct env_timer timer = {.fn = on_posters_start};
     struct loop_stats stats;
     unsigned arrived_total = 0;
 
@@ -474,8 +483,9 @@ test_messages_of_many_threads(void **state)
     for (unsigned i = 0; i < POSTERS; i++) {
         posters[i].loop = loop;
         posters[i].arrived_total = &arrived_total;
-        assert_int_equal(pthread_create(&posters[i].thread, NULL, poster_run, &posters[i]), 0);
     }
+    /* Till then it sleeps, however busy the machine is. */
+    loop_timer_start(loop, &timer, 50 * NS_PER_MS);
     assert_int_equal(loop_run(loop), 0);
     for (unsigned i = 0; i < POSTERS; i++) {
         assert_int_equal(pthread_join(posters[i].thread, NULL), 0);
