@@ -245,7 +245,7 @@ struct meta_takeover;
 struct meta_deletion;
 struct meta_scrub;
 
-/* What the owner says that its users' requests wait for: health.c. */
+/* What the owner says that its users' requests wait for: waits.c. */
 struct owner_waits {
     char text[META_WAITS_BYTES]; /* empty: nothing */
     uint32_t lease_epoch;

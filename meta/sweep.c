@@ -18,8 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/mutant.h"
 #include "common/assert.h"
+#include "common/mutant.h"
 #include "common/text.h"
 #include "meta/memory.h"
 #include "meta/recovery.h"

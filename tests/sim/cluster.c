@@ -395,7 +395,7 @@ cluster_calm(struct cluster *cluster)
         cluster_step(cluster, adopt_ns);
     if (!calm_is_reached(cluster))
         cluster_adopt(cluster);
-    cluster_wait(cluster, calm_is_reached, CALM_NS, "calm");
+    cluster_wait(cluster, calm_is_reached, CALM_NS - ADOPT_NS, "calm");
     /* Until links that broke without a word are noticed: some requests give up earlier. */
     silence_end_ns = cluster->world.now_ns + SILENCE_NS;
     while (cluster->world.now_ns < silence_end_ns)

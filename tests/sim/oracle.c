@@ -255,22 +255,23 @@ static void
 block_acknowledge(struct oracle *oracle, uint64_t idx, const struct oracle_write *write)
 {
     struct oracle_block *block = &oracle->blocks[idx];
+    uint32_t lease_epoch = epoch_of_key(write->key);
 
     if (!block_may_acknowledge(oracle, block, write)) {
         oracle_print_block(oracle, idx);
         sim_fail(oracle->world,
                  "%s block %" PRIu64
                  ": write %u.%u is acknowledged after owner %u saw %u.%u in its place",
-                 oracle->name, idx, epoch_of_key(write->key), (uint32_t)write->key,
-                 block->settled_epoch, epoch_of_key(block->settled_key),
-                 (uint32_t)block->settled_key);
+                 oracle->name, idx, lease_epoch, (uint32_t)write->key, block->settled_epoch,
+                 epoch_of_key(block->settled_key), (uint32_t)block->settled_key);
     }
-    if (write->overtaken && !oracle->disordered[epoch_of_key(write->key)]) {
+    if (write->overtaken && !oracle->disordered[lease_epoch] &&
+        !in_flight_suspect(oracle, lease_epoch)) {
         oracle_print_block(oracle, idx);
         sim_fail(oracle->world,
                  "%s block %" PRIu64 ": write %u.%u is acknowledged, but a read submitted after it "
                  "returned something older",
-                 oracle->name, idx, epoch_of_key(write->key), (uint32_t)write->key);
+                 oracle->name, idx, lease_epoch, (uint32_t)write->key);
     }
     if (write->key > block->acknowledged_key)
         block->acknowledged_key = write->key;
@@ -280,6 +281,7 @@ void
 oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint64_t count,
                  bool acknowledged, bool shut_out)
 {
+    in_flight_end(oracle, key, !acknowledged);
     for (uint64_t i = 0; i < count; i++) {
         struct oracle_write *write = block_find(&oracle->blocks[first_block + i], key);
 
@@ -290,7 +292,6 @@ oracle_write_end(struct oracle *oracle, uint64_t key, uint64_t first_block, uint
         if (acknowledged)
             block_acknowledge(oracle, first_block + i, write);
     }
-    in_flight_end(oracle, key, !acknowledged);
     if (!acknowledged && !shut_out)
         oracle->disordered[epoch_of_key(key)] = true;
     oracle->writes_checked++;

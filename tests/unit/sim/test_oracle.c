@@ -228,6 +228,21 @@ right_disorder_before_the_end(void *context)
     write_fail(failing);
 }
 
+/* ... so a read may go before a write that waits for the failed part, too. */
+static void
+right_overtaken_before_the_end(void *context)
+{
+    uint64_t failing, waiting;
+
+    (void)context;
+    write_done(1, 4);
+    failing = write_begin(1, 5);
+    waiting = write_begin(1, 6);
+    read_done(1, 4);
+    write_ack(waiting);
+    write_fail(failing);
+}
+
 /* --- wrong histories --- */
 
 static void
@@ -290,6 +305,20 @@ wrong_overtaken(void *context)
     key = write_begin(1, 5);
     read_done(1, 4); /* submitted after the write */
     write_ack(key);
+}
+
+static void
+wrong_overtaken_without_failure(void *context)
+{
+    uint64_t other, key;
+
+    (void)context;
+    write_done(1, 4);
+    other = write_begin(1, 5);
+    key = write_begin(1, 6);
+    read_done(1, 4);
+    write_ack(key);
+    write_ack(other);
 }
 
 static void
@@ -457,6 +486,7 @@ test_right_histories_pass(void **state)
         right_disorder,
         right_disorder_before_the_end,
         right_disorder_before_a_takeover,
+        right_overtaken_before_the_end,
     };
     static struct child child;
 
@@ -480,6 +510,7 @@ test_wrong_histories_are_stopped(void **state)
         {wrong_disorder_without_failure, "and no write of that time failed"},
         {wrong_overtaken,
          "is acknowledged, but a read submitted after it returned something older"},
+        {wrong_overtaken_without_failure, "and no write of that time failed"},
         {wrong_back_in_time, "returned value 5, which is none"},
         {wrong_undecided_after_takeover, "another one of earlier owners stands"},
         {wrong_rises_again, "another one of earlier owners stands"},
