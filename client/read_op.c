@@ -294,8 +294,9 @@ read_op_take_error(struct read_op *op, struct client_server *server, uint32_t co
     bool current = read_op_is_current(op, config_epoch, place, server);
     int err = result->err;
 
+    /* A question that is still under way is given up with all the others, by the volume's task. */
     if (client_io_check_fence(&op->io, err)) {
-        if (op->io.err == 0)
+        if (op->io.err == 0 && !client_session_call_is_active(&op->slot.call))
             op->io.err = volume->fence_err;
         return;
     }

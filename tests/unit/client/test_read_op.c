@@ -474,6 +474,38 @@ test_a_hedge_outlives_its_read(void **state)
     }
 }
 
+/*
+ * The hedge says that the volume has another owner: the read fails at once, like all others,
+ * whether or not the first slot ever answers.
+ */
+static void
+test_a_hedge_meets_a_newer_owner(void **state)
+{
+    struct fixture *f = fixture_create(26, 3);
+    struct fixture_request *read;
+
+    (void)state;
+    open_hedged(f);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.lost_reads = true;
+    read = fixture_submit(f, DLBLK_READ, 0, 65536, 0);
+    fixture_run(f, NS_PER_MS);
+    assert_int_equal(reads_of(f), 1);
+    for (unsigned i = 0; i < 3; i++) {
+        if (f->cluster.servers[i].reads > 0)
+            continue;
+        f->cluster.servers[i].faults.lost_reads = false;
+        f->cluster.servers[i].faults.read_err = -DL_E_LEASE_OLD;
+        f->cluster.servers[i].faults.read_err_count = 1;
+    }
+    fixture_run(f, 50 * NS_PER_MS);
+    assert_int_equal(reads_of(f), 2);
+    assert_true(read->done);
+    assert_int_equal(fixture_wait(f, read), -DL_E_LEASE_OLD);
+    assert_int_equal(fixture_close(f), -DL_E_LEASE_OLD);
+    fixture_destroy(f);
+}
+
 /* Who reads one slot only is not told what another one has. */
 static void
 test_no_hedge_for_one_slot_only(void **state)
@@ -545,6 +577,7 @@ UNIT_MAIN(cmocka_unit_test(test_a_checksum_error_is_read_elsewhere),
           cmocka_unit_test(test_a_hedge_wins), cmocka_unit_test(test_a_hedge_loses),
           cmocka_unit_test(test_a_hedge_and_errors), cmocka_unit_test(test_hedges_are_few),
           cmocka_unit_test(test_a_hedge_outlives_its_read),
+          cmocka_unit_test(test_a_hedge_meets_a_newer_owner),
           cmocka_unit_test(test_no_hedge_for_one_slot_only),
           cmocka_unit_test(test_a_bad_sector_is_reported),
           cmocka_unit_test(test_all_copies_are_damaged),
