@@ -71,6 +71,13 @@ client_stable_take(struct segment_writer *writer, enum stable_credit credit)
     return segment->sequence_last;
 }
 
+bool
+client_stable_has_credit(const struct segment *segment)
+{
+    return segment->writer == NULL ||
+           segment->sequence_last - segment->writer->stable < STABLE_WINDOW - STABLE_RESERVE;
+}
+
 void
 client_stable_done(struct segment_writer *writer, uint64_t sequence)
 {

@@ -76,6 +76,8 @@ enum stable_credit {
 
 /* The next sequence; 0: too many are outstanding, wait in credit_waiters. */
 uint64_t client_stable_take(struct segment_writer *writer, enum stable_credit credit);
+/* A write of a caller's that takes one now does not have to wait. */
+bool client_stable_has_credit(const struct segment *segment);
 /* It is on all slots, or on none and never will be. */
 void client_stable_done(struct segment_writer *writer, uint64_t sequence);
 

@@ -7,7 +7,8 @@
  *     +- (a) --+  +- (b) -> DONE   |         +-- (c) --+  v  |
  *                                  +--------- (d) --------+ HELD
  *
- *   (a) unsettled: let the range go, wait, once more
+ *   (a) unsettled, and it covers sectors in part, or has no credit: let the range go, wait, once
+ *       more
  *   (b) zeroes, and the segment is not allocated
  *   (c) the map has changed: again, to all its slots
  *   (d) the caller has changed its buffer: a copy becomes another version
@@ -699,7 +700,8 @@ write_op_on_locked(struct write_op *op)
     op->io.segment = segment;
     if (client_io_waits_for_resolution(&op->io))
         return WRITE_LOCKED;
-    if (io_op_is_partial(&op->io) &&
+    /* Nor may it keep the range while it waits for credit: what makes room is settling. */
+    if ((io_op_is_partial(&op->io) || !client_stable_has_credit(segment)) &&
         client_unsettled_overlaps(segment, op->io.first_sector, op->io.sector_count)) {
         client_io_let_go(&op->io);
         return WRITE_START;

@@ -796,6 +796,37 @@ test_the_second_version_that_all_wait_for(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * A write fails, and before its range is settled others fill the window above it.  One of them is
+ * of the same range, and settling needs that: it does not keep it while it waits for S.
+ */
+static void
+test_a_full_window_above_a_failed_write(void **state)
+{
+    struct fixture *f = fixture_create(43, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *writes[1200];
+    struct fixture_request *again;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 8192, 1), 0);
+    f->cluster.servers[1].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[1].faults.write_err_count = 1;
+    assert_int_equal(fixture_write(f, 0, 8192, 2), -DL_E_NO_SPACE);
+    for (unsigned i = 0; i < 1200; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, (2 + i % 200) * 4096, 4096, 3);
+    fixture_run(f, 40 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[0].resolves, 0);
+    assert_int_equal(f->cluster.servers[1].writes, 1 + 960); /* the window, less its reserve */
+    again = fixture_submit(f, DLBLK_WRITE, 4096, 4096, 4);
+    assert_true(fixture_run_until(f, &again->done, SIM_S));
+    assert_int_equal(fixture_wait(f, again), 0);
+    for (unsigned i = 0; i < 1200; i++)
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    fixture_check(f, 4096, 4096, 4);
+    close_clean(f, volume);
+}
+
 /* S goes alone when a segment has been idle, once per slot; and nothing more is said. */
 static void
 test_stable_goes_alone(void **state)
@@ -1150,6 +1181,7 @@ UNIT_MAIN(
     cmocka_unit_test(test_settling_takes_one_version),
     cmocka_unit_test(test_second_versions_in_a_full_window),
     cmocka_unit_test(test_the_second_version_that_all_wait_for),
+    cmocka_unit_test(test_a_full_window_above_a_failed_write),
     cmocka_unit_test(test_stable_goes_alone), cmocka_unit_test(test_stable_is_said_again),
     cmocka_unit_test(test_allocation_ahead),
     cmocka_unit_test(test_no_allocation_ahead_of_random_writes),
