@@ -114,20 +114,21 @@ client_volume_learn(struct client_volume *volume, Dl__ServerAddress **servers, s
 }
 
 /* News of another lease is about a map that another owner has, or had. */
-void
+int
 client_volume_on_map_changed(struct client_volume *volume, const Dl__MapChanged *changed)
 {
     bool reader = (volume->flags & DLBLK_OPEN_READ_ONLY) != 0;
     int err;
 
     if (volume->fenced || (!reader && changed->lease_epoch != volume->lease_epoch))
-        return;
+        return 0;
     err = client_volume_learn(volume, changed->servers, changed->n_servers, changed->segments,
                               changed->n_segments);
     if (err != 0)
         client_core_event(volume->core, DLBLK_EVENT_WARNING,
                           "volume %s: news of its map can't be used: %s", volume->name,
                           dl_err_str(err));
+    return err;
 }
 
 /* --- open --- */
@@ -360,20 +361,77 @@ again_is_too_late(int err)
     return err == -DL_E_VOLUME_BUSY || err == -DL_E_FENCE_PENDING || err == -DL_E_LIMIT;
 }
 
+static void again_on_done(struct client_meta_call *call, int err);
+
+static void
+again_ask(struct client_volume *volume, bool attach)
+{
+    volume->attach_call = (struct client_meta_call){
+        .opcode = attach ? OP_ATTACH : OP_MAP_GET,
+        .patient = true,
+        .request = attach ? &volume->attach_request.base : &volume->attach_check.base,
+        .reply_type = attach ? &dl__attach_reply__descriptor : &dl__map_reply__descriptor,
+        .on_done = again_on_done,
+        .context = volume,
+    };
+    client_meta_call_start(volume->core, &volume->attach_call);
+}
+
+/*
+ * A reader that has attached counts as one that knows the map as it is, whatever has changed while
+ * nobody could tell it (docs/recovery.md, rule 24); an owner is told.
+ */
+static int
+again_take_map(struct client_volume *volume, const Dl__MapReply *map)
+{
+    int err = client_volume_learn(volume, map->servers, map->n_servers, map->segments,
+                                  map->n_segments);
+
+    if (err != 0) {
+        client_session_fail(&volume->core->meta, dl_err_str(err));
+    } else if (map->more && map->n_segments > 0) {
+        volume->attach_check.first = map->segments[map->n_segments - 1]->index + 1;
+        again_ask(volume, false);
+    }
+    return err;
+}
+
+static int
+again_take_attach(struct client_volume *volume, const Dl__AttachReply *reply)
+{
+    const Dl__MapReply map = {
+        .servers = reply->servers,
+        .n_servers = reply->n_servers,
+        .segments = reply->segments,
+        .n_segments = reply->n_segments,
+        .more = reply->n_segments < reply->segments_total,
+    };
+
+    if (reply->lease_epoch != volume->lease_epoch || reply->volume == NULL ||
+        reply->volume->id != volume->id) {
+        client_volume_fence(volume, -DL_E_LEASE_OLD, "somebody has written it meanwhile");
+        return 0;
+    }
+    return again_take_map(volume, &map);
+}
+
 static void
 again_on_done(struct client_meta_call *call, int err)
 {
     struct client_volume *volume = call->context;
-    const Dl__AttachReply *reply = (const Dl__AttachReply *)call->reply;
+    bool reader = (volume->flags & DLBLK_OPEN_READ_ONLY) != 0;
 
     if (client_is_fence_error(err))
         client_volume_fence(volume, err, call->error.text);
     else if (again_is_too_late(err))
         client_volume_fence(volume, -DL_E_LEASE_OLD, call->error.text);
-    else if (err == 0 && call->reply_type == &dl__attach_reply__descriptor &&
-             (reply->lease_epoch != volume->lease_epoch || reply->volume == NULL ||
-              reply->volume->id != volume->id))
-        client_volume_fence(volume, -DL_E_LEASE_OLD, "somebody has written it meanwhile");
+    else if (err == 0 && call->opcode == OP_ATTACH)
+        err = again_take_attach(volume, (const Dl__AttachReply *)call->reply);
+    else if (err == 0 && reader)
+        err = again_take_map(volume, (const Dl__MapReply *)call->reply);
+    if (err == -DL_E_MESSAGE_MALFORMED)
+        client_core_event(volume->core, DLBLK_EVENT_WARNING, "volume %s: its map can't be used: %s",
+                          volume->name, dl_err_str(err));
 }
 
 /*
@@ -385,25 +443,20 @@ client_attach_on_meta_up(struct client_volume *volume)
 {
     bool reader = (volume->flags & DLBLK_OPEN_READ_ONLY) != 0;
 
-    if (volume->fenced || volume->sm.state >= VOLUME_DETACHING || volume->attach_call.core != NULL)
+    if (volume->fenced || volume->sm.state >= VOLUME_DETACHING)
         return;
-    volume->attach_call = (struct client_meta_call){
-        .opcode = reader ? OP_ATTACH : OP_MAP_GET,
-        .patient = true,
-        .request = reader ? &volume->attach_request.base : &volume->attach_check.base,
-        .reply_type = reader ? &dl__attach_reply__descriptor : &dl__map_reply__descriptor,
-        .on_done = again_on_done,
-        .context = volume,
-    };
+    if (volume->attach_call.core != NULL && (!reader || volume->attach_call.opcode == OP_ATTACH))
+        return;
+    client_meta_call_cancel(&volume->attach_call);
     attach_fill_request(volume->core, &volume->attach_request, volume->name, volume->flags,
                         volume->attach_id);
     /* The name may be another one's by now. */
     volume->attach_request.volume = volume->id;
     dl__map_get__init(&volume->attach_check);
     volume->attach_check.volume = volume->id;
-    volume->attach_check.lease_epoch = volume->lease_epoch;
-    volume->attach_check.max = 1;
-    client_meta_call_start(volume->core, &volume->attach_call);
+    volume->attach_check.lease_epoch = reader ? 0 : volume->lease_epoch;
+    volume->attach_check.max = reader ? MAP_PAGE_MAX : 1;
+    again_ask(volume, reader);
 }
 
 /* --- close --- */

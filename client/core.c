@@ -436,21 +436,27 @@ core_on_volume_changed(struct client_core *core, const struct frame *frame)
         dl__volume_changed__free_unpacked(changed, NULL);
 }
 
+/*
+ * An answer says that the map is known here: what left it may be deleted (docs/recovery.md, rule
+ * 24); and so does an answer to later news.  Who could not take it has no connection any more: on
+ * the next one it is told again.
+ */
 static void
 core_on_map_changed(struct client_core *core, const struct frame *frame)
 {
     Dl__MapChanged *changed = (void *)frame_unpack(frame, &dl__map_changed__descriptor);
     struct client_volume *volume;
+    int err = changed != NULL ? 0 : -DL_E_MESSAGE_MALFORMED;
 
-    if (changed == NULL) {
-        core_reply(core, frame, -DL_E_MESSAGE_MALFORMED, "MAP_CHANGED is malformed", NULL);
-        return;
-    }
     list_for_each_entry (volume, &core->volumes, node)
-        if (client_volume_id(volume) == changed->volume)
-            client_volume_on_map_changed(volume, changed);
-    core_reply(core, frame, 0, NULL, NULL);
-    dl__map_changed__free_unpacked(changed, NULL);
+        if (err == 0 && client_volume_id(volume) == changed->volume)
+            err = client_volume_on_map_changed(volume, changed);
+    if (err == 0)
+        core_reply(core, frame, 0, NULL, NULL);
+    else
+        client_session_fail(&core->meta, dl_err_str(err));
+    if (changed != NULL)
+        dl__map_changed__free_unpacked(changed, NULL);
 }
 
 static void

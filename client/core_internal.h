@@ -187,7 +187,8 @@ void client_volume_on_tick(struct client_volume *volume);
 void client_volume_on_meta_up(struct client_volume *volume);
 void client_volume_on_server_up(struct client_volume *volume);
 void client_volume_on_changed(struct client_volume *volume, const Dl__VolumeChanged *changed);
-void client_volume_on_map_changed(struct client_volume *volume, const Dl__MapChanged *changed);
+/* 0, or why it could not be taken. */
+int client_volume_on_map_changed(struct client_volume *volume, const Dl__MapChanged *changed);
 /* A server has failed: what waits for it is looked at. */
 void client_volume_on_server_failed(struct client_volume *volume);
 /* Requests may be admitted again. */

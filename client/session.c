@@ -262,6 +262,13 @@ session_fail(struct client_session *session, const char *text)
     client_session_reset(session);
 }
 
+void
+client_session_fail(struct client_session *session, const char *why)
+{
+    session->refused = true;
+    session_fail(session, why);
+}
+
 static void
 session_on_up(void *owner, struct link *link)
 {
@@ -296,8 +303,7 @@ session_hello_refused(struct client_session *session, const struct frame *frame)
                                                              : dl_err_str(frame->status));
     if (detail != NULL)
         dl__error_detail__free_unpacked(detail, NULL);
-    session->refused = true;
-    session_fail(session, text);
+    client_session_fail(session, text);
 }
 
 static void
@@ -326,8 +332,7 @@ session_on_hello(struct client_session *session, const struct frame *frame)
         err = session->events->on_hello(session, hello);
     dl__hello__free_unpacked(hello, NULL);
     if (err != 0) {
-        session->refused = true;
-        session_fail(session, dl_err_str(err));
+        client_session_fail(session, dl_err_str(err));
         return;
     }
     sm_move(&session->sm, SESSION_UP);

@@ -151,6 +151,8 @@ void client_session_set_addresses(struct client_session *session,
 void client_session_want(struct client_session *session);
 /* The link is closed; every call ends with -DL_E_CONNECTION_LOST; it is connected again. */
 void client_session_reset(struct client_session *session);
+/* The same, because of what the peer has said: tried again after the longest pause. */
+void client_session_fail(struct client_session *session, const char *why);
 /* Somebody has seen the peer: as if the connection had broken just now. */
 void client_session_hurry(struct client_session *session);
 /* on_stopped follows, maybe at once. */

@@ -668,6 +668,7 @@ client_volume_on_changed(struct client_volume *volume, const Dl__VolumeChanged *
     if (name != NULL) {
         free(volume->name);
         volume->name = name;
+        volume->attach_request.name = name; /* it may have to be sent again */
     }
     if (news->size_bytes <= volume->geometry.size_bytes)
         return;

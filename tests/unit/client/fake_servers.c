@@ -813,6 +813,10 @@ fake_meta_on_attach(struct fake_cluster *cluster, struct fake_session *session,
     volume = fake_volume_by_name(cluster, attach->name);
     if (attach->volume != 0 && !cluster->names_only)
         volume = &cluster->volumes[attach->volume - 1];
+    if (cluster->attach_held) {
+        dl__attach__free_unpacked(attach, NULL);
+        return;
+    }
     if (volume == NULL) {
         fake_send_error(session, frame, -DL_E_VOLUME_UNKNOWN, "volume does not exist");
     } else if (fake_take_fault(&cluster->attach_err_count)) {
@@ -1496,6 +1500,7 @@ fake_meta_on_frame(void *core, struct link *link, const struct frame *frame)
     else if (frame_is_reply(frame)) {
         if (frame->opcode == OP_OWNER_PROBE)
             cluster->last_probe_status = (uint64_t)-frame->status;
+        cluster->maps_known += frame->opcode == OP_MAP_CHANGED && frame->status == 0;
     } else {
         fake_meta_on_request(cluster, session, frame);
     }

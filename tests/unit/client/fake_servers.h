@@ -139,6 +139,7 @@ struct fake_cluster {
     uint32_t unanswered; /* bit per server: has not answered the fence */
     uint32_t
         gone_after_part; /* bit per server: does not answer any more after a part of its list */
+    bool attach_held;    /* ATTACH is never answered */
     int attach_err;
     uint32_t attach_err_count;
     int map_err;
@@ -147,7 +148,7 @@ struct fake_cluster {
     uint32_t allocate_err_count;
     uint32_t allocate_max; /* more segments at once get -DL_E_NO_SPACE; 0: any number */
     bool allocate_held;
-    bool silent; /* the metadata service answers nothing */
+    bool silent;         /* the metadata service answers nothing */
     bool eject_held;
     int eject_err;
     uint32_t eject_err_count;
@@ -157,7 +158,8 @@ struct fake_cluster {
     uint64_t attaches, detaches, detaches_clean, allocates, segments_allocated, map_gets,
         fence_statuses, ejects, ejections, ejections_refused, ejections_old;
     uint32_t last_ejected_server, last_eject_reason;
-    char waits[256]; /* of the last OWNER_WAITS */
+    uint64_t maps_known; /* successful answers to MAP_CHANGED */
+    char waits[256];     /* of the last OWNER_WAITS */
     uint64_t waits_count, waited_ms;
     bool waits_unknown; /* that is not known */
     bool last_eject_resolved;

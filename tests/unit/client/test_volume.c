@@ -585,6 +585,102 @@ test_readers_that_can_not_come_back(void **state)
     }
 }
 
+/*
+ * What has changed while a reader had no connection it learns when it attaches anew: it counts as
+ * one that knows, and what has left the map may be deleted.  The map has several pages.
+ */
+static void
+test_readers_that_missed_a_change(void **state)
+{
+    struct fixture *f = fixture_create(23, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+    uint64_t reads;
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(fixture_write(f, i * MIB, 65536, 7), 0);
+    assert_int_equal(fixture_close(f), 0);
+    assert_int_equal(fixture_open(f, "v", DLBLK_OPEN_READ_ONLY), 0);
+    f->cluster.untold = true;
+    fixture_meta_down(f);
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned place = 0; place < 3; place++)
+            if (volume->slots[i][place].server_id == 1)
+                fake_meta_set_slot(&f->cluster, volume, i, place,
+                                   (struct fake_slot){.server_id = 1,
+                                                      .state = DL__SLOT_STATE__SLOT_EJECTED,
+                                                      .number = place});
+    fixture_meta_up(f);
+    fixture_run(f, 3 * SIM_S);
+    reads = f->cluster.servers[0].reads;
+    for (unsigned i = 0; i < 64; i++)
+        fixture_check(f, i % 4 * MIB + i / 4 * 4096, 4096, 7);
+    assert_int_equal(f->cluster.servers[0].reads, reads);
+    assert_int_equal(fixture_close(f), 0);
+    fixture_destroy(f);
+}
+
+/* A name that is sent again after it has changed. */
+static void
+test_a_reader_of_a_renamed_volume(void **state)
+{
+    struct fixture *f = fixture_create(24, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+    uint64_t attaches;
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", DLBLK_OPEN_READ_ONLY), 0);
+    attaches = f->cluster.attaches;
+    f->cluster.attach_held = true;
+    fixture_meta_drop_links(f);
+    fixture_run(f, 3 * SIM_S);
+    assert_int_equal(f->cluster.attaches, attaches + 1);
+    (void)snprintf(volume->name, sizeof(volume->name), "renamed");
+    fixture_push_changed(f, volume, false);
+    fixture_run(f, 10 * NS_PER_MS);
+    f->cluster.attach_held = false;
+    fixture_meta_drop_links(f);
+    fixture_run(f, 3 * SIM_S);
+    assert_int_equal(f->cluster.attaches, attaches + 2);
+    assert_false(client_volume_is_fenced(f->volume));
+    assert_int_equal(fixture_close(f), 0);
+    fixture_destroy(f);
+}
+
+/*
+ * News of the map that can't be taken is not answered: that would say that it is known.  It is told
+ * again on the next connection.
+ */
+static void
+test_a_map_that_can_not_be_taken(void **state)
+{
+    struct fixture *f = fixture_create(25, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+    uint64_t known, map_gets;
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_write(f, 0, 4096, 7), 0);
+    fixture_push_map(f, volume, 0);
+    fixture_run(f, 10 * NS_PER_MS);
+    known = f->cluster.maps_known;
+    map_gets = f->cluster.map_gets;
+    assert_int_equal(known, 1);
+    volume->slots[0][0].number = 77;
+    fixture_push_map(f, volume, 0);
+    volume->slots[0][0].number = 0;
+    fixture_run(f, 3 * SIM_S);
+    assert_int_equal(f->cluster.maps_known, known);
+    assert_true(fixture_has_event(f, "news of its map can't be used"));
+    assert_true(f->cluster.map_gets > map_gets); /* on another connection */
+    fixture_push_map(f, volume, 0);
+    fixture_run(f, 10 * NS_PER_MS);
+    assert_int_equal(f->cluster.maps_known, known + 1);
+    fixture_check(f, 0, 4096, 7);
+    close_and_check(f, volume);
+}
+
 static void
 test_open_errors(void **state)
 {
@@ -635,5 +731,8 @@ UNIT_MAIN(cmocka_unit_test(test_write_and_read), cmocka_unit_test(test_large_req
           cmocka_unit_test(test_wrong_requests), cmocka_unit_test(test_bytes_in_flight_are_bounded),
           cmocka_unit_test(test_reads_choose_a_slot),
           cmocka_unit_test(test_reads_prefer_the_same_host), cmocka_unit_test(test_read_only),
-          cmocka_unit_test(test_readers_that_can_not_come_back), cmocka_unit_test(test_open_errors),
+          cmocka_unit_test(test_readers_that_can_not_come_back),
+          cmocka_unit_test(test_readers_that_missed_a_change),
+          cmocka_unit_test(test_a_reader_of_a_renamed_volume),
+          cmocka_unit_test(test_a_map_that_can_not_be_taken), cmocka_unit_test(test_open_errors),
           cmocka_unit_test(test_resize))
