@@ -203,7 +203,8 @@ allocate_on_reply(struct client_volume *volume, const Dl__MapReply *reply)
 
     if (err != 0)
         (void)dl_error_set(&volume->allocate_error, err,
-                           "the metadata service's answer to ALLOCATE is malformed");
+                           "the metadata service's answer to ALLOCATE can't be used: %s",
+                           dl_err_str(err));
     else
         volume->allocate_error.code = 0;
     for (uint32_t i = 0; i < volume->allocating_count; i++) {
@@ -211,7 +212,8 @@ allocate_on_reply(struct client_volume *volume, const Dl__MapReply *reply)
 
         segment->allocating = false;
         if (segment->config_epoch == 0) {
-            /* Not among the answers: asked for again if somebody waits. */
+            /* Not among the answers: asked for again if somebody waits, in a while. */
+            volume->allocate_retry_ns = env_now_ns(volume->core->env) + VOLUME_RETRY_NS;
             if (!list_is_empty(&segment->waiters))
                 allocate_want(volume, segment->index);
             continue;

@@ -980,7 +980,8 @@ fake_meta_allocate(struct fake_cluster *cluster, struct fake_session *session,
             volume->config_epoch[index] = 1;
             cluster->segments_allocated++;
         }
-        fake_map_add_segment(map, cluster, volume, index);
+        if (!cluster->allocate_empty)
+            fake_map_add_segment(map, cluster, volume, index);
     }
     fake_meta_reply_map(cluster, session, frame, map, false);
 }

@@ -148,6 +148,7 @@ struct fake_cluster {
     uint32_t allocate_err_count;
     uint32_t allocate_max; /* more segments at once get -DL_E_NO_SPACE; 0: any number */
     bool allocate_held;
+    bool allocate_empty; /* the answer has none of what was asked for */
     bool silent;         /* the metadata service answers nothing */
     bool eject_held;
     int eject_err;

@@ -1038,6 +1038,26 @@ test_no_room_for_a_segment(void **state)
     close_clean(f, volume);
 }
 
+/* An answer that is none: it is asked for again, but not all the time. */
+static void
+test_an_allocation_without_segments(void **state)
+{
+    struct fixture *f = fixture_create(44, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *write;
+
+    (void)state;
+    f->cluster.allocate_empty = true;
+    write = fixture_submit(f, DLBLK_WRITE, 0, 4096, 1);
+    fixture_run(f, 5 * SIM_S);
+    assert_false(write->done);
+    assert_in_range(f->cluster.allocates, 3, 6);
+    f->cluster.allocate_empty = false;
+    assert_int_equal(fixture_wait(f, write), 0);
+    fixture_check(f, 0, 4096, 1);
+    close_clean(f, volume);
+}
+
 /* Too much was asked for, ahead: what is needed is asked for alone. */
 static void
 test_no_room_for_segments_ahead(void **state)
@@ -1185,7 +1205,9 @@ UNIT_MAIN(
     cmocka_unit_test(test_stable_goes_alone), cmocka_unit_test(test_stable_is_said_again),
     cmocka_unit_test(test_allocation_ahead),
     cmocka_unit_test(test_no_allocation_ahead_of_random_writes),
-    cmocka_unit_test(test_no_room_for_a_segment), cmocka_unit_test(test_no_room_for_segments_ahead),
+    cmocka_unit_test(test_no_room_for_a_segment),
+    cmocka_unit_test(test_an_allocation_without_segments),
+    cmocka_unit_test(test_no_room_for_segments_ahead),
     cmocka_unit_test(test_allocation_ahead_by_one_that_waited),
     cmocka_unit_test(test_allocation_waits), cmocka_unit_test(test_meta_is_down),
     cmocka_unit_test(test_waiting_for_segments_stops_nobody))
