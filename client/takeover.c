@@ -15,7 +15,8 @@
  * Answers of slots that are not in sync do not count.  A slot that has come into sync since the
  * fence, or may have, is asked by us: PENDING.  What a slot has listed goes with it when it leaves
  * the map; a rewrite that was sent is finished all the same (resolve.c).  A slot that does not
- * answer is ejected.  If this owner dies as well, the next one does all of it again.
+ * answer is ejected, and so is one that is gone afterwards.  If this owner dies as well, the next
+ * one does all of it again.
  *
  * The rules are those of docs/recovery.md, "Takeover".
  */
@@ -884,7 +885,25 @@ takeover_waits_since_ns(const struct takeover *takeover, const struct segment *s
     return takeover_waits_for_server_ns(takeover, slot->server_id);
 }
 
-/* Rule 19; and a segment that waits for long may have another map by now. */
+/* Rule 19.  With all answers here a slot is read and rewritten: its server has to be there. */
+static Dl__EjectReason
+takeover_slot_failure(const struct takeover *takeover, const struct segment *segment,
+                      const struct segment_slot *slot, bool all_answered)
+{
+    const struct client_core *core = takeover->volume->core;
+    uint64_t since_ns = takeover_waits_since_ns(takeover, segment, slot);
+
+    if (!segment_slot_is_read(slot))
+        return DL__EJECT_REASON__EJECT_NONE;
+    if (all_answered)
+        return client_core_server(core, slot->server_id)->failed;
+    if (since_ns != UINT64_MAX &&
+        client_core_is_over(core, since_ns, env_now_ns(core->env), core->options.eject_silent_ms))
+        return DL__EJECT_REASON__EJECT_SILENT;
+    return DL__EJECT_REASON__EJECT_NONE;
+}
+
+/* A segment that waits for long may have another map by now, too. */
 static void
 takeover_patrol(struct takeover *takeover)
 {
@@ -898,17 +917,20 @@ takeover_patrol(struct takeover *takeover)
     takeover->patrol_ns = now_ns + PATROL_NS;
     for (segment = client_map_next(&volume->map, 0); segment != NULL;
          segment = client_map_next(&volume->map, segment->index + 1)) {
-        if (segment->state != SEGMENT_UNRESOLVED || takeover_all_answered(takeover, segment))
-            continue;
-        for (uint32_t i = 0; i < segment->slot_count; i++) {
-            uint64_t since_ns = takeover_waits_since_ns(takeover, segment, &segment->slots[i]);
+        bool all_answered;
 
-            if (segment_slot_is_read(&segment->slots[i]) && since_ns != UINT64_MAX &&
-                client_core_is_over(core, since_ns, now_ns, core->options.eject_silent_ms))
-                client_eject_want(volume, segment, i, DL__EJECT_REASON__EJECT_SILENT,
-                                  -DL_E_FENCE_PENDING);
+        if (segment->state != SEGMENT_UNRESOLVED)
+            continue;
+        all_answered = takeover_all_answered(takeover, segment);
+        for (uint32_t i = 0; i < segment->slot_count; i++) {
+            Dl__EjectReason reason = takeover_slot_failure(takeover, segment, &segment->slots[i],
+                                                           all_answered);
+
+            if (reason != DL__EJECT_REASON__EJECT_NONE)
+                client_eject_want(volume, segment, i, reason,
+                                  all_answered ? 0 : -DL_E_FENCE_PENDING);
         }
-        if (now_ns - takeover->start_ns >= PATROL_MAP_NS)
+        if (!all_answered && now_ns - takeover->start_ns >= PATROL_MAP_NS)
             client_map_refresh(volume, segment->index);
     }
 }

@@ -884,6 +884,38 @@ test_a_slot_that_stops_answering(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * One that has answered is gone before what it alone has is read: it is ejected as if it had to be
+ * written, and what the others have is kept.  Segments that don't need it wait for nothing.
+ */
+static void
+test_a_source_that_is_gone(void **state)
+{
+    struct fixture *f = fixture_create(35, 3);
+    struct fake_volume *volume = abandoned(f);
+
+    (void)state;
+    f->options.eject_lost_ms = 200;
+    f->options.eject_silent_ms = 3000;
+    put(f, volume, 0, 0, VERSION(11), 7, 1, 11);
+    put(f, volume, 0, 1, VERSION(10), 7, 1, 10);
+    server_of(f, volume, 0, 0)->faults.lost_reads = true;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    fixture_run(f, 100 * NS_PER_MS);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 1);
+    assert_int_equal(f->cluster.ejections, 0);
+    fixture_server_down(f, fake_volume_server_id(&f->cluster, volume, 0, 0) - 1);
+    fixture_run(f, 2 * SIM_S);
+    assert_int_equal(client_volume_unresolved_count(f->volume), 0);
+    assert_int_equal(f->cluster.ejections, 1);
+    assert_int_equal(f->cluster.last_ejected_server,
+                     fake_volume_server_id(&f->cluster, volume, 0, 0));
+    assert_int_equal(f->cluster.last_eject_reason, DL__EJECT_REASON__EJECT_CONNECTION);
+    assert_false(f->cluster.last_eject_resolved);
+    check_sectors(f, 0, 7, 1, 10);
+    close_clean(f, volume);
+}
+
 /* Not below min_write: then it is waited for. */
 static void
 test_a_slot_that_can_not_be_spared(void **state)
@@ -1094,6 +1126,7 @@ UNIT_MAIN(cmocka_unit_test(test_nothing_pending), cmocka_unit_test(test_pending_
           cmocka_unit_test(test_a_rewrite_goes_to_new_slots),
           cmocka_unit_test(test_a_slot_that_does_not_answer),
           cmocka_unit_test(test_a_slot_that_stops_answering),
+          cmocka_unit_test(test_a_source_that_is_gone),
           cmocka_unit_test(test_a_slot_that_can_not_be_spared),
           cmocka_unit_test(test_a_promoted_slot_that_does_not_answer),
           cmocka_unit_test(test_promoted_slots_that_do_not_answer),
