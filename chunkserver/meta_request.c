@@ -510,11 +510,6 @@ meta_request_receive(struct chunkserver_core *core, const struct frame *frame)
     const ProtobufCMessageDescriptor *type = message_type_of(frame->opcode);
     ProtobufCMessage *message;
 
-    if (frame->opcode == OP_PING) {
-        meta_link_send(core, core->meta.connection,
-                       frame_out_create_message(OP_PING, FRAME_REPLY, frame->request_id, 0, NULL));
-        return;
-    }
     if (type == NULL) {
         meta_refuse(core, frame, -DL_E_OPCODE_UNKNOWN, opcode_name(frame->opcode));
         return;

@@ -276,9 +276,24 @@ meta_on_reply(struct chunkserver_core *core, const struct frame *frame)
         meta_on_registered(core, frame);
 }
 
+/* Before the registration is answered, too: it may take long, and only who lives is admitted. */
+static void
+meta_answer_ping(struct chunkserver_core *core, const struct frame *frame)
+{
+    struct frame_out *reply = frame_out_create_message(OP_PING, FRAME_REPLY, frame->request_id, 0,
+                                                       NULL);
+
+    if (reply != NULL)
+        link_send(core->meta.link, reply);
+}
+
 static void
 meta_on_request(struct chunkserver_core *core, const struct frame *frame)
 {
+    if (frame->opcode == OP_PING) {
+        meta_answer_ping(core, frame);
+        return;
+    }
     if (core->meta.state != META_REGISTERED) {
         meta_log_problem(core, opcode_name(frame->opcode), "came before the registration");
         meta_close(core);

@@ -167,6 +167,8 @@ struct meta_session {
     uint64_t next_request_id;
     struct meta_peer_request *requests; /* by id */
     struct meta_peer_request ping;
+    struct meta_peer_request register_ping; /* server.c: does who registers live? */
+    struct list register_ops;               /* what waits for that */
 };
 
 void meta_session_send(struct meta_session *session, struct frame_out *frame);

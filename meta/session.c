@@ -404,6 +404,7 @@ session_on_accept(void *context, struct link *link)
     list_init(&session->owned);
     list_init(&session->readers);
     list_init(&session->ops);
+    list_init(&session->register_ops);
     list_push_back(&core->sessions, &session->node);
     core->session_count++;
     link->user = session;

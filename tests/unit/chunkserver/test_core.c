@@ -589,6 +589,21 @@ test_clients_wait_for_registration(void **state)
     assert_true(fx->meta.register_position >= 17);
 }
 
+/* Whose registration takes long shows that it lives meanwhile. */
+static void
+test_ping_before_the_registration_is_answered(void **state)
+{
+    struct fixture *fx = *state;
+
+    fx->meta.hold_register = true;
+    while (fx->meta.registrations == 0)
+        assert_true(sim_world_step(&fx->world, UINT64_MAX));
+    peer_send_message(&fx->meta, OP_PING, 1000, NULL);
+    assert_int_equal(wait_reply(fx, &fx->meta, 1000)->status, 0);
+    assert_int_equal(fx->meta.registrations, 1);
+    assert_int_equal(fx->meta.downs, 0);
+}
+
 struct hello_case {
     const char *what;
     void (*spoil)(Dl__Hello *hello);
@@ -1421,7 +1436,8 @@ test_stop(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-UNIT_MAIN(TEST(test_clients_wait_for_registration), TEST(test_hello_is_refused),
+UNIT_MAIN(TEST(test_clients_wait_for_registration),
+          TEST(test_ping_before_the_registration_is_answered), TEST(test_hello_is_refused),
           TEST(test_first_frame_must_be_hello), TEST(test_write_and_read),
           TEST(test_damaged_payload), TEST(test_fence), TEST(test_fence_overtakes_a_read),
           TEST(test_lower_fence_is_refused), TEST(test_fence_answer_of_a_long_list),

@@ -308,6 +308,58 @@ test_disk_that_went_back(void **state)
     fixture_fini(&f);
 }
 
+/*
+ * A connection that was given up can bring its registration long after a later one was taken.  That
+ * says less than what is known, but nobody lives there: it is no older copy, and changes nothing.
+ */
+static void
+test_late_registrations(void **state)
+{
+    struct fixture f;
+    struct peer *server, *again, *late;
+
+    (void)state;
+    fixture_init(&f, NULL);
+    server = fixture_server_hello(&f, 1, "h");
+    server->start_count = 5;
+    server->journal_position = 1000;
+    assert_int_equal(peer_register(server), 0);
+    again = fixture_server_of_process(&f, 1, "h", server->instance);
+    again->start_count = 5;
+    again->journal_position = 1500;
+    assert_int_equal(peer_register(again), 0);
+
+    /* Of the same process. */
+    late = fixture_server_of_process(&f, 1, "h", server->instance);
+    late->deaf = true;
+    late->start_count = 5;
+    late->journal_position = 1200;
+    (void)peer_send_register(late);
+    fixture_run(&f, 10 * SECOND);
+    assert_false(went_back(&f));
+    assert_true(late->link.down);
+    assert_false(again->link.down);
+    assert_int_equal(state_of(fixture_client(&f), again->server_id), DL__SERVER_STATE__SERVER_UP);
+
+    /* Of an earlier one, while the disk has no connection. */
+    peer_disconnect(again);
+    late = fixture_server_hello(&f, 1, "h");
+    late->deaf = true;
+    late->start_count = 4;
+    late->journal_position = 900;
+    (void)peer_send_register(late);
+    fixture_run(&f, SECOND);
+    server = fixture_server_hello(&f, 1, "h");
+    server->start_count = 6;
+    server->journal_position = 1600;
+    assert_int_equal(peer_register(server), 0); /* nor is it waited for */
+    fixture_run(&f, 10 * SECOND);
+    assert_false(went_back(&f));
+    assert_true(late->link.down);
+    assert_false(server->link.down);
+    fixture_fini(&f);
+}
+
 /* The journal position of heartbeats counts too, and reaches the store now and then. */
 static void
 test_journal_position_of_heartbeats(void **state)
@@ -458,7 +510,7 @@ UNIT_MAIN(cmocka_unit_test(test_registration), cmocka_unit_test(test_bad_registr
           cmocka_unit_test(test_copied_disk_is_refused_while_the_original_lives),
           cmocka_unit_test(test_dead_connection_gives_way),
           cmocka_unit_test(test_same_process_reconnects),
-          cmocka_unit_test(test_disk_that_went_back),
+          cmocka_unit_test(test_disk_that_went_back), cmocka_unit_test(test_late_registrations),
           cmocka_unit_test(test_journal_position_of_heartbeats),
           cmocka_unit_test(test_lost_connection_is_down_after_a_while),
           cmocka_unit_test(test_no_heartbeat_is_down),
