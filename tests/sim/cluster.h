@@ -444,6 +444,8 @@ uint32_t map_count_places(struct cluster *cluster, const struct sim_server *serv
  * it has none.
  */
 uint32_t map_in_sync_least(struct cluster *cluster, const struct sim_server *server);
+/* Of all segments: rises whenever one of them changes. */
+uint64_t map_config_epochs(struct cluster *cluster);
 /* What must be so at any time. */
 void map_check(struct cluster *cluster);
 void map_for_each(struct cluster *cluster,

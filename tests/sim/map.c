@@ -129,6 +129,24 @@ segment_in_sync(const struct sim_segment *segment)
     return in_sync;
 }
 
+static void
+add_config_epoch(struct cluster *cluster, const struct sim_segment *segment, void *context)
+{
+    uint64_t *sum = context;
+
+    (void)cluster;
+    *sum += segment->config_epoch;
+}
+
+uint64_t
+map_config_epochs(struct cluster *cluster)
+{
+    uint64_t sum = 0;
+
+    map_for_each(cluster, add_config_epoch, &sum);
+    return sum;
+}
+
 /* --- of one server --- */
 
 struct places_of {
