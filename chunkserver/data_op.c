@@ -328,7 +328,7 @@ read_op_check_again(struct read_op *op)
     struct chunkserver_core *core = op->session->core;
     const struct chunk *chunk = chunk_table_find(core->chunks, &op->read.key);
 
-    if (DLBLK_MUTANT(chunkserver_serve_recovering))
+    if (DLBLK_MUTANT(chunkserver_serve_recovering) || DLBLK_MUTANT(chunkserver_read_unchecked))
         return 0;
     if (chunk == NULL || chunk->local_id != op->local_id)
         return -DL_E_CHUNK_UNKNOWN;
@@ -401,6 +401,8 @@ read_op_receive(struct session *session, const struct frame *frame)
         request_undecodable(session, frame, err);
         return;
     }
+    if (DLBLK_MUTANT(chunkserver_read_old_lease))
+        read.target.lease_epoch = WIRE_LEASE_EPOCH_MAX;
     op = read_op_acquire(session->core, session, read.target.length_sectors * SECTOR_BYTES);
     op->request_id = frame->request_id;
     read_op_accept(op, &read);

@@ -21,6 +21,7 @@
 
 #include "client/volume_internal.h"
 #include "common/align.h"
+#include "common/mutant.h"
 
 /* Segments in one message. */
 #define EJECT_BATCH_MAX 512u
@@ -105,7 +106,8 @@ eject_fill_item(struct client_volume *volume, struct eject_item *item, struct se
     message->config_epoch = segment->config_epoch;
     message->server_ids = item->servers;
     /* Recovering slots keep what they pulled only if nothing is left that slots disagree about. */
-    message->resolved = segment->state == SEGMENT_READY && !unsettled;
+    message->resolved = (segment->state == SEGMENT_READY && !unsettled) ||
+                        DLBLK_MUTANT(client_eject_resolved);
     message->reason = item->wish.reason;
     message->detail = item->detail;
     /*

@@ -17,6 +17,7 @@
 
 #include "common/align.h"
 #include "common/assert.h"
+#include "common/mutant.h"
 #include "meta/memory.h"
 #include "meta/recovery.h"
 
@@ -112,6 +113,9 @@ meta_change_vacate(struct meta_op *op, struct segment *segment, struct segment_s
     *slot = (struct segment_slot){.number = slot->number};
 }
 
+static void notice_send_all(struct meta_core *core, struct meta_volume *volume,
+                            const struct meta_change *change);
+
 /* What no change may ever make of a segment. */
 static void
 change_check(const struct segment_table *table, const struct segment *segment)
@@ -144,6 +148,8 @@ meta_change_put(struct meta_op *op)
     }
     for (uint32_t i = 0; i < change->removal_count; i++)
         meta_removal_put(&op->batch, volume->desc.id, &change->removals[i], now_ms);
+    if (DLBLK_MUTANT(meta_tell_uncommitted))
+        notice_send_all(op->core, volume, change);
 }
 
 void

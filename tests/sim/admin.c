@@ -81,6 +81,20 @@ admin_next(struct sim_admin *admin, enum admin_state state, uint64_t max_ns)
                  fake_rng_below(&admin->cluster->rng, max_ns));
 }
 
+static void
+admin_ask(struct sim_admin *admin, uint16_t opcode, const ProtobufCMessage *request,
+          const ProtobufCMessageDescriptor *reply_type, client_meta_call_fn on_done)
+{
+    admin->call = (struct client_meta_call){
+        .opcode = opcode,
+        .request = request,
+        .reply_type = reply_type,
+        .on_done = on_done,
+        .context = admin,
+    };
+    client_meta_call_start(admin->core, &admin->call);
+}
+
 /* --- create --- */
 
 static void
@@ -141,13 +155,8 @@ admin_start_create(struct sim_admin *admin)
     admin->create.stripe_width = made != NULL ? made->stripe_width : 1;
     admin->create.stripe_unit_bytes = made != NULL ? made->stripe_unit_bytes : 0;
     admin->create.change_id = (ProtobufCBinaryData){sizeof(admin->change_id), admin->change_id};
-    memset(&admin->call, 0, sizeof(admin->call));
-    admin->call.opcode = OP_VOLUME_CREATE;
-    admin->call.request = &admin->create.base;
-    admin->call.reply_type = &dl__volume_reply__descriptor;
-    admin->call.on_done = admin_on_created;
-    admin->call.context = admin;
-    client_meta_call_start(admin->core, &admin->call);
+    admin_ask(admin, OP_VOLUME_CREATE, &admin->create.base, &dl__volume_reply__descriptor,
+              admin_on_created);
 }
 
 /* --- use --- */
@@ -254,13 +263,8 @@ admin_start_delete(struct sim_admin *admin)
     dl__volume_delete__init(&admin->delete);
     admin->delete.name = admin->name;
     admin->delete.change_id = (ProtobufCBinaryData){sizeof(admin->change_id), admin->change_id};
-    memset(&admin->call, 0, sizeof(admin->call));
-    admin->call.opcode = OP_VOLUME_DELETE;
-    admin->call.request = &admin->delete.base;
-    admin->call.reply_type = &dl__volume_delete_reply__descriptor;
-    admin->call.on_done = admin_on_deleted;
-    admin->call.context = admin;
-    client_meta_call_start(admin->core, &admin->call);
+    admin_ask(admin, OP_VOLUME_DELETE, &admin->delete.base, &dl__volume_delete_reply__descriptor,
+              admin_on_deleted);
 }
 
 /* --- resize --- */
@@ -292,13 +296,8 @@ admin_start_resize(struct sim_admin *admin)
     dl__volume_resize__init(&admin->resize);
     admin->resize.name = admin->resized->name;
     admin->resize.size_bytes = admin->resized->size_bytes_asked;
-    memset(&admin->call, 0, sizeof(admin->call));
-    admin->call.opcode = OP_VOLUME_RESIZE;
-    admin->call.request = &admin->resize.base;
-    admin->call.reply_type = &dl__volume_reply__descriptor;
-    admin->call.on_done = admin_on_resized;
-    admin->call.context = admin;
-    client_meta_call_start(admin->core, &admin->call);
+    admin_ask(admin, OP_VOLUME_RESIZE, &admin->resize.base, &dl__volume_reply__descriptor,
+              admin_on_resized);
 }
 
 void
@@ -378,13 +377,7 @@ admin_start_scrub(struct sim_admin *admin)
     dl__scrub__init(&admin->scrub);
     admin->scrub.name = (char *)(uintptr_t)admin->scrubbed->name;
     admin->scrub.scrub_id = (ProtobufCBinaryData){sizeof(admin->change_id), admin->change_id};
-    memset(&admin->call, 0, sizeof(admin->call));
-    admin->call.opcode = OP_SCRUB;
-    admin->call.request = &admin->scrub.base;
-    admin->call.reply_type = &dl__scrub_reply__descriptor;
-    admin->call.on_done = admin_on_scrub;
-    admin->call.context = admin;
-    client_meta_call_start(admin->core, &admin->call);
+    admin_ask(admin, OP_SCRUB, &admin->scrub.base, &dl__scrub_reply__descriptor, admin_on_scrub);
 }
 
 void

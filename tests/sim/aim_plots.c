@@ -3,7 +3,7 @@
  * aim_plots.c: histories of several steps that chance alone does not put together.  See watch.h.
  *
  * aim.c strikes once, at one frame.  Here a frame begins a story, of which each step is needed.
- * In a quarter of the seeds one of them is told, whenever it can be:
+ * In three of ten seeds one of them is told, whenever it can be:
  *
  *   lonely write  a write reaches a slot that recovers, and nobody else for a while; when the
  *                 owner has heard so, that server dies and is back at once: its new attempt drops
@@ -14,6 +14,8 @@
  *   slow attach   what servers in-sync say about a fence is held up, so that ejected slots of
  *                 others recover, and are promoted, between their own answer and the owner's first
  *                 map
+ *   old reads     while a volume is taken from its owner he hears nothing from the metadata service,
+ *                 and only reads from now on, or waits for reads that are under way
  *   old writes    a slot is about to be replaced, and what the owner sends to it, not knowing, gets
  *                 there when its chunk has been deleted
  */
@@ -30,7 +32,14 @@
 #define PLOT_LOOK_NS  SIM_MS /* between two looks into the map */
 #define PLOT_LARGE    17u    /* sectors: their data is written before the record */
 
-enum plot_kind { PLOT_NONE, PLOT_LONELY_WRITE, PLOT_LATE_LARGE, PLOT_SLOW_ATTACH, PLOT_OLD_WRITES };
+enum plot_kind {
+    PLOT_NONE,
+    PLOT_LONELY_WRITE,
+    PLOT_LATE_LARGE,
+    PLOT_SLOW_ATTACH,
+    PLOT_OLD_READS,
+    PLOT_OLD_WRITES,
+};
 
 /* A server dies, or comes back sooner than it would. */
 struct plot_event {
@@ -286,6 +295,25 @@ slow_attach(struct plots *plots, const struct plot_attach *attach)
 }
 
 static void
+old_reads(struct plots *plots, const struct sim_volume *volume)
+{
+    struct cluster *cluster = plots->cluster;
+    uint64_t duration_ns = plot_random(plots, 10, 3000) * SIM_MS;
+
+    for (uint32_t i = 0; i < cluster->profile.client_count; i++) {
+        struct sim_client *client = &cluster->clients[i];
+
+        if (client->state != CLIENT_RUNNING || client->target != volume)
+            continue;
+        plot_struck(plots, "old reads");
+        sim_net_block(&cluster->world, &cluster->meta.process, &client->process, duration_ns);
+        client->reads_only = true;
+        if (fake_rng_percent(&plots->rng, 50))
+            client->session_ops_left = 0;
+    }
+}
+
+static void
 old_writes(struct plots *plots, const struct sim_frame_event *event)
 {
     Dl__ServerDrain *drain = (Dl__ServerDrain *)frame_unpack(event->frame,
@@ -325,15 +353,22 @@ plots_on_attach(struct plots *plots, const struct sim_frame_event *event)
 {
     struct cluster *cluster = plots->cluster;
     Dl__Attach *request = (Dl__Attach *)frame_unpack(event->frame, &dl__attach__descriptor);
+    const struct sim_volume *volume = NULL;
     struct plot_attach attach = {0};
 
     for (uint32_t i = 0; request != NULL && i < cluster->profile.volume_count; i++)
-        if (strcmp(cluster->volumes[i].name, request->name) == 0 && !request->read_only)
-            attach.volume = cluster->volumes[i].id;
+        if (strcmp(cluster->volumes[i].name, request->name) == 0 && !request->read_only &&
+            (request->steal || plots->kind != PLOT_OLD_READS))
+            volume = &cluster->volumes[i];
     if (request != NULL)
         dl__attach__free_unpacked(request, NULL);
-    if (attach.volume == 0 || !plot_may_strike(plots, 80))
+    if (volume == NULL || !plot_may_strike(plots, 80))
         return;
+    if (plots->kind == PLOT_OLD_READS) {
+        old_reads(plots, volume);
+        return;
+    }
+    attach.volume = volume->id;
     map_for_each(cluster, attach_sort, &attach);
     slow_attach(plots, &attach);
 }
@@ -352,8 +387,8 @@ plots_on_frame(struct plots *plots, const struct sim_frame_event *event)
             plots_on_write(plots, event);
         return;
     case OP_ATTACH:
-        if (plots->kind == PLOT_SLOW_ATTACH && !is_reply && event->arrives &&
-            event->to == &cluster->meta.process)
+        if ((plots->kind == PLOT_SLOW_ATTACH || plots->kind == PLOT_OLD_READS) && !is_reply &&
+            event->arrives && event->to == &cluster->meta.process)
             plots_on_attach(plots, event);
         return;
     case OP_SERVER_DRAIN:
@@ -399,6 +434,19 @@ profile_slow_attach(struct plots *plots)
 }
 
 static void
+profile_old_reads(struct plots *plots)
+{
+    struct cluster_profile *profile = &plots->cluster->profile;
+    struct model_slowness slowness = {.read_ns_max = plot_random(plots, 1, 1000) * SIM_MS};
+
+    profile->session_ops = (uint32_t)plot_random(plots, 50, 400);
+    profile->reading_percent = 40;
+    profile->hedge_min_ms = 10000; /* to another server, which says that he is shut out */
+    profile->steal_percent = (uint32_t)plot_random(plots, 50, 100);
+    aim_set_slowness(plots->cluster, slowness);
+}
+
+static void
 plots_choose(struct plots *plots)
 {
     uint64_t dice = plot_random(plots, 0, 99);
@@ -414,6 +462,9 @@ plots_choose(struct plots *plots)
     } else if (dice < 24) {
         plots->kind = PLOT_OLD_WRITES;
         profile_old_writes(plots);
+    } else if (dice < 30) {
+        plots->kind = PLOT_OLD_READS;
+        profile_old_reads(plots);
     }
 }
 

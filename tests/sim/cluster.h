@@ -56,6 +56,7 @@ struct cluster_profile {
     uint32_t hot_percent;                                /* requests to a few blocks */
     uint32_t steal_percent;                              /* of opens */
     uint32_t session_ops;                                /* a session ends after about so many */
+    uint32_t reading_percent;                            /* of sessions only read */
     uint64_t think_ns; /* between two requests of a place, at most */
     uint64_t request_timeout_ms;
     bool ejection; /* clients eject slots that fail */
@@ -186,6 +187,7 @@ struct sim_client {
     uint64_t extents_next_bytes; /* what was told so far */
     bool extents_asked, extents_told;
     bool closing_wanted;
+    bool reads_only;     /* for the rest of this session */
     uint32_t open_flags; /* of a sweep */
     uint64_t submissions;
     int last_close_err;

@@ -523,7 +523,8 @@ apply_attempt(struct model_disk *disk, const struct store_change *change)
 {
     struct chunk *chunk = chunk_table_find(disk->chunks, &change->key);
 
-    if (chunk != NULL && chunk->incarnation < change->incarnation) {
+    if (chunk != NULL && chunk->incarnation < change->incarnation &&
+        !DLBLK_MUTANT(chunkserver_keep_incarnation)) {
         disk_chunk_remove(disk, chunk);
         chunk = NULL;
     }
@@ -550,7 +551,8 @@ apply_in_sync(struct model_disk *disk, const struct store_change *change)
 
     if (chunk == NULL && change->incarnation == 0)
         return -DL_E_CHUNK_UNKNOWN;
-    if (chunk != NULL && chunk->incarnation < change->incarnation)
+    if (chunk != NULL && chunk->incarnation < change->incarnation &&
+        !DLBLK_MUTANT(chunkserver_keep_incarnation))
         return -DL_E_CHUNK_UNKNOWN;
     if (chunk == NULL)
         chunk = disk_chunk_create(disk, &change->key, change->incarnation);
@@ -638,9 +640,20 @@ merge_takes(struct chunk *chunk, const struct store_merge *merge, const struct s
         return from->version >= here->damaged_version ||
                merge->stable_version >= here->damaged_version;
     if (merge->repair)
-        return !here->is_void && here->version == from->version;
+        return !here->is_void &&
+               (here->version == from->version || DLBLK_MUTANT(chunkserver_repair_any_version));
     return here->is_void || from->version > here->version ||
            DLBLK_MUTANT(chunkserver_pull_overwrites);
+}
+
+/* Is the chunk another one by now than when the source was asked? */
+static bool
+merge_is_late(const struct chunk *chunk, const struct store_merge *merge)
+{
+    if (!merge->repair)
+        return chunk->attempt == 0 || chunk->attempt != merge->attempt;
+    return chunk->attempt != 0 || chunk->config_epoch != merge->config_epoch ||
+           chunk->volume->lease_epoch != merge->lease_epoch;
 }
 
 static int
@@ -652,7 +665,7 @@ apply_merge(struct model_disk *disk, struct store_merge *merge)
     merge->taken_sectors = 0;
     if (chunk == NULL)
         return -DL_E_CHUNK_UNKNOWN;
-    if (!merge->repair && (chunk->attempt == 0 || chunk->attempt != merge->attempt))
+    if (merge_is_late(chunk, merge))
         return -DL_E_EPOCH_OLD;
     for (uint32_t i = 0; i < merge->sector_count; i++) {
         const struct store_sector *from = &merge->sectors[i];
@@ -1257,6 +1270,8 @@ model_read_start(struct chunk_store *store, struct store_read *read)
     dl_assert(read->length_sectors <= STORE_IO_SECTORS_MAX);
     pending->read = read;
     pending->due_ns = model_due_ns(model, profile->read_ns_min, profile->read_ns_max);
+    if (model->disk->slowness.read_ns_max > 0 && fake_rng_percent(&model->disk->rng, 10))
+        pending->due_ns += fake_rng_below(&model->disk->rng, model->disk->slowness.read_ns_max);
     pending->late = fake_rng_percent(&model->disk->rng, 50);
     if (!pending->late)
         read_lookup(model->disk, pending);

@@ -45,6 +45,7 @@ struct model_slowness {
     uint32_t pull_sectors_max; /* of one answer to PULL; 0: as many as go into it */
     uint64_t pull_ns_max;      /* of an answer to PULL */
     uint64_t large_ns_max;     /* of the data of a large write */
+    uint64_t read_ns_max;      /* of one read in ten */
 };
 
 struct model_counters {

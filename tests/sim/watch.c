@@ -844,6 +844,27 @@ watch_on_eject(struct watch *watch, const struct sim_frame_event *event)
 }
 
 static void
+check_resolved(struct watch *watch, const struct sim_frame_event *event)
+{
+    struct cluster *cluster = watch->cluster;
+    Dl__Eject *eject = (Dl__Eject *)frame_unpack(event->frame, &dl__eject__descriptor);
+
+    for (uint32_t i = 0; eject != NULL && i < cluster->profile.client_count; i++) {
+        const struct sim_client *client = &cluster->clients[i];
+
+        for (size_t k = 0; k < eject->n_ejections && &client->process == event->from; k++)
+            sim_require(
+                &cluster->world,
+                !eject->ejections[k]->resolved ||
+                    !watch_client_resolves(client, eject->volume, eject->ejections[k]->segment),
+                "%s says that volume %" PRIu64 " segment %u is resolved, and it is not",
+                client->process.name, eject->volume, eject->ejections[k]->segment);
+    }
+    if (eject != NULL)
+        dl__eject__free_unpacked(eject, NULL);
+}
+
+static void
 watch_on_request(struct watch *watch, const struct sim_frame_event *event)
 {
     const struct frame *frame = event->frame;
@@ -902,6 +923,9 @@ watch_on_frame(void *context, const struct sim_frame_event *event)
         watch_on_answer(watch, event);
     if (!event->arrives && frame_is_reply(frame) && frame->opcode == OP_WRITE)
         check_late_write(watch, event);
+    if (!event->arrives && !frame_is_reply(frame) && frame->opcode == OP_EJECT &&
+        frame->body != NULL)
+        check_resolved(watch, event);
     watch_takeovers_on_frame(watch->takeovers, event);
     aim_on_frame(watch->aim, event);
 }

@@ -23,7 +23,8 @@
  *   7. a chunk is deleted when nobody has a map any more in which it is read, unless he is fenced
  *      there;
  *   8. who has begun an attempt has the fence that came with it;
- *   9. no WRITE makes a chunk anew that CHUNK_DELETE has taken away.
+ *   9. no WRITE makes a chunk anew that CHUNK_DELETE has taken away;
+ *  12. who says `resolved` of a segment has no takeover of it to finish.
  * When a segment is ready after a takeover:
  *  10. each slot that is in-sync in the owner's map, and has recovered, has said since then what is
  *      pending there;
@@ -75,6 +76,8 @@ bool watch_client_reads(const struct sim_client *client, uint64_t volume, uint32
                         uint32_t number, uint32_t server_id);
 /* Has it the volume for writing, and what older owners left of the segment is settled? */
 bool watch_client_uses(const struct sim_client *client, uint64_t volume, uint32_t segment);
+/* Has it still to settle what older owners left of the segment? */
+bool watch_client_resolves(const struct sim_client *client, uint64_t volume, uint32_t segment);
 /* 0: it has no volume. */
 uint32_t watch_client_lease(const struct sim_client *client, uint64_t volume);
 

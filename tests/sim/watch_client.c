@@ -37,6 +37,14 @@ watch_client_uses(const struct sim_client *client, uint64_t volume, uint32_t ind
            (client->volume->flags & DLBLK_OPEN_READ_ONLY) == 0;
 }
 
+bool
+watch_client_resolves(const struct sim_client *client, uint64_t volume, uint32_t index)
+{
+    const struct segment *segment = client_segment(client, volume, index);
+
+    return segment != NULL && segment->state != SEGMENT_READY;
+}
+
 uint32_t
 watch_client_lease(const struct sim_client *client, uint64_t volume)
 {

@@ -272,6 +272,8 @@ op_choose_kind(struct sim_client *client)
     const struct cluster_profile *profile = &client->cluster->profile;
     uint64_t dice = work_random(client, 100);
 
+    if (client->reads_only)
+        return DLBLK_READ;
     if (dice < profile->write_percent)
         return DLBLK_WRITE;
     dice -= profile->write_percent;
@@ -570,6 +572,7 @@ client_run(struct sim_client *client)
     client_set_state(client, CLIENT_RUNNING);
     client->session_ops_left = 1 + work_random(client, 2 * client->cluster->profile.session_ops);
     client->closing_wanted = work_percent(client, 30);
+    client->reads_only = work_percent(client, client->cluster->profile.reading_percent);
     client->sweep_next_block = 0;
     client->extents_asked = false;
     client->extents_told = false;
