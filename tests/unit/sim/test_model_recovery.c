@@ -555,6 +555,10 @@ test_repair(void **state)
     assert_int_equal(wait_idle(fx), -DL_E_EPOCH_OLD);
     start_merge(fx, count, 0, 0, 0);
     fx->merge.repair = true;
+    assert_int_equal(wait_idle(fx), -DL_E_EPOCH_OLD); /* of another map */
+    start_merge(fx, count, 0, 0, 0);
+    fx->merge.repair = true;
+    fx->merge.config_epoch = 1;
     assert_int_equal(wait_idle(fx), 0);
     assert_int_equal(fx->merge.taken_sectors, 1);
     assert_int_equal(sector_of(fx, 0).data[0], 0xee);
