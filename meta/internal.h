@@ -59,6 +59,7 @@ struct meta_handler {
     uint16_t opcode;
     const ProtobufCMessageDescriptor *type; /* of the request */
     bool from_client, from_chunkserver;
+    bool asks_back; /* does its connection live?  session.c */
     /* Replies, fails, commits or waits.  Runs again from its start after a wait. */
     void (*run)(struct meta_op *op);
 };
@@ -167,8 +168,9 @@ struct meta_session {
     uint64_t next_request_id;
     struct meta_peer_request *requests; /* by id */
     struct meta_peer_request ping;
-    struct meta_peer_request register_ping; /* server.c: does who registers live? */
-    struct list register_ops;               /* what waits for that */
+    struct meta_peer_request proof; /* PING: what is in proof_ops was asked back */
+    uint64_t proof_ns;              /* when it was sent */
+    struct list proof_ops;          /* of meta_op.node */
 };
 
 void meta_session_send(struct meta_session *session, struct frame_out *frame);
@@ -184,6 +186,8 @@ void meta_session_notify(struct meta_session *session, uint16_t opcode,
                          const ProtobufCMessage *message);
 void meta_session_tick(struct meta_session *session, uint64_t now_ns);
 void meta_session_update_flow(struct meta_session *session);
+/* op runs when the connection has answered a PING; it ends with the connection. */
+void meta_session_ask_back(struct meta_session *session, struct meta_op *op);
 /* The connection is useless: closed now, cleaned up in on_down. */
 void meta_session_close(struct meta_session *session);
 void meta_session_free(struct meta_session *session);

@@ -3,7 +3,8 @@
  * Requests at work.  An op is in one of these:
  *
  *   running      its handler is on the stack
- *   waiting      its node is in a queue: a serial's, a probe's, a takeover's; or its timer runs
+ *   waiting      its node is in a queue: a serial's, a probe's, a takeover's, its session's; or its
+ *                timer runs
  *   ready        its node is in core->ready: the handler runs again at the end of this turn
  *   committing   the store has it; nothing ends it but the completion
  *
@@ -98,7 +99,10 @@ meta_op_start(struct meta_session *session, const struct meta_handler *handler, 
     list_push_back(&session->ops, &op->session_node);
     session->op_count++;
     meta_session_update_flow(session);
-    handler->run(op);
+    if (handler->asks_back)
+        meta_session_ask_back(session, op);
+    else
+        handler->run(op);
 }
 
 static void

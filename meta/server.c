@@ -7,13 +7,14 @@
  *   ... of another process                     PING on it; an answer: a copied disk, refused; none
  *                                              in 1 s: closed
  *   the recorded start count, other process    a copy that was started as often: refused
- *   start count or journal below the recorded  PING on its own connection; no answer: it comes late,
- *                                              of a connection that was given up, and changes nothing;
- *                                              an answer: an older copy of itself, and nothing on it
- *                                              is trusted: all its slots are recovered from nothing;
+ *   start count or journal below the recorded  an older copy of itself, and nothing on it is
+ *                                              trusted: all its slots are recovered from nothing;
  *                                              refused if it has the last in-sync one of a segment
  *   it is damaged                              likewise
  *   started anew, with recovering slots        these begin new attempts
+ *
+ * (One that comes late, of a connection that was given up, would look like an older copy: it is
+ * asked back, session.c.)
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -255,41 +256,6 @@ register_went_back(const struct meta_server *server, const struct server_desc *d
      */
     return known->start_count < known->start_count_highest &&
            desc->start_count > known->start_count_highest;
-}
-
-static void
-register_on_ping(struct meta_peer_request *request, const struct frame *frame, int err)
-{
-    struct meta_session *session = list_entry(request, struct meta_session, register_ping);
-
-    (void)err;
-    if (frame == NULL)
-        return; /* what waits ends with its connection */
-    while (!list_is_empty(&session->register_ops)) {
-        struct meta_op *op = list_first_entry(&session->register_ops, struct meta_op, node);
-
-        op->verdict = true;
-        meta_op_run_soon(op);
-    }
-}
-
-/*
- * A connection that was given up can bring its registration when a later one has been taken, and
- * the disk has gone on.  So nothing is taken for an older copy that does not live.  True: op waits.
- */
-static bool
-register_may_be_late(struct meta_op *op, const struct meta_server *server,
-                     const struct server_desc *desc)
-{
-    struct meta_session *session = op->session;
-
-    if (op->verdict || !register_went_back(server, desc))
-        return false;
-    meta_op_release(op);
-    meta_op_wait(op, &session->register_ops);
-    if (session->register_ping.session == NULL)
-        meta_peer_request_send(session, &session->register_ping, OP_PING, NULL, register_on_ping);
-    return true;
 }
 
 /* Is it one of two? */
@@ -564,8 +530,7 @@ meta_run_server_register(struct meta_op *op)
         register_new(op, &desc);
         return;
     }
-    if (!meta_op_take(op, &server->serial) || register_may_be_late(op, server, &desc) ||
-        register_meets_other(op, server))
+    if (!meta_op_take(op, &server->serial) || register_meets_other(op, server))
         return;
     if (register_check_history(server, &desc, &err) < 0) {
         meta_log(core, META_LOG_ERROR, "server", "registration refused: %s", err.text);

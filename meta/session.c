@@ -6,6 +6,12 @@
  *   open      requests and replies
  *   closing   an error reply was sent that ends the connection; nothing is read, the next tick
  *             closes the link
+ *
+ * A connection that its peer has given up can still bring what was on its way, long after what came
+ * on a later one: a registration that says less of a disk than is known, a deletion of a volume
+ * whose name has got another one since.  Requests of which that matters are asked back: they run
+ * when the connection has answered a PING, as a living one does at once.  (Others name a lease, a
+ * config epoch or an attempt.)
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,34 +27,39 @@
 #define PING_AFTER_NS NS_PER_S
 
 static const struct meta_handler handlers[] = {
-    {OP_SERVER_REGISTER, &dl__server_register__descriptor, false, true, meta_run_server_register},
-    {OP_SERVER_HEARTBEAT, &dl__server_heartbeat__descriptor, false, true,
+    {OP_SERVER_REGISTER, &dl__server_register__descriptor, false, true, true,
+     meta_run_server_register},
+    {OP_SERVER_HEARTBEAT, &dl__server_heartbeat__descriptor, false, true, false,
      meta_run_server_heartbeat},
-    {OP_VOLUME_CREATE, &dl__volume_create__descriptor, true, false, meta_run_volume_create},
-    {OP_VOLUME_LIST, &dl__volume_list__descriptor, true, false, meta_run_volume_list},
-    {OP_VOLUME_INFO, &dl__volume_info__descriptor, true, false, meta_run_volume_info},
-    {OP_VOLUME_RENAME, &dl__volume_rename__descriptor, true, false, meta_run_volume_rename},
-    {OP_VOLUME_RESIZE, &dl__volume_resize__descriptor, true, false, meta_run_volume_resize},
-    {OP_VOLUME_DELETE, &dl__volume_delete__descriptor, true, false, meta_run_volume_delete},
-    {OP_ATTACH, &dl__attach__descriptor, true, false, meta_run_attach},
-    {OP_DETACH, &dl__detach__descriptor, true, false, meta_run_detach},
-    {OP_FENCE_STATUS, &dl__fence_status__descriptor, true, false, meta_run_fence_status},
-    {OP_MAP_GET, &dl__map_get__descriptor, true, true, meta_run_map_get},
-    {OP_ALLOCATE, &dl__allocate__descriptor, true, false, meta_run_allocate},
-    {OP_EJECT, &dl__eject__descriptor, true, false, meta_run_eject},
-    {OP_OWNER_WAITS, &dl__owner_waits__descriptor, true, false, meta_run_owner_waits},
-    {OP_RECOVERY_REPORT, &dl__recovery_report__descriptor, false, true, meta_run_recovery_report},
-    {OP_BAD_SECTORS, &dl__bad_sectors__descriptor, false, true, meta_run_bad_sectors},
-    {OP_SERVER_DRAIN, &dl__server_drain__descriptor, true, false, meta_run_server_drain},
-    {OP_SERVER_UNDRAIN, &dl__server_undrain__descriptor, true, false, meta_run_server_undrain},
-    {OP_SERVER_REMOVE, &dl__server_remove__descriptor, true, false, meta_run_server_remove},
-    {OP_SERVER_SET, &dl__server_set__descriptor, true, false, meta_run_server_set},
-    {OP_VOLUME_STATUS, &dl__volume_status__descriptor, true, false, meta_run_volume_status},
-    {OP_SEGMENT_LOCATE, &dl__segment_locate__descriptor, true, false, meta_run_segment_locate},
-    {OP_EVENTS, &dl__events__descriptor, true, false, meta_run_events},
-    {OP_SCRUB, &dl__scrub__descriptor, true, false, meta_run_scrub},
-    {OP_SERVER_LIST, &dl__server_list__descriptor, true, false, meta_run_server_list},
-    {OP_CLUSTER_STATUS, &dl__cluster_status__descriptor, true, false, meta_run_cluster_status},
+    {OP_VOLUME_CREATE, &dl__volume_create__descriptor, true, false, true, meta_run_volume_create},
+    {OP_VOLUME_LIST, &dl__volume_list__descriptor, true, false, false, meta_run_volume_list},
+    {OP_VOLUME_INFO, &dl__volume_info__descriptor, true, false, false, meta_run_volume_info},
+    {OP_VOLUME_RENAME, &dl__volume_rename__descriptor, true, false, true, meta_run_volume_rename},
+    {OP_VOLUME_RESIZE, &dl__volume_resize__descriptor, true, false, true, meta_run_volume_resize},
+    {OP_VOLUME_DELETE, &dl__volume_delete__descriptor, true, false, true, meta_run_volume_delete},
+    {OP_ATTACH, &dl__attach__descriptor, true, false, true, meta_run_attach},
+    {OP_DETACH, &dl__detach__descriptor, true, false, false, meta_run_detach},
+    {OP_FENCE_STATUS, &dl__fence_status__descriptor, true, false, false, meta_run_fence_status},
+    {OP_MAP_GET, &dl__map_get__descriptor, true, true, false, meta_run_map_get},
+    {OP_ALLOCATE, &dl__allocate__descriptor, true, false, false, meta_run_allocate},
+    {OP_EJECT, &dl__eject__descriptor, true, false, false, meta_run_eject},
+    {OP_OWNER_WAITS, &dl__owner_waits__descriptor, true, false, false, meta_run_owner_waits},
+    {OP_RECOVERY_REPORT, &dl__recovery_report__descriptor, false, true, false,
+     meta_run_recovery_report},
+    {OP_BAD_SECTORS, &dl__bad_sectors__descriptor, false, true, false, meta_run_bad_sectors},
+    {OP_SERVER_DRAIN, &dl__server_drain__descriptor, true, false, true, meta_run_server_drain},
+    {OP_SERVER_UNDRAIN, &dl__server_undrain__descriptor, true, false, true,
+     meta_run_server_undrain},
+    {OP_SERVER_REMOVE, &dl__server_remove__descriptor, true, false, true, meta_run_server_remove},
+    {OP_SERVER_SET, &dl__server_set__descriptor, true, false, true, meta_run_server_set},
+    {OP_VOLUME_STATUS, &dl__volume_status__descriptor, true, false, false, meta_run_volume_status},
+    {OP_SEGMENT_LOCATE, &dl__segment_locate__descriptor, true, false, false,
+     meta_run_segment_locate},
+    {OP_EVENTS, &dl__events__descriptor, true, false, false, meta_run_events},
+    {OP_SCRUB, &dl__scrub__descriptor, true, false, false, meta_run_scrub},
+    {OP_SERVER_LIST, &dl__server_list__descriptor, true, false, false, meta_run_server_list},
+    {OP_CLUSTER_STATUS, &dl__cluster_status__descriptor, true, false, false,
+     meta_run_cluster_status},
 };
 
 const struct meta_handler *
@@ -182,6 +193,10 @@ meta_session_update_flow(struct meta_session *session)
                                        session->unsent_bytes > META_SESSION_UNSENT_BYTES_MAX / 2
                                  : count >= META_SESSION_OPS_MAX ||
                                        session->unsent_bytes >= META_SESSION_UNSENT_BYTES_MAX;
+
+    /* The answer that requests wait for comes behind others. */
+    if (session->proof.session != NULL)
+        pause = false;
 
     if (session->core->phase == META_LOADING)
         pause = true;
@@ -404,7 +419,7 @@ session_on_accept(void *context, struct link *link)
     list_init(&session->owned);
     list_init(&session->readers);
     list_init(&session->ops);
-    list_init(&session->register_ops);
+    list_init(&session->proof_ops);
     list_push_back(&core->sessions, &session->node);
     core->session_count++;
     link->user = session;
@@ -473,8 +488,6 @@ meta_session_free(struct meta_session *session)
     free(session);
 }
 
-/* --- silence --- */
-
 static void
 session_on_ping(struct meta_peer_request *request, const struct frame *frame, int err)
 {
@@ -482,6 +495,33 @@ session_on_ping(struct meta_peer_request *request, const struct frame *frame, in
     (void)frame;
     (void)err;
 }
+
+/* --- asking back --- */
+
+static void
+session_on_proof(struct meta_peer_request *request, const struct frame *frame, int err)
+{
+    struct meta_session *session = list_entry(request, struct meta_session, proof);
+
+    (void)err;
+    if (frame == NULL)
+        return; /* what waits ends with the connection */
+    while (!list_is_empty(&session->proof_ops))
+        meta_op_run_soon(list_first_entry(&session->proof_ops, struct meta_op, node));
+    meta_session_update_flow(session);
+}
+
+void
+meta_session_ask_back(struct meta_session *session, struct meta_op *op)
+{
+    meta_op_wait(op, &session->proof_ops);
+    if (session->proof.session != NULL)
+        return;
+    session->proof_ns = env_now_ns(session->core->env);
+    meta_peer_request_send(session, &session->proof, OP_PING, NULL, session_on_proof);
+}
+
+/* --- silence --- */
 
 void
 meta_session_tick(struct meta_session *session, uint64_t now_ns)
@@ -505,6 +545,13 @@ meta_session_tick(struct meta_session *session, uint64_t now_ns)
         meta_log(session->core, META_LOG_WARNING, "session",
                  "%s: closed: it took none of %" PRIu32 " answers for %s", session->peer.text,
                  session->unsent_count, text_of_duration(now_ns - session->progress_ns).text);
+        meta_session_close(session);
+        return;
+    }
+    if (session->proof.session != NULL && now_ns - session->proof_ns >= options->silent_ns) {
+        meta_log(session->core, META_LOG_WARNING, "session",
+                 "%s: closed: it did not answer a PING for %s", session->peer.text,
+                 text_of_duration(now_ns - session->proof_ns).text);
         meta_session_close(session);
         return;
     }

@@ -106,9 +106,6 @@ void
 fixture_crash(struct fixture *f, uint64_t keep)
 {
     store_memory_crash(f->store, keep);
-    meta_core_destroy(f->core);
-    fake_env_crash(&f->env);
-    f->core = NULL;
     for (uint32_t i = 0; i < PEERS_MAX; i++) {
         struct peer *peer = &f->peers[i];
 
@@ -118,6 +115,9 @@ fixture_crash(struct fixture *f, uint64_t keep)
         peer_forget(peer);
         peer->connected = false;
     }
+    meta_core_destroy(f->core);
+    fake_env_crash(&f->env);
+    f->core = NULL;
 }
 
 void

@@ -432,6 +432,7 @@ test_stop_in_the_middle(void **state)
 
         message.name = (char *)(uintptr_t) "v";
         (void)peer_send(t.client, OP_VOLUME_DELETE, &message.base);
+        fixture_settle(&t.f);
     }
     meta_core_stop(t.f.core, on_stopped, &stopped);
     store_memory_hold(t.f.store, false);

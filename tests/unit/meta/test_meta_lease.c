@@ -270,6 +270,12 @@ test_answer_comes_before_the_probe(void **state)
     fake_env_settle(&t.f.env);
     frame = fake_link_next(&again->link);
     assert_non_null(frame);
+    assert_int_equal(frame->frame.opcode, OP_PING);
+    peer_answer(again, frame, 0, NULL);
+    fake_frame_destroy(frame);
+    fake_env_settle(&t.f.env);
+    frame = fake_link_next(&again->link);
+    assert_non_null(frame);
     assert_int_equal(frame->frame.opcode, OP_ATTACH);
     fake_frame_destroy(frame);
     frame = fake_link_next(&again->link);
@@ -324,6 +330,31 @@ test_steal_takes_from_the_living(void **state)
     assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 1, 1, NULL), -DL_E_LEASE_OLD);
     assert_int_equal(ask_detach(t.client, t.volume.id, 1, true), -DL_E_LEASE_OLD);
     assert_int_equal(ask_allocate(thief, t.volume.id, 2, 1, 1, NULL), 0);
+    fixture_fini(&t.f);
+}
+
+/*
+ * A connection that was given up can bring its ATTACH late: nobody lives there who would have the
+ * volume.
+ */
+static void
+test_a_late_steal(void **state)
+{
+    struct lease_test t;
+    struct peer *late;
+    Dl__Attach message;
+
+    (void)state;
+    lease_init(&t);
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    late = fixture_client(&t.f);
+    late->deaf = true;
+    fill_attach(&message, "v", 2);
+    message.steal = true;
+    (void)peer_send(late, OP_ATTACH, &message.base);
+    fixture_run(&t.f, 10 * SECOND);
+    assert_true(late->link.down);
+    assert_int_equal(ask_allocate(t.client, t.volume.id, 1, 0, 1, NULL), 0);
     fixture_fini(&t.f);
 }
 
@@ -513,7 +544,8 @@ UNIT_MAIN(cmocka_unit_test(test_attach_gives_a_lease),
           cmocka_unit_test(test_owner_that_missed_news),
           cmocka_unit_test(test_answer_comes_before_the_probe),
           cmocka_unit_test(test_owner_gone_for_long_is_not_waited_for),
-          cmocka_unit_test(test_steal_takes_from_the_living), cmocka_unit_test(test_clean_detach),
+          cmocka_unit_test(test_steal_takes_from_the_living), cmocka_unit_test(test_a_late_steal),
+          cmocka_unit_test(test_clean_detach),
           cmocka_unit_test(test_unclean_detach_leads_to_a_takeover),
           cmocka_unit_test(test_bad_attaches), cmocka_unit_test(test_owner_text_is_cleaned),
           cmocka_unit_test(test_readers_and_writers_exclude_each_other),

@@ -148,7 +148,9 @@ test_crash_between_commit_and_answer(void **state)
         message.change_id = bytes_of(change_id, 16);
 
         /* create */
+        store_memory_hold(f.store, true);
         (void)peer_send(client, OP_VOLUME_CREATE, &message.base);
+        fixture_settle(&f);
         assert_int_equal(store_memory_in_flight(f.store), 1);
         fixture_crash(&f, keep);
         fixture_start(&f);
@@ -162,7 +164,9 @@ test_crash_between_commit_and_answer(void **state)
 
         /* attach */
         fill_attach(&attach, "v", 1);
+        store_memory_hold(f.store, true);
         (void)peer_send(client, OP_ATTACH, &attach.base);
+        fixture_settle(&f);
         assert_int_equal(store_memory_in_flight(f.store), 1);
         fixture_crash(&f, keep);
         fixture_start(&f);

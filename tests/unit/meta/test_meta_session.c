@@ -286,10 +286,10 @@ test_too_many_requests_pause_the_connection(void **state)
     fill_attach(&message, "v", 2);
     while (!client->link.paused && sent < 1000) {
         (void)peer_send(client, OP_ATTACH, &message.base);
+        fixture_settle(&f);
         sent++;
     }
     assert_int_equal(sent, META_SESSION_OPS_MAX);
-    fixture_settle(&f);
     assert_true(client->link.paused);
     for (uint32_t i = 0; i < 3; i++) {
         struct fake_frame *fence = peer_take_request(servers[i], OP_FENCE);
@@ -304,6 +304,37 @@ test_too_many_requests_pause_the_connection(void **state)
     assert_false(client->link.paused);
     for (uint64_t id = client->next_id - sent + 1; id <= client->next_id; id++)
         assert_int_equal(fixture_reply_status(client, id), 0);
+    fixture_fini(&f);
+}
+
+/*
+ * But not as long as they wait for the answer to a PING, which comes behind them; who doesn't give
+ * it is closed.
+ */
+static void
+test_many_requests_are_asked_back(void **state)
+{
+    struct fixture f;
+    struct peer *client, *mute;
+    Dl__VolumeDelete message = DL__VOLUME_DELETE__INIT;
+
+    (void)state;
+    fixture_init(&f, NULL);
+    client = fixture_client(&f);
+    mute = fixture_client(&f);
+    mute->deaf = true;
+    message.name = (char *)(uintptr_t) "v";
+    for (uint32_t i = 0; i < 2 * META_SESSION_OPS_MAX; i++) {
+        (void)peer_send(client, OP_VOLUME_DELETE, &message.base);
+        (void)peer_send(mute, OP_VOLUME_DELETE, &message.base);
+    }
+    assert_false(client->link.paused);
+    fixture_settle(&f);
+    for (uint64_t id = client->next_id - 2 * META_SESSION_OPS_MAX + 1; id <= client->next_id; id++)
+        assert_int_equal(fixture_reply_status(client, id), -DL_E_VOLUME_UNKNOWN);
+    fixture_run(&f, 7 * SECOND);
+    assert_true(mute->link.down);
+    assert_false(client->link.down);
     fixture_fini(&f);
 }
 
@@ -379,6 +410,7 @@ test_stop_finishes_what_is_in_flight(void **state)
     message.policy = &policy;
     store_memory_hold(f.store, true);
     id = peer_send(client, OP_VOLUME_CREATE, &message.base);
+    fixture_settle(&f);
     meta_core_stop(f.core, on_stopped, &stopped);
     fixture_settle(&f);
     assert_false(stopped);
@@ -493,6 +525,7 @@ UNIT_MAIN(cmocka_unit_test(test_hello), cmocka_unit_test(test_bad_hellos),
           cmocka_unit_test(test_noise_in_every_request),
           cmocka_unit_test(test_silent_peer_is_pinged_and_closed),
           cmocka_unit_test(test_too_many_requests_pause_the_connection),
+          cmocka_unit_test(test_many_requests_are_asked_back),
           cmocka_unit_test(test_too_many_connections),
           cmocka_unit_test(test_connections_wait_for_the_load),
           cmocka_unit_test(test_stop_finishes_what_is_in_flight),
