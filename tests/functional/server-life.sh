@@ -49,7 +49,8 @@ cleanup_fn kill $!
 followed() {
     local i
     for ((i = 0; i < 100; i++)); do
-        jq -e --arg kind "$1" --arg text "$2" 'select(.kind == $kind and (.text | contains($text)))' \
+        jq -se --arg kind "$1" --arg text "$2" \
+            'any(.[]; .kind == $kind and (.text | contains($text)))' \
             "$scratch/followed" >/dev/null && return
         sleep 0.1
     done
