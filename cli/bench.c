@@ -75,7 +75,7 @@ bench_parse(struct bench *bench, int argc, char **argv)
          &bench->destroy_data, 0, 0, NULL, NULL},
         {"size", CLI_SIZE, "SIZE", "create VOLUME for this run, and delete it at the end",
          &bench->own_bytes, 4096, UINT64_MAX, NULL, &bench->own_seen},
-        {"replicas", CLI_NUMBER, "N", "with --size: number of copies (3)", &bench->replicas, 1, 32,
+        {"replicas", CLI_NUMBER, "N", "with --size: number of copies (3)", &bench->replicas, 1, 8,
          NULL, NULL},
         {"failure-domain", CLI_CHOICE, "WHAT", "with --size: server, host, rack (host)",
          &bench->domain, 0, 0, cli_domain_names, NULL},

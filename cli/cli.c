@@ -93,6 +93,15 @@ cli_on_event(void *context, enum dlblk_event_level level, const char *text)
         fprintf(cli->err, "dlblk: %s\n", text);
 }
 
+/* A configuration file that isn't there is a mistake in the command, nothing that was asked for. */
+static int
+fail_config(const struct cli *cli, const struct dl_error *err)
+{
+    int status = cli_fail(cli, err);
+
+    return status == CLI_NOT_FOUND ? CLI_USAGE : status;
+}
+
 int
 cli_connect(struct cli *cli)
 {
@@ -106,9 +115,9 @@ cli_connect(struct cli *cli)
     };
     struct dl_error err = {0};
 
-    if (dlblk_client_create(&cli->client, &options, &err) != 0)
-        return cli_fail(cli, &err);
-    return CLI_GO_ON;
+    if (dlblk_client_create(&cli->client, &options, &err) == 0)
+        return CLI_GO_ON;
+    return fail_config(cli, &err);
 }
 
 /* --- output --- */
@@ -226,7 +235,7 @@ check_config(const struct cli *cli)
         fprintf(cli->out, "%s: no mistakes; metadata service: %s\n", path,
                 conf_text(conf, "cluster", "meta"));
     conf_destroy(conf);
-    return result == 0 ? CLI_OK : cli_fail(cli, &err);
+    return result == 0 ? CLI_OK : fail_config(cli, &err);
 }
 
 static int

@@ -85,10 +85,11 @@ print_status(FILE *out, const struct dlblk_cluster_status *status)
                 status->segments_degraded, status->segments_blocked, status->segments_moving);
     print_recovery(out, &status->recovery);
     fprintf(out,
-            "scrub:     all read by %s; %" PRIu64 " bad sectors found, %" PRIu64
-            " repaired, %" PRIu64 " left\n",
-            cli_time_of(status->scrub_completed_ms).text, status->scrub.bad, status->scrub.repaired,
-            status->scrub.left_bad);
+            "scrub:     %s%s; %" PRIu64 " bad sectors found, %" PRIu64 " repaired, %" PRIu64
+            " left\n",
+            status->scrub_completed_ms != 0 ? "all read by " : "not all read yet",
+            status->scrub_completed_ms != 0 ? cli_time_of(status->scrub_completed_ms).text : "",
+            status->scrub.bad, status->scrub.repaired, status->scrub.left_bad);
     for (size_t i = 0; i < status->problem_count; i++)
         fprintf(out, "problem:   %s\n", status->problems[i]);
 }

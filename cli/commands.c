@@ -128,7 +128,7 @@ const struct cli_command cli_commands[] = {
         .summary = "forget a server that is empty, or that never comes back",
         .text = "\nIt must be stopped.  If it still has copies they are made again elsewhere.\n"
                 "Refused if it has the only copy of something, and without --force if some\n"
-                "segments are left with fewer copies than a write needs.\n",
+                "segments are left with fewer copies on servers that are up than a write needs.\n",
         .examples = "  dlblk server remove 3 --dry-run\n"
                     "  dlblk server remove 3\n",
         .run = cli_server_remove,

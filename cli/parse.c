@@ -235,15 +235,17 @@ static int
 take_arguments(const struct cli *cli, const struct cli_command *command, int argc, char **argv,
                const char **arguments, int argument_count)
 {
+    const char *group = command->group != NULL ? command->group : "";
+    const char *space = command->group != NULL ? " " : "";
     int given = argc - optind;
 
     if (given > argument_count)
-        return cli_usage(cli, command, "%s is one argument too many: usage: %s %s",
-                         text_quote(argv[optind + argument_count]).text, command->name,
-                         command->arguments);
+        return cli_usage(cli, command, "%s is one argument too many: usage: dlblk %s%s%s %s",
+                         text_quote(argv[optind + argument_count]).text, group, space,
+                         command->name, command->arguments);
     if (given < argument_count)
-        return cli_usage(cli, command, "an argument is missing: usage: %s %s", command->name,
-                         command->arguments);
+        return cli_usage(cli, command, "an argument is missing: usage: dlblk %s%s%s %s", group,
+                         space, command->name, command->arguments);
     for (int i = 0; i < given; i++)
         arguments[i] = argv[optind + i];
     return CLI_GO_ON;

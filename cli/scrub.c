@@ -78,11 +78,15 @@ print_result(FILE *out, const struct dlblk_scrub *scrub)
         fprintf(out, "server %" PRIu32 " is down: its copies were not looked at\n",
                 scrub->absent[i]);
     if (scrub->chunks_skipped > 0)
-        fprintf(out, "%" PRIu64 " copies of segments were not looked at: they recover, or fail\n",
-                scrub->chunks_skipped);
+        fprintf(out, "%" PRIu64 " %s not looked at: being made, or failing; scrub again later\n",
+                scrub->chunks_skipped,
+                scrub->chunks_skipped == 1 ? "copy of a segment was" : "copies of segments were");
     if (scrub->uncompared > 0)
-        fprintf(out, "%" PRIu64 " segments were not compared whole with all of their copies\n",
-                scrub->uncompared);
+        fprintf(out,
+                "%" PRIu64
+                " %s not compared whole with all other copies: those were made, moved or "
+                "away meanwhile; scrub again later\n",
+                scrub->uncompared, scrub->uncompared == 1 ? "segment was" : "segments were");
     if (scrub->counts.left_bad + scrub->counts.mismatches > 0)
         fprintf(out, "dlblk events says where\n");
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "common/align.h"
 #include "common/cleanup.h"
 #include "common/text.h"
 
@@ -51,7 +52,8 @@ add_server(struct cli_table *table, const struct dlblk_server_info *info)
     cli_table_cell(table, "%s", text_of_size(info->used_bytes).text);
     cli_table_cell(table, "%s", text_of_size(info->capacity_bytes).text);
     cli_table_cell(table, "%.0f%%", percent);
-    cli_table_cell(table, "%" PRIu64, info->chunk_count);
+    /* What it says that it has, or should have: it has said nothing since one of both started. */
+    cli_table_cell(table, "%" PRIu64, max_u64(info->chunk_count, info->slot_count));
     cli_table_cell(table, "%" PRIu32, info->weight_percent);
     cli_table_cell(table, "%s", or_dash(info->problem));
 }

@@ -84,7 +84,7 @@ CLI_COMMAND(cli_volume_create)
     const struct cli_option options[] = {
         {"size", CLI_SIZE, "SIZE", "size of the volume, a multiple of the logical block", &size, 0,
          UINT64_MAX, NULL, &size_seen},
-        {"replicas", CLI_NUMBER, "N", "number of copies (3)", &replicas, 1, 32, NULL, NULL},
+        {"replicas", CLI_NUMBER, "N", "number of copies (3)", &replicas, 1, 8, NULL, NULL},
         {"min-write", CLI_NUMBER, "N",
          "copies without which writes wait (2, or less if there are fewer)", &min_write, 1, 32,
          NULL, NULL},

@@ -107,6 +107,21 @@ text_parse_number(const char *what, const char *text, uint64_t min, uint64_t max
     return 0;
 }
 
+/* Exactly, as one would write it. */
+static struct text_short
+text_of_limit(uint64_t ms)
+{
+    size_t i = sizeof(duration_units) / sizeof(duration_units[0]) - 1;
+    struct text_short result;
+
+    while (i > 0 &&
+           (duration_units[i].name[0] == '\0' || ms == 0 || ms % duration_units[i].factor != 0))
+        i--;
+    (void)snprintf(result.text, sizeof(result.text), "%llu%s",
+                   (unsigned long long)(ms / duration_units[i].factor), duration_units[i].name);
+    return result;
+}
+
 int
 text_parse_duration(const char *what, const char *text, uint64_t min_ms, uint64_t max_ms,
                     uint64_t *ret_ms, struct dl_error *err)
@@ -122,8 +137,8 @@ text_parse_duration(const char *what, const char *text, uint64_t min_ms, uint64_
         return code;
     }
     if (result == PARSE_TOO_LARGE || duration_ms < min_ms || duration_ms > max_ms)
-        return dl_error_set(err, -DL_E_USAGE, "%s: %s is not between %llu ms and %llu ms", what,
-                            quoted.text, (unsigned long long)min_ms, (unsigned long long)max_ms);
+        return dl_error_set(err, -DL_E_USAGE, "%s: %s is not between %s and %s", what, quoted.text,
+                            text_of_limit(min_ms).text, text_of_limit(max_ms).text);
     *ret_ms = duration_ms;
     return 0;
 }

@@ -405,7 +405,7 @@ static const struct refusal {
     {{"server", "set", "2", "--rack="}, CLI_USAGE, "--rack is empty"},
     {{"volume", "status", "w"}, CLI_NOT_FOUND, "volume 'w' does not exist"},
     {{"volume", "status"}, CLI_USAGE, "an argument is missing"},
-    {{"segment", "locate", "v"}, CLI_USAGE, "an argument is missing"},
+    {{"segment", "locate", "v"}, CLI_USAGE, "usage: dlblk segment locate VOLUME OFFSET"},
     {{"segment", "locate", "v", "ten"}, CLI_USAGE, "OFFSET: 'ten' is not a size"},
     {{"segment", "locate", "v", "1G"}, CLI_FAILED, "beyond the end"},
     {{"segment", "locate", "w", "0"}, CLI_NOT_FOUND, "volume 'w' does not exist"},

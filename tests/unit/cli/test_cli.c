@@ -186,6 +186,8 @@ test_servers(void **state)
     assert_int_equal(run.status, CLI_OK);
     assert_contains(run.out, "127.0.0.1:9471");
     assert_contains(run.out, "not heard of for 12 s");
+    assert_contains(run.out, " 100 ");
+    assert_contains(run.out, " 299 ");
     run_free(&run);
     run = run_cli("server", "list", "--json");
     json = run_json(&run);
@@ -319,6 +321,10 @@ static const struct refusal refusals[] = {
     {{"volume", "create", "w", "--size", "99999999999999999999"}, CLI_USAGE, "--size"},
     {{"volume", "create", "w", "--size", "1G", "--replicas", "0"}, CLI_USAGE, "--replicas"},
     {{"volume", "create", "w", "--size", "1G", "--replicas", "x"}, CLI_USAGE, "--replicas"},
+    {{"volume", "create", "w", "--size", "1G", "--replicas", "9"}, CLI_USAGE, "1 and 8"},
+    {{"--check-config", "--config", "/nonexistent/dlblk.conf"},
+     CLI_USAGE,
+     "/nonexistent/dlblk.conf"},
     {{"volume", "create", "w", "--size", "1G", "--failure-domain", "planet"},
      CLI_USAGE,
      "'planet' is none of server, host, rack"},

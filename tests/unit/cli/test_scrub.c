@@ -160,7 +160,7 @@ test_in_status(void **state)
     assert_contains(run.out, "\"scrub_completed_ms\"");
     run_free(&run);
     run = run_cli("cluster", "status");
-    assert_contains(run.out, "scrub:     all read by -; 0 bad sectors found");
+    assert_contains(run.out, "scrub:     not all read yet; 0 bad sectors found");
     run_free(&run);
 }
 

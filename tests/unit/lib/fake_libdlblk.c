@@ -714,7 +714,9 @@ fill_server(struct dlblk_server_info *server, uint32_t id)
     (void)snprintf(server->software, sizeof(server->software), "dlblk 0.1.0");
     server->capacity_bytes = 100ull << 30;
     server->used_bytes = id * (7ull << 30);
-    server->chunk_count = id * 100;
+    /* One that is down has said nothing since the metadata service was started. */
+    server->chunk_count = id == 3 ? 0 : id * 100;
+    server->slot_count = id * 100 - 1;
     server->last_heard_ms = 1700000002000;
 }
 

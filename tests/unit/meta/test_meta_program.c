@@ -150,7 +150,7 @@ test_configuration(void **state)
     write_text(conf, "[meta]\nout_after = never\nrecovery_per_server = 8\nrebalance = off\n");
     expect(0, "no mistakes", run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\nout_after = 5s\n");
-    expect(2, "'5s' is not between 10000 ms", run("serve --config %s --check-config", conf));
+    expect(2, "'5s' is not between 10s and 30d", run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\nrecovery_per_server = 0\n");
     expect(2, "recovery_per_server", run("serve --config %s --check-config", conf));
     write_text(conf, "[meta]\nrebalance = maybe\n");
