@@ -290,7 +290,8 @@ attach_fail_busy(struct meta_op *op, const struct meta_volume *volume)
         meta_lease_owner_text(op->core, volume, owner, sizeof(owner));
         (void)dl_error_set(&err, -DL_E_VOLUME_BUSY, "volume %s is %s by %s", volume->desc.name,
                            volume->desc.ready ? "attached" : "being attached", owner);
-        dl_error_hint(&err, "stop that program, or take the volume from it with --steal");
+        dl_error_hint(&err, "stop that program, or take the volume from it: dlblk attach --steal, "
+                            "nbdkit steal=true");
     } else {
         const struct meta_reader *reader = list_first_entry(&volume->readers, struct meta_reader,
                                                             volume_node);
@@ -298,7 +299,8 @@ attach_fail_busy(struct meta_op *op, const struct meta_volume *volume)
         (void)dl_error_set(&err, -DL_E_VOLUME_BUSY,
                            "volume %s is open for reading %" PRIu32 " times, first by %s",
                            volume->desc.name, volume->reader_count, text_quote(reader->owner).text);
-        dl_error_hint(&err, "close it there, or take the volume with --steal");
+        dl_error_hint(&err, "close it there, or take the volume: dlblk attach --steal, nbdkit "
+                            "steal=true");
     }
     meta_op_fail(op, &err);
 }
@@ -313,14 +315,19 @@ attach_read_only(struct meta_op *op, struct meta_volume *volume)
     struct dl_error err;
 
     if (volume->desc.owned) {
-        attach_fail_busy(op, volume);
-        return;
+        if (!meta_lease_probe(op, volume))
+            return;
+        if (op->probed_alive) {
+            attach_fail_busy(op, volume);
+            return;
+        }
     }
     if (!volume->desc.clean) {
         (void)dl_error_set(
             &err, -DL_E_FENCE_PENDING,
-            "volume %s was not detached cleanly: unfinished writes must be settled first",
-            volume->desc.name);
+            "volume %s was not detached cleanly: unfinished writes%s%s must be settled first",
+            volume->desc.name, volume->desc.owned ? " of its last owner " : "",
+            volume->desc.owned ? text_quote(volume->desc.owner).text : "");
         dl_error_hint(&err, "open it once for writing, and close it");
         meta_op_fail(op, &err);
         return;

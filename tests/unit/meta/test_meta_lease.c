@@ -469,6 +469,30 @@ ask_attach_read_only(struct peer *peer, uint8_t n, bool steal)
     return peer_ask(peer, OP_ATTACH, &message.base, NULL, NULL);
 }
 
+/* A reader is not sent to a program that is dead: what is left of it must be settled first. */
+static void
+test_reader_after_a_dead_owner(void **state)
+{
+    struct lease_test t;
+    struct peer *reader;
+    Dl__Attach message;
+    uint64_t id;
+
+    (void)state;
+    lease_init(&t);
+    reader = fixture_client(&t.f);
+    assert_int_equal(ask_attach(t.client, "v", 1, NULL), 0);
+    assert_int_equal(ask_attach_read_only(reader, 2, false), -DL_E_VOLUME_BUSY);
+    peer_disconnect(t.client);
+    fill_attach(&message, "v", 3);
+    message.read_only = true;
+    id = peer_send(reader, OP_ATTACH, &message.base);
+    fixture_run(&t.f, 2 * SECOND); /* it may reconnect */
+    assert_int_equal(fixture_reply_status(reader, id), -DL_E_FENCE_PENDING);
+    assert_non_null(strstr(fixture_error_text(), "of its last owner"));
+    fixture_fini(&t.f);
+}
+
 static void
 test_readers_and_writers_exclude_each_other(void **state)
 {
@@ -549,4 +573,4 @@ UNIT_MAIN(cmocka_unit_test(test_attach_gives_a_lease),
           cmocka_unit_test(test_unclean_detach_leads_to_a_takeover),
           cmocka_unit_test(test_bad_attaches), cmocka_unit_test(test_owner_text_is_cleaned),
           cmocka_unit_test(test_readers_and_writers_exclude_each_other),
-          cmocka_unit_test(test_lease_epochs_end))
+          cmocka_unit_test(test_reader_after_a_dead_owner), cmocka_unit_test(test_lease_epochs_end))
