@@ -50,16 +50,25 @@ effects_say(struct effects *effects, const char *format, ...)
     effects->count++;
 }
 
+/* A copy whose server is away may be as lost as this one: it doesn't count as one that is left. */
 static void
-effects_add_segment(struct effects *effects, const struct meta_volume *volume,
-                    const struct segment *segment, uint32_t server_id)
+effects_add_segment(const struct meta_core *core, struct effects *effects,
+                    const struct meta_volume *volume, const struct segment *segment,
+                    uint32_t server_id)
 {
     const struct segment_table *table = &volume->segments;
     uint32_t place = meta_segment_place_of(table, segment, server_id);
-    uint32_t in_sync = meta_segment_in_sync(table, segment);
+    uint32_t in_sync = meta_segment_in_sync(table, segment), others = 0;
 
     if (place == UINT32_MAX)
         return;
+    for (uint32_t i = 0; i < table->place_count; i++) {
+        const struct segment_slot *slot = &segment->slots[i];
+
+        others += i != place && slot->server_id != 0 &&
+                  slot->state == DL__SLOT_STATE__SLOT_IN_SYNC &&
+                  core->servers[slot->server_id]->session != NULL;
+    }
     effects->slots++;
     effects->bytes += meta_volume_chunk_bytes(&volume->desc);
     if (segment->slots[place].state != DL__SLOT_STATE__SLOT_IN_SYNC)
@@ -68,7 +77,7 @@ effects_add_segment(struct effects *effects, const struct meta_volume *volume,
         effects->last_copies++;
         effects->last_volume = volume;
         effects->last_index = segment->index;
-    } else if (in_sync - 1 < volume->desc.min_write) {
+    } else if (others < volume->desc.min_write) {
         effects->below_min_write++;
         effects->below_volume = volume;
         effects->below_index = segment->index;
@@ -87,7 +96,7 @@ effects_collect(const struct meta_core *core, const struct meta_server *server,
         if (volume->desc.deleting)
             continue;
         for (; segment != NULL; segment = meta_segments_after(&volume->segments, segment->index))
-            effects_add_segment(effects, volume, segment, server->desc.id);
+            effects_add_segment(core, effects, volume, segment, server->desc.id);
     }
 }
 
@@ -220,14 +229,58 @@ drain_check(struct meta_core *core, const struct meta_server *server, struct dl_
         if (domains >= volume->segments.slot_count)
             continue;
         (void)dl_error_set(err, -DL_E_TOO_FEW_DOMAINS,
-                           "server %s can not be drained: volume %s needs %" PRIu32
-                           " failure domains, and without it there are %" PRIu32,
+                           "the copies on server %s have nowhere to go: volume %s needs %" PRIu32
+                           " %s, and without it there %s %" PRIu32,
                            meta_server_text(server), volume->desc.name, volume->segments.slot_count,
-                           domains);
+                           meta_domain_name(&volume->desc, volume->segments.slot_count),
+                           domains == 1 ? "is" : "are", domains);
         dl_error_hint(err, "add a chunkserver first");
         return err->code;
     }
     return 0;
+}
+
+/* Volumes that have all of their data elsewhere, but whose new data could not be placed. */
+static void
+effects_say_no_place(const struct meta_core *core, const struct meta_server *server,
+                     struct effects *effects)
+{
+    const struct meta_volume *first = NULL;
+    struct meta_volume *volume, *following;
+    uint32_t count = 0;
+    char others[48] = "";
+    struct dl_error err;
+
+    HASH_ITER (hh, core->volumes, volume, following) {
+        if (volume->creating || volume->desc.deleting ||
+            volume->segments.count >= meta_volume_segment_count(&volume->desc) ||
+            meta_segment_check_place(core, volume, NULL, &err) < 0 ||
+            meta_segment_check_place(core, volume, server, &err) == 0)
+            continue;
+        first = count++ == 0 ? volume : first;
+    }
+    if (count == 0)
+        return;
+    if (count > 1)
+        (void)snprintf(others, sizeof(others), ", and %" PRIu32 " more", count - 1);
+    effects_say(effects,
+                "warning: without server %s new data of volume %s%s finds no place, and writes of "
+                "it fail; add a chunkserver first",
+                meta_server_text(server), first->desc.name, others);
+}
+
+static void
+effects_say_moves(struct effects *effects, const char *what, const struct meta_server *server,
+                  const char *how)
+{
+    if (effects->slots == 0)
+        effects_say(effects, "server %s: %s: volumes have no chunks there",
+                    meta_server_text(server), what);
+    else
+        effects_say(effects, "server %s: %s: %" PRIu64 " %s, at most %s, %s",
+                    meta_server_text(server), what, effects->slots,
+                    effects->slots == 1 ? "chunk" : "chunks", text_of_size(effects->bytes).text,
+                    how);
 }
 
 void
@@ -246,10 +299,12 @@ meta_run_server_drain(struct meta_op *op)
     }
     effects_collect(op->core, server, &effects);
     effects.below_min_write = effects.last_copies = 0; /* each stays until there is another */
-    effects_say(&effects,
-                "server %s: drained: %" PRIu64 " chunks, at most %s, move to other servers; each "
-                "stays in use until its replacement is complete",
-                meta_server_text(server), effects.slots, text_of_size(effects.bytes).text);
+    effects_say_moves(
+        &effects,
+        server->desc.admin_state == META_ADMIN_DRAINING ? "is being drained already" : "drain",
+        server, "move to other servers; each stays in use until its replacement is complete");
+    if (server->desc.admin_state == META_ADMIN_IN_USE)
+        effects_say_no_place(op->core, server, &effects);
     admin_set_state(op, server, META_ADMIN_DRAINING,
                     message->dry_run || server->desc.admin_state != META_ADMIN_IN_USE, &effects);
 }
@@ -264,8 +319,11 @@ meta_run_server_undrain(struct meta_op *op)
 
     if (server == NULL)
         return;
-    effects_say(&effects, "server %s: in use again; what has moved stays where it is",
-                meta_server_text(server));
+    if (server->desc.admin_state == META_ADMIN_IN_USE)
+        effects_say(&effects, "server %s: it is in use already", meta_server_text(server));
+    else
+        effects_say(&effects, "server %s: in use again; what has moved stays where it is",
+                    meta_server_text(server));
     done = message->dry_run || server->desc.admin_state == META_ADMIN_IN_USE;
     if (!done) {
         meta_sweep_cancel(server->sweep);
@@ -398,10 +456,12 @@ remove_check(const struct meta_server *server, const struct effects *effects, bo
     if (effects->below_min_write > 0 && !force) {
         (void)dl_error_set(err, -DL_E_BUSY,
                            "without server %s %" PRIu64 " segments, such as %" PRIu32
-                           " of volume %s, are left with fewer copies than min_write",
+                           " of volume %s, are left with fewer copies than min_write on servers "
+                           "that are up",
                            meta_server_text(server), effects->below_min_write, effects->below_index,
                            effects->below_volume->desc.name);
-        dl_error_hint(err, "wait until they are recovered; or remove it with --force");
+        dl_error_hint(err, "start the other servers that are down, and wait until all is "
+                           "recovered; or remove it with --force");
         return err->code;
     }
     return 0;
@@ -424,10 +484,12 @@ meta_run_server_remove(struct meta_op *op)
         meta_op_fail(op, &err);
         return;
     }
-    effects_say(&effects,
-                "server %s: removed: %" PRIu64 " chunks, at most %s, are recovered elsewhere%s",
-                meta_server_text(server), effects.slots, text_of_size(effects.bytes).text,
-                effects.below_min_write > 0 ? "; writes to some segments wait until then" : "");
+    effects_say_moves(&effects, "remove", server,
+                      effects.below_min_write > 0
+                          ? "are recovered elsewhere; writes to some segments wait until then"
+                          : "are recovered elsewhere");
+    if (server->desc.admin_state == META_ADMIN_IN_USE)
+        effects_say_no_place(op->core, server, &effects);
     done = message->dry_run || server->desc.admin_state == META_ADMIN_REMOVING;
     if (!done && server->slot_count == 0)
         forget_mark(op, server, &effects);

@@ -17,6 +17,7 @@
 #define BACKOFF_NS_MAX    (15 * NS_PER_S)
 #define BACKOFF_FORGET_NS (60 * NS_PER_S)
 #define GONE_BATCH        256u /* segments of one commit */
+#define GONE_NAMES_BYTES  256u
 
 static bool
 ejection_names(const Dl__Ejection *ejection, uint32_t server_id)
@@ -282,6 +283,17 @@ gone_check(struct meta_core *core, const uint32_t *server_ids, size_t server_cou
     return 0;
 }
 
+static void
+gone_names(struct meta_core *core, const uint32_t *server_ids, size_t server_count, char *text,
+           size_t text_bytes)
+{
+    size_t used = 0;
+
+    for (size_t i = 0; i < server_count && used + 1 < text_bytes; i++)
+        used += (size_t)snprintf(text + used, text_bytes - used, "%sserver %s", i == 0 ? "" : ", ",
+                                 meta_server_text(meta_server_by_id(core, server_ids[i])));
+}
+
 /* The last in-sync slot stays, whoever says what. */
 static void
 gone_segment(struct meta_op *op, struct meta_volume *volume, const struct segment *segment,
@@ -317,6 +329,7 @@ meta_eject_gone(struct meta_op *op, struct meta_volume *volume, const uint32_t *
                 size_t server_count)
 {
     const struct segment *segment = meta_segments_at_or_after(&volume->segments, 0);
+    char names[GONE_NAMES_BYTES];
     struct dl_error err;
 
     if (server_count == 0)
@@ -333,12 +346,13 @@ meta_eject_gone(struct meta_op *op, struct meta_volume *volume, const uint32_t *
     if (op->change == NULL)
         return true;
     op->volume = volume;
+    gone_names(op->core, server_ids, server_count, names, sizeof(names));
     meta_event_put(op, DL__EVENT_KIND__EVENT_EJECTED, meta_server_by_id(op->core, server_ids[0]),
                    volume, op->change->segments[0]->index, op->change->count,
-                   "server %s: ejected from %" PRIu32
-                   " segments of volume %s by an operator's word that it is gone",
-                   meta_server_text(meta_server_by_id(op->core, server_ids[0])), op->change->count,
-                   volume->desc.name);
+                   "%s: ejected from up to %" PRIu32
+                   " %s of volume %s by an operator's word that %s gone",
+                   names, op->change->count, op->change->count == 1 ? "segment" : "segments",
+                   volume->desc.name, server_count == 1 ? "it is" : "they are");
     meta_change_put(op);
     meta_op_commit(op, gone_on_committed);
     return false;

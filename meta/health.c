@@ -31,13 +31,33 @@ server_is_there(const struct meta_server *server)
 }
 
 static void
-servers_add(uint32_t *servers, uint32_t *count, uint32_t server_id)
+servers_add(struct health_servers *servers, uint32_t server_id)
 {
-    for (uint32_t i = 0; i < *count; i++)
-        if (servers[i] == server_id)
+    for (uint32_t i = 0; i < servers->count; i++)
+        if (servers->ids[i] == server_id)
             return;
-    if (*count < VOLUME_HEALTH_SERVERS)
-        servers[(*count)++] = server_id;
+    if (servers->count < VOLUME_HEALTH_SERVERS)
+        servers->ids[servers->count++] = server_id;
+    else
+        servers->more = true;
+}
+
+/* Since when it is not there, for display. */
+static uint64_t
+server_away_ms(const struct meta_core *core, const struct meta_server *server)
+{
+    uint64_t now_ns = env_now_ns(core->env), now_ms = core->env->ops->wall_ms(core->env);
+    uint64_t away_ms = (now_ns - min_u64(now_ns, server->lost_ns)) / NS_PER_MS;
+
+    return now_ms - min_u64(now_ms, away_ms);
+}
+
+/* The earlier one; 0: not known. */
+static void
+since_add(uint64_t *since_ms, uint64_t ms)
+{
+    if (ms != 0 && (*since_ms == 0 || ms < *since_ms))
+        *since_ms = ms;
 }
 
 /* A slot that was given up, whose server is there, but has no room for it. */
@@ -78,6 +98,61 @@ slot_waits(const struct meta_core *core, const struct segment_slot *slot)
             (server->out || server->desc.admin_state != META_ADMIN_IN_USE));
 }
 
+/* The copies in sync of a segment, and since when some of their servers are away, in that order. */
+struct copies {
+    uint64_t away_ms[META_REPLICAS_MAX + 1];
+    uint32_t away, in_sync;
+    uint64_t given_up_ms; /* since when some are not in sync */
+};
+
+static void
+copies_add_away(struct copies *copies, uint64_t ms)
+{
+    uint32_t i = copies->away++;
+
+    for (; i > 0 && copies->away_ms[i - 1] > ms; i--)
+        copies->away_ms[i] = copies->away_ms[i - 1];
+    copies->away_ms[i] = ms;
+}
+
+/* Since when fewer than so many are there. */
+static uint64_t
+copies_fewer_ms(const struct copies *copies, uint32_t least)
+{
+    if (copies->in_sync < least)
+        return copies->given_up_ms;
+    dl_assert(copies->in_sync - copies->away < least);
+    return copies->away_ms[copies->in_sync - least];
+}
+
+static void
+health_add_copies(const struct meta_core *core, const struct meta_volume *volume,
+                  const struct segment *segment, const struct copies *copies,
+                  struct volume_health *health)
+{
+    const struct segment_table *table = &volume->segments;
+    uint32_t there = copies->in_sync - copies->away;
+    uint32_t least = there == 0 ? 1 : volume->desc.min_write;
+
+    if (there >= table->slot_count)
+        return;
+    if (there >= least) {
+        health->degraded++;
+        since_add(&health->degraded_ms, copies_fewer_ms(copies, table->slot_count));
+        return;
+    }
+    if (there == 0)
+        health->unreadable++;
+    else
+        health->blocked++;
+    since_add(there == 0 ? &health->unreadable_ms : &health->blocked_ms,
+              copies_fewer_ms(copies, least));
+    for (uint32_t i = 0; i < table->slot_count; i++)
+        if (segment->slots[i].state == DL__SLOT_STATE__SLOT_IN_SYNC &&
+            !server_is_there(core->servers[segment->slots[i].server_id]))
+            servers_add(&health->needed, segment->slots[i].server_id);
+}
+
 static void
 health_add_segment(const struct meta_core *core, const struct meta_volume *volume,
                    const struct segment *segment, struct volume_health *health)
@@ -87,27 +162,33 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
                                            ? NULL
                                            : meta_repair_find(core, volume->desc.id,
                                                               segment->index);
-    uint32_t in_sync = 0, there = 0;
+    struct copies copies = {.given_up_ms = repair != NULL ? repair->since_ms : 0};
     bool absent = false, no_room = false;
 
     for (uint32_t i = 0; i < table->place_count; i++) {
         const struct segment_slot *slot = &segment->slots[i];
-        bool is_there;
+        const struct meta_server *server;
+        bool is_awaited, is_away;
 
         if (slot->server_id == 0)
             continue;
-        is_there = server_is_there(core->servers[slot->server_id]);
-        in_sync += slot->state == DL__SLOT_STATE__SLOT_IN_SYNC;
-        there += slot->state == DL__SLOT_STATE__SLOT_IN_SYNC && is_there;
+        server = core->servers[slot->server_id];
+        is_awaited = meta_server_is_awaited(server);
+        is_away = !server_is_there(server) && !is_awaited;
+        copies.in_sync += slot->state == DL__SLOT_STATE__SLOT_IN_SYNC;
+        if (slot->state == DL__SLOT_STATE__SLOT_IN_SYNC && is_away)
+            copies_add_away(&copies, server_away_ms(core, server));
         health->slots_recovering += slot->state == DL__SLOT_STATE__SLOT_RECOVERING;
-        if (i < table->slot_count && !is_there) {
+        if (i < table->slot_count && is_awaited)
+            servers_add(&health->awaited, slot->server_id);
+        if (i < table->slot_count && is_away) {
             absent = true;
-            servers_add(health->waiting, &health->waiting_count, slot->server_id);
+            servers_add(&health->waiting, slot->server_id);
         }
         if (i < table->slot_count && repair != NULL &&
             slot_has_no_room(core, volume, slot, &repair->slots[i])) {
             no_room = true;
-            servers_add(health->full, &health->full_count, slot->server_id);
+            servers_add(&health->full, slot->server_id);
         }
         if (repair != NULL && !repair->busy && repair->slots[i].wait != WAIT_NOTHING &&
             slot_waits(core, slot))
@@ -117,19 +198,11 @@ health_add_segment(const struct meta_core *core, const struct meta_volume *volum
                                   (repair == NULL ? 0 : repair->slots[i].cursor_sectors * 4096ull);
     }
     health->segments++;
-    health->in_sync += in_sync == table->slot_count;
-    health->moving += in_sync == table->slot_count && repair != NULL;
+    health->in_sync += copies.in_sync == table->slot_count;
+    health->moving += copies.in_sync == table->slot_count && repair != NULL;
     health->absent += absent;
     health->no_room += no_room;
-    if (there == 0)
-        health->unreadable++;
-    else if (there < volume->desc.min_write)
-        health->blocked++;
-    else if (there < table->slot_count)
-        health->degraded++;
-    if (there < table->slot_count && repair != NULL &&
-        (health->since_ms == 0 || repair->since_ms < health->since_ms))
-        health->since_ms = repair->since_ms;
+    health_add_copies(core, volume, segment, &copies, health);
 }
 
 /* Is there anything to count?  Most volumes are whole, and all of their servers are there. */
@@ -193,11 +266,17 @@ meta_health_volume(const struct meta_core *core, const struct meta_volume *volum
         health_add_segment(core, volume, segment, &health);
     for (uint32_t i = 0; i < volume->server_count; i++)
         if (meta_server_is_full(core->servers[volume->servers[i].server_id]))
-            servers_add(health.full, &health.full_count, volume->servers[i].server_id);
-    if (health.full_count > 0 && others_have_room(core, volume))
-        health.no_room = health.full_count = 0;
+            servers_add(&health.full, volume->servers[i].server_id);
+    if (health.full.count > 0 && others_have_room(core, volume))
+        health.no_room = health.full.count = 0;
     health_add_bad(core, volume, &health);
     health.owner_waits = meta_waits_text(core, volume, text, sizeof(text));
+    since_add(&health.since_ms, health.unreadable_ms);
+    since_add(&health.since_ms, health.blocked_ms);
+    if (health.owner_waits)
+        since_add(&health.since_ms, meta_waits_since_ms(core, volume));
+    if (health.since_ms == 0)
+        health.since_ms = health.degraded_ms;
     *ret_health = health;
 }
 
@@ -206,7 +285,8 @@ meta_health_state(const struct volume_health *health)
 {
     if (health->unreadable > 0 || health->blocked > 0 || health->owner_waits)
         return "blocked";
-    if (health->absent > 0 || health->no_room > 0 || health->bad != NULL)
+    if (health->absent > 0 || health->no_room > 0 || health->bad != NULL ||
+        health->awaited.count > 0)
         return "degraded";
     return health->degraded > 0 || health->moving > 0 ? "recovering" : "healthy";
 }
@@ -214,34 +294,39 @@ meta_health_state(const struct volume_health *health)
 /* --- in words --- */
 
 static void
-servers_text(const struct meta_core *core, const uint32_t *ids, uint32_t count, char *text,
+servers_text(const struct meta_core *core, const struct health_servers *servers, char *text,
              size_t text_bytes)
 {
     size_t used = 0;
 
     text[0] = '\0';
-    for (uint32_t i = 0; i < count && used + 1 < text_bytes; i++) {
-        const struct meta_server *server = core->servers[ids[i]];
+    for (uint32_t i = 0; i < servers->count && used + 1 < text_bytes; i++) {
+        const struct meta_server *server = core->servers[servers->ids[i]];
 
         used += (size_t)snprintf(text + used, text_bytes - used, "%sserver %s", i == 0 ? "" : ", ",
                                  meta_server_text(server));
     }
     if (used == 0)
         (void)snprintf(text, text_bytes, "no server");
+    else if (servers->more && used + 1 < text_bytes)
+        (void)snprintf(text + used, text_bytes - used, ", and others");
 }
 
-static const char *
-since_text(const struct meta_core *core, const struct volume_health *health, char *text,
-           size_t text_bytes)
+struct since_text {
+    char text[64];
+};
+
+/* " for 3.0 s", or nothing. */
+static struct since_text
+since_text(const struct meta_core *core, uint64_t since_ms)
 {
     uint64_t now_ms = core->env->ops->wall_ms(core->env);
+    struct since_text since = {0};
 
-    text[0] = '\0';
-    if (health->since_ms != 0)
-        (void)snprintf(
-            text, text_bytes, " for %s",
-            text_of_duration((now_ms - min_u64(now_ms, health->since_ms)) * NS_PER_MS).text);
-    return text;
+    if (since_ms != 0)
+        (void)snprintf(since.text, sizeof(since.text), " for %s",
+                       text_of_duration((now_ms - min_u64(now_ms, since_ms)) * NS_PER_MS).text);
+    return since;
 }
 
 static const char *
@@ -281,34 +366,67 @@ bad_text(const struct meta_volume *volume, const struct volume_health *health, c
              : "to be repaired as soon as another copy can be read");
 }
 
+static void
+awaited_text(const struct meta_core *core, const struct meta_volume *volume,
+             const struct volume_health *health, char *text)
+{
+    char servers[192];
+    bool one = health->awaited.count == 1;
+
+    servers_text(core, &health->awaited, servers, sizeof(servers));
+    (void)snprintf(
+        text, META_PROBLEM_BYTES,
+        "volume %s: %s %s not registered yet since the metadata service started %s ago, and "
+        "%s counted as there: ask again in some seconds",
+        volume->desc.name, servers, one ? "has" : "have",
+        text_of_duration(env_now_ns(core->env) - core->serving_ns).text, one ? "is" : "are");
+}
+
+/* An owner that has gone: only when somebody asks about this volume, it harms nobody. */
+static bool
+owner_lost_text(const struct meta_core *core, const struct meta_volume *volume, char *text)
+{
+    if (!volume->desc.owned || volume->owner_session != NULL)
+        return false;
+    (void)snprintf(text, META_PROBLEM_BYTES,
+                   "volume %s: its owner, %s, has not been connected for %s: if it is dead, the "
+                   "next attach takes the volume over",
+                   volume->desc.name, text_quote(volume->desc.owner).text,
+                   text_of_duration(env_now_ns(core->env) - volume->owner_lost_ns).text);
+    return true;
+}
+
 uint32_t
 meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                      const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES])
 {
-    char servers[160], full[160], since[64];
+    bool some_needed = health->needed.count > 0;
+    char servers[192], needed[192], full[192];
     uint32_t count = 0;
 
-    servers_text(core, health->waiting, health->waiting_count, servers, sizeof(servers));
-    servers_text(core, health->full, health->full_count, full, sizeof(full));
-    (void)since_text(core, health, since, sizeof(since));
+    servers_text(core, &health->waiting, servers, sizeof(servers));
+    servers_text(core, some_needed ? &health->needed : &health->waiting, needed, sizeof(needed));
+    servers_text(core, &health->full, full, sizeof(full));
     if (health->unreadable > 0)
         (void)snprintf(texts[count++], META_PROBLEM_BYTES,
                        "volume %s: %" PRIu64 " %s can be neither read nor written%s: none of their "
                        "copies in sync is there; start %s",
                        volume->desc.name, health->unreadable, segments_word(health->unreadable),
-                       since, servers);
+                       since_text(core, health->unreadable_ms).text, needed);
     if (health->blocked > 0)
         (void)snprintf(texts[count++], META_PROBLEM_BYTES,
                        "volume %s: writes to %" PRIu64 " %s wait%s: fewer than %" PRIu32
                        " copies (min_write) are there; %s%s",
-                       volume->desc.name, health->blocked, segments_word(health->blocked), since,
-                       volume->desc.min_write, health->waiting_count > 0 ? "start " : "",
-                       health->waiting_count > 0 ? servers : "they are being recovered");
+                       volume->desc.name, health->blocked, segments_word(health->blocked),
+                       since_text(core, health->blocked_ms).text, volume->desc.min_write,
+                       health->waiting.count > 0 ? "start " : "",
+                       health->waiting.count > 0 ? needed : "they are being recovered");
     if (health->degraded > 0)
         (void)snprintf(texts[count++], META_PROBLEM_BYTES,
                        "volume %s: %" PRIu64 " %s %s fewer copies than %" PRIu32 "%s: %s%s",
                        volume->desc.name, health->degraded, segments_word(health->degraded),
-                       health->degraded == 1 ? "has" : "have", volume->segments.slot_count, since,
+                       health->degraded == 1 ? "has" : "have", volume->segments.slot_count,
+                       since_text(core, health->degraded_ms).text,
                        health->absent > 0    ? "start "
                        : health->no_room > 0 ? "there is no room on "
                                              : "they are being recovered",
@@ -319,11 +437,30 @@ meta_health_problems(const struct meta_core *core, const struct meta_volume *vol
         bad_text(volume, health, texts[count++]);
     if (meta_waits_text(core, volume, texts[count], META_PROBLEM_BYTES))
         count++;
-    if (health->full_count > 0)
+    if (health->full.count > 0)
         (void)snprintf(texts[count++], META_PROBLEM_BYTES,
                        "volume %s: new data finds no room on %s: %s", volume->desc.name, full,
                        META_HINT_FULL);
+    if (health->awaited.count > 0)
+        awaited_text(core, volume, health, texts[count++]);
     return count;
+}
+
+bool
+meta_health_no_place(const struct meta_core *core, const struct meta_volume *volume,
+                     const struct volume_health *health, char *text, size_t text_bytes)
+{
+    struct dl_error err;
+    int result;
+
+    if (health->unreadable > 0 || health->blocked > 0 || health->full.count > 0 ||
+        volume->segments.count >= meta_volume_segment_count(&volume->desc))
+        return false;
+    result = meta_segment_check_place(core, volume, NULL, &err);
+    if (result < 0)
+        (void)snprintf(text, text_bytes, "%s; writes of new data %s until there are", err.text,
+                       result == -DL_E_SERVER_DOWN ? "wait" : "fail");
+    return result < 0;
 }
 
 static void
@@ -416,7 +553,7 @@ meta_health_fill_sums(struct meta_core *core, uint64_t slots_recovering, uint64_
 
 /* --- VOLUME_STATUS --- */
 
-#define VOLUME_STATUS_PROBLEMS (META_HEALTH_PROBLEMS + VOLUME_HEALTH_WAITS + 1)
+#define VOLUME_STATUS_PROBLEMS (META_HEALTH_PROBLEMS + VOLUME_HEALTH_WAITS + 3)
 
 static struct meta_volume *
 volume_find(struct meta_op *op, const char *name)
@@ -456,6 +593,11 @@ meta_run_volume_status(struct meta_op *op)
     reply.volume = &filled;
     reply.n_problems = meta_health_problems(op->core, volume, &health, texts);
     reply.n_problems += meta_health_waits(op->core, volume, &health, texts + reply.n_problems);
+    if (meta_health_no_place(op->core, volume, &health, texts[reply.n_problems],
+                             META_PROBLEM_BYTES))
+        reply.n_problems++;
+    if (owner_lost_text(op->core, volume, texts[reply.n_problems]))
+        reply.n_problems++;
     waits = volume->desc.owned && !volume->desc.ready;
     if (waits) {
         char servers[META_PROBLEM_BYTES / 2];

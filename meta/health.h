@@ -11,7 +11,7 @@
 #include "meta/recovery.h"
 
 #define META_PROBLEM_BYTES    512u
-#define META_HEALTH_PROBLEMS  6u /* at most, of one volume */
+#define META_HEALTH_PROBLEMS  8u /* at most, of one volume */
 #define VOLUME_HEALTH_SERVERS 3u
 #define VOLUME_HEALTH_WAITS   6u
 #define META_HINT_FULL        "add chunkservers, delete volumes, or discard what is not needed"
@@ -23,20 +23,28 @@ struct health_wait {
     uint64_t count;
 };
 
+/* The first of them. */
+struct health_servers {
+    uint32_t ids[VOLUME_HEALTH_SERVERS];
+    uint32_t count;
+    bool more;
+};
+
 struct volume_health {
     uint64_t segments, in_sync, degraded, blocked, unreadable, moving;
     uint64_t absent;  /* segments with a slot whose server is not there */
     uint64_t no_room; /* ... with one that was given up, and nobody has room for */
     uint64_t slots_recovering;
     uint64_t left_bytes;
-    uint64_t since_ms;
-    bool owner_waits;                     /* as it says itself */
-    const struct meta_server *bad_server; /* that has bad sectors; NULL: none has */
+    uint64_t since_ms;                               /* of its state */
+    uint64_t degraded_ms, blocked_ms, unreadable_ms; /* since when; 0: not known */
+    bool owner_waits;                                /* as it says itself */
+    const struct meta_server *bad_server;            /* that has bad sectors; NULL: none has */
     const Dl__BadVolume *bad;
-    uint32_t waiting[VOLUME_HEALTH_SERVERS]; /* servers that are not there */
-    uint32_t waiting_count;
-    uint32_t full[VOLUME_HEALTH_SERVERS]; /* that take no new data, nor others in their place */
-    uint32_t full_count;
+    struct health_servers waiting; /* servers that are not there */
+    struct health_servers needed;  /* ... and have copies that reads or writes wait for */
+    struct health_servers awaited; /* have not registered yet since the service's start */
+    struct health_servers full;    /* take no new data, nor others in their place */
     struct health_wait waits[VOLUME_HEALTH_WAITS];
     uint32_t wait_count;
 };
@@ -49,9 +57,14 @@ const char *meta_health_state(const struct volume_health *health);
 uint32_t meta_health_problems(const struct meta_core *core, const struct meta_volume *volume,
                               const struct volume_health *health,
                               char (*texts)[META_PROBLEM_BYTES]);
+/* That new data finds no place, though all that is there is well; false: it does. */
+bool meta_health_no_place(const struct meta_core *core, const struct meta_volume *volume,
+                          const struct volume_health *health, char *text, size_t text_bytes);
 /* What the volume's owner says that it waits for; false: nothing.  waits.c */
 bool meta_waits_text(const struct meta_core *core, const struct meta_volume *volume, char *text,
                      size_t text_bytes);
+/* Since when it waits, for display; 0: it doesn't. */
+uint64_t meta_waits_since_ms(const struct meta_core *core, const struct meta_volume *volume);
 /* Why copies wait for their turn: sentences, at most VOLUME_HEALTH_WAITS; how many. */
 uint32_t meta_health_waits(const struct meta_core *core, const struct meta_volume *volume,
                            const struct volume_health *health, char (*texts)[META_PROBLEM_BYTES]);

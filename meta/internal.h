@@ -257,6 +257,7 @@ struct owner_waits {
     uint32_t lease_epoch;
     uint64_t heard_ns, since_ns;
     uint64_t event_ns; /* of the last entry of the log; 0: none */
+    bool told;         /* the log has that they wait, and not yet that they go on */
 };
 
 struct meta_volume {
@@ -421,6 +422,8 @@ const char *meta_server_text(const struct meta_server *server);
 void meta_server_problem(const struct meta_core *core, const struct meta_server *server, char *text,
                          size_t text_bytes);
 bool meta_server_is_full(const struct meta_server *server);
+/* The service has just started, and the server, which it knows, may still register. */
+bool meta_server_is_awaited(const struct meta_server *server);
 void meta_server_fill_address(Dl__ServerAddress *message, const struct meta_server *server);
 
 /* --- requests to servers: command.c --- */
@@ -519,6 +522,14 @@ struct placement_server *meta_candidates_collect(const struct meta_core *core,
 /* Are there enough failure domains for this policy?  Counts registered servers, up or not. */
 int meta_segment_check_domains(struct meta_core *core, const struct volume_desc *desc,
                                struct dl_error *err);
+/*
+ * Would a new segment of the volume find its place now?  `without`, or NULL: a server that is not
+ * to be counted on.  0, or what ALLOCATE would say.
+ */
+int meta_segment_check_place(const struct meta_core *core, const struct meta_volume *volume,
+                             const struct meta_server *without, struct dl_error *err);
+/* "server", "hosts", ... */
+const char *meta_domain_name(const struct volume_desc *desc, uint32_t count);
 
 /* --- deletion: delete.c --- */
 

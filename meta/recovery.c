@@ -1001,7 +1001,13 @@ recovery_rate(struct meta_recovery *recovery, uint64_t now_ns)
     uint64_t bytes = recovery->covered_bytes - recovery->rate_covered_bytes;
     uint64_t rate = bytes * 1000 / max_u64(1, elapsed_ms);
 
-    recovery->rate_bytes_per_s = (3 * recovery->rate_bytes_per_s + rate) / 4;
+    /* A new round has nothing to do with how the one before went out. */
+    if (bytes == 0 && list_is_empty(&recovery->recovering))
+        recovery->rate_bytes_per_s = 0;
+    else if (recovery->rate_bytes_per_s == 0)
+        recovery->rate_bytes_per_s = rate;
+    else
+        recovery->rate_bytes_per_s = (3 * recovery->rate_bytes_per_s + rate) / 4;
     recovery->rate_covered_bytes = recovery->covered_bytes;
     recovery->rate_ns = now_ns;
 }

@@ -209,8 +209,8 @@ meta_candidates_collect(const struct meta_core *core, const struct volume_desc *
     return servers;
 }
 
-static const char *
-domain_name(const struct volume_desc *desc, uint32_t count)
+const char *
+meta_domain_name(const struct volume_desc *desc, uint32_t count)
 {
     switch (desc->failure_domain) {
     case DL__FAILURE_DOMAIN__DOMAIN_SERVER:
@@ -228,22 +228,27 @@ domains_too_few(const struct volume_desc *desc, uint32_t domains, uint32_t serve
 {
     uint32_t needed = meta_volume_slot_count(desc);
 
+    bool by_server = desc->failure_domain == DL__FAILURE_DOMAIN__DOMAIN_SERVER;
+    char with[48] = "";
+
+    if (!by_server)
+        (void)snprintf(with, sizeof(with), " with %" PRIu32 " %s", servers,
+                       servers == 1 ? "server" : "servers");
     (void)dl_error_set(err, -DL_E_TOO_FEW_DOMAINS,
                        "volume %s needs %" PRIu32
-                       " different %s for its replicas; the %s%s has %" PRIu32 " %s with %" PRIu32
-                       " %s",
-                       desc->name, needed, domain_name(desc, needed),
+                       " different %s for its replicas; the %s%s has %" PRIu32 " %s%s",
+                       desc->name, needed, meta_domain_name(desc, needed),
                        desc->clique[0] != '\0' ? "clique " : "cluster", desc->clique, domains,
-                       domain_name(desc, domains), servers, servers == 1 ? "server" : "servers");
+                       meta_domain_name(desc, domains), with);
     if (domains == 0)
         dl_error_hint(err, "start chunkservers%s%s first",
                       desc->clique[0] != '\0' ? " with --clique " : "", desc->clique);
-    else if (desc->failure_domain != DL__FAILURE_DOMAIN__DOMAIN_SERVER && servers >= needed)
+    else if (!by_server && servers >= needed)
         dl_error_hint(
             err,
             "add chunkservers on other %s, or create the volume with --failure-domain server "
             "(several copies may then share a machine)",
-            domain_name(desc, 2));
+            meta_domain_name(desc, 2));
     else
         dl_error_hint(err, "add chunkservers, or create the volume with --replicas %" PRIu32,
                       domains);
@@ -293,10 +298,51 @@ domains_unavailable(const struct meta_core *core, const struct volume_desc *desc
     (void)dl_error_set(err, full ? -DL_E_NO_SPACE : -DL_E_SERVER_DOWN,
                        "volume %s: a new segment needs %" PRIu32 " %s, and %" PRIu32
                        " can take one now: %s",
-                       desc->name, needed, domain_name(desc, needed), available, names);
+                       desc->name, needed, meta_domain_name(desc, needed), available, names);
     dl_error_hint(err,
                   full ? "add chunkservers, or delete volumes" : "start the servers that are down");
     return err->code;
+}
+
+/* It takes no new chunk now, but will, as far as anybody knows. */
+static bool
+server_may_be_back(const struct meta_server *server)
+{
+    return server->desc.admin_state == META_ADMIN_IN_USE &&
+           (server->session == NULL || !meta_server_takes_chunks(server));
+}
+
+/*
+ * As allocate_pick_fewer() has it: min_write servers that can take a copy now, and others that are
+ * away for the rest.  Who may still register, shortly after the service's start, counts as there.
+ */
+int
+meta_segment_check_place(const struct meta_core *core, const struct meta_volume *volume,
+                         const struct meta_server *without, struct dl_error *err)
+{
+    const struct volume_desc *desc = &volume->desc;
+    uint32_t needed = meta_volume_slot_count(desc), count, now, later;
+    struct placement_server *servers = meta_candidates_collect(core, desc, &count), *marked;
+    int result = 0;
+
+    marked = meta_copy(servers, count * sizeof(*servers));
+    for (uint32_t i = 0; i < count; i++) {
+        const struct meta_server *server = core->servers[servers[i].id];
+
+        marked[i].weight = server == without                                          ? 0
+                           : servers[i].weight != 0 || meta_server_is_awaited(server) ? 2
+                           : server_may_be_back(server)                               ? 1
+                                                                                      : 0;
+    }
+    now = placement_domain_count(marked, count, 2);
+    later = placement_domain_count(marked, count, 1);
+    if (now < desc->min_write || later < needed)
+        result = placement_domain_count(servers, count, 0) < needed
+                     ? domains_too_few(desc, placement_domain_count(servers, count, 0), count, err)
+                     : domains_unavailable(core, desc, servers, count, err);
+    free(marked);
+    free(servers);
+    return result;
 }
 
 /* --- ALLOCATE --- */

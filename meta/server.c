@@ -159,6 +159,10 @@ meta_server_problem(const struct meta_core *core, const struct meta_server *serv
     text[0] = '\0';
     if (server->desc.admin_state == META_ADMIN_REMOVING)
         (void)snprintf(text, text_bytes, "being removed");
+    else if (meta_server_is_awaited(server))
+        (void)snprintf(text, text_bytes,
+                       "has not registered yet since the metadata service started %s ago",
+                       text_of_duration(now_ns - core->serving_ns).text);
     else if (!server->up)
         (void)snprintf(text, text_bytes, "down: not heard of for %s",
                        text_of_duration(now_ns - max_u64(server->heard_ns, core->started_ns)).text);
@@ -171,6 +175,12 @@ meta_server_problem(const struct meta_core *core, const struct meta_server *serv
         (void)snprintf(text, text_bytes, "its journal is damaged");
     else if (meta_server_is_full(server))
         (void)snprintf(text, text_bytes, "full");
+}
+
+bool
+meta_server_is_awaited(const struct meta_server *server)
+{
+    return server->session == NULL && !server->up && !server->lost && !server->creating;
 }
 
 /* It takes no new data, or will not in a moment; what it has it can still change. */
@@ -404,14 +414,30 @@ register_finish(struct meta_op *op, struct meta_server *server)
     meta_server_pump(server);
 }
 
+/* For the log: a server that is new, or was started anew before it counted as down. */
+static void
+register_post(struct meta_core *core, const struct meta_server *server,
+              const struct server_desc *desc)
+{
+    if (server->creating)
+        meta_event_post(core, DL__EVENT_KIND__EVENT_SERVER_UP, server,
+                        "server %s: up: new, disk %s", meta_server_text(server),
+                        meta_id_format(desc->uuid).text);
+    else if (desc->start_count != server->desc.start_count && !server->lost)
+        meta_event_post(core, DL__EVENT_KIND__EVENT_SERVER_UP, server,
+                        "server %s: up: started anew (start %" PRIu64 ")", meta_server_text(server),
+                        desc->start_count);
+}
+
 static void
 register_on_committed(struct meta_op *op)
 {
     struct meta_server *server = op->server;
-    bool moved = !server->creating &&
-                 strcmp(server->desc.address, ((struct server_desc *)op->scratch)->address) != 0;
+    const struct server_desc *desc = op->scratch;
+    bool moved = !server->creating && strcmp(server->desc.address, desc->address) != 0;
 
-    server->desc = *(struct server_desc *)op->scratch;
+    register_post(op->core, server, desc);
+    server->desc = *desc;
     server->creating = false;
     meta_server_set_labels(op->core, server);
     meta_sweep_settled(server);

@@ -171,6 +171,7 @@ status_add_server(struct status *status, const struct meta_server *server)
         status_add(status, false, "server %s: %s; volumes have %" PRIu64 " chunks there: %s",
                    meta_server_text(server), problem, server->slot_count,
                    server->desc.admin_state == META_ADMIN_REMOVING ? "they are recovered elsewhere"
+                   : meta_server_is_awaited(server)                ? "ask again in some seconds"
                    : meta_server_is_full(server)                   ? META_HINT_FULL
                    : server_is_there(server)                       ? "look at its log"
                    : server->out ? "they are recovered elsewhere; start dlblk-chunkserver there, "
@@ -200,6 +201,8 @@ status_add_health(struct status *status, const struct meta_volume *volume)
     status->degraded = status->degraded || strcmp(state, "degraded") == 0;
     for (uint32_t i = 0; i < count; i++)
         status_say(status, "%s", texts[i]);
+    if (meta_health_no_place(status->core, volume, &health, texts[0], META_PROBLEM_BYTES))
+        status_add(status, false, "%s", texts[0]);
     reply->segments_degraded += health.degraded;
     reply->segments_blocked += health.blocked + health.unreadable;
     reply->segments_moving += health.moving;

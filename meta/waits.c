@@ -39,6 +39,18 @@ meta_waits_text(const struct meta_core *core, const struct meta_volume *volume, 
     return true;
 }
 
+uint64_t
+meta_waits_since_ms(const struct meta_core *core, const struct meta_volume *volume)
+{
+    uint64_t now_ms = core->env->ops->wall_ms(core->env);
+    uint64_t waited_ms;
+
+    if (!waits_are_current(core, volume))
+        return 0;
+    waited_ms = (env_now_ns(core->env) - volume->waits.since_ns) / NS_PER_MS;
+    return now_ms - min_u64(now_ms, waited_ms);
+}
+
 static void
 waits_reply(struct meta_op *op)
 {
@@ -67,7 +79,7 @@ meta_run_owner_waits(struct meta_op *op)
     struct meta_volume *volume = meta_op_volume_by_lease(op, message->volume, message->lease_epoch);
     struct owner_waits *waits;
     uint64_t now_ns;
-    bool is_new;
+    bool is_new, is_end;
 
     if (volume == NULL)
         return;
@@ -75,17 +87,28 @@ meta_run_owner_waits(struct meta_op *op)
     waits = &volume->waits;
     is_new = !waits_are_current(op->core, volume) && message->text[0] != '\0' &&
              (waits->event_ns == 0 || now_ns - waits->event_ns >= EVENT_NS);
-    if (!is_new) {
+    waits->told = waits->told && waits->lease_epoch == message->lease_epoch;
+    is_end = waits->told && message->text[0] == '\0';
+    if (!is_new && !is_end) {
         waits_take(op, volume);
         waits_reply(op);
         return;
     }
     if (!meta_op_take(op, &op->core->recovery->event_serial))
         return;
-    waits_take(op, volume);
-    waits->event_ns = now_ns;
-    meta_event_put(op, DL__EVENT_KIND__EVENT_WAITS, NULL, volume, 0, 0,
-                   "volume %s: requests of its owner, %s, wait: %s", volume->desc.name,
-                   text_quote(volume->desc.owner).text, waits->text);
+    waits->told = is_new;
+    if (is_end) {
+        meta_event_put(op, DL__EVENT_KIND__EVENT_WAITS, NULL, volume, 0, 0,
+                       "volume %s: requests of its owner, %s, go on, after %s", volume->desc.name,
+                       text_quote(volume->desc.owner).text,
+                       text_of_duration(now_ns - waits->since_ns).text);
+        waits_take(op, volume);
+    } else {
+        waits_take(op, volume);
+        waits->event_ns = now_ns;
+        meta_event_put(op, DL__EVENT_KIND__EVENT_WAITS, NULL, volume, 0, 0,
+                       "volume %s: requests of its owner, %s, wait: %s", volume->desc.name,
+                       text_quote(volume->desc.owner).text, waits->text);
+    }
     meta_op_commit(op, waits_reply);
 }

@@ -158,6 +158,30 @@ test_last_copy_that_went_back_is_refused(void **state)
     fixture_fini(&t.f);
 }
 
+/* --- the log --- */
+
+static Dl__EventsReply *
+events_after(struct cluster_test *t, uint64_t after, uint32_t max)
+{
+    Dl__Events message = DL__EVENTS__INIT;
+    ProtobufCMessage *reply;
+
+    message.after = after;
+    message.max = max;
+    assert_int_equal(
+        peer_ask(t->client, OP_EVENTS, &message.base, &dl__events_reply__descriptor, &reply), 0);
+    return (Dl__EventsReply *)reply;
+}
+
+static bool
+events_have(const Dl__EventsReply *reply, Dl__EventKind kind, const char *text)
+{
+    for (size_t i = 0; i < reply->n_events; i++)
+        if (reply->events[i]->kind == kind && strstr(reply->events[i]->text, text) != NULL)
+            return true;
+    return false;
+}
+
 /* --- drain --- */
 
 static int
@@ -397,6 +421,26 @@ server_is_listed(struct cluster_test *t, uint32_t id)
         found = found || list->servers[i]->id == id;
     dl__server_list_reply__free_unpacked(list, NULL);
     return found;
+}
+
+/* Copies on servers that are down may be as lost as those on the one that is removed. */
+static void
+test_remove_while_others_are_down(void **state)
+{
+    struct cluster_test t;
+
+    (void)state;
+    cluster_init(&t, 4, 10, NULL);
+    cluster_server_goes(&t, 3);
+    cluster_server_goes(&t, 4);
+    fixture_run(&t.f, SECOND);
+    assert_int_equal(ask_remove(&t, 4, true, false), -DL_E_BUSY);
+    assert_non_null(strstr(fixture_error_text(), "min_write on servers that are up"));
+    assert_int_equal(ask_remove(&t, 4, false, false), -DL_E_BUSY);
+    assert_int_equal(ask_remove(&t, 4, true, true), 0);
+    cluster_server_returns(&t, 3);
+    assert_int_equal(ask_remove(&t, 4, false, false), 0);
+    fixture_fini(&t.f);
 }
 
 static void
@@ -657,6 +701,7 @@ test_attach_without_a_server(void **state)
     Dl__Attach message;
     Dl__AttachReply *reply;
     ProtobufCMessage *unpacked;
+    Dl__EventsReply *events;
     uint32_t ids[2] = {3, 2};
 
     (void)state;
@@ -687,6 +732,10 @@ test_attach_without_a_server(void **state)
                              reply->segments[i]->slots[k]->server_id == 1 ? I : E);
     }
     dl__attach_reply__free_unpacked(reply, NULL);
+    events = events_after(&t, 0, 0);
+    assert_true(events_have(events, DL__EVENT_KIND__EVENT_EJECTED,
+                            "server 3 (127.0.0.1:10003), server 2 (127.0.0.1:10002): ejected"));
+    dl__events_reply__free_unpacked(events, NULL);
     fixture_fini(&t.f);
 }
 
@@ -771,28 +820,6 @@ test_new_server_gets_its_share(void **state)
 
 /* --- the log --- */
 
-static Dl__EventsReply *
-events_after(struct cluster_test *t, uint64_t after, uint32_t max)
-{
-    Dl__Events message = DL__EVENTS__INIT;
-    ProtobufCMessage *reply;
-
-    message.after = after;
-    message.max = max;
-    assert_int_equal(
-        peer_ask(t->client, OP_EVENTS, &message.base, &dl__events_reply__descriptor, &reply), 0);
-    return (Dl__EventsReply *)reply;
-}
-
-static bool
-events_have(const Dl__EventsReply *reply, Dl__EventKind kind, const char *text)
-{
-    for (size_t i = 0; i < reply->n_events; i++)
-        if (reply->events[i]->kind == kind && strstr(reply->events[i]->text, text) != NULL)
-            return true;
-    return false;
-}
-
 static void
 test_events(void **state)
 {
@@ -871,10 +898,17 @@ test_events_are_bounded(void **state)
     struct cluster_test t;
     Dl__EventsReply *reply;
     uint32_t items;
+    uint64_t before;
 
     (void)state;
     cluster_init(&t, 4, 0, NULL);
-    items = store_memory_db_count(t.f.db);
+    fixture_settle(&t.f);
+    reply = events_after(&t, 0, 0);
+    before = reply->next; /* that the servers came */
+    assert_int_equal(before, 4);
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_SERVER_UP, "up: new"));
+    dl__events_reply__free_unpacked(reply, NULL);
+    items = store_memory_db_count(t.f.db) - 4;
     for (unsigned i = 0; i < 4200; i++) {
         Dl__ServerSet message = DL__SERVER_SET__INIT;
 
@@ -885,12 +919,13 @@ test_events_are_bounded(void **state)
     assert_int_equal(store_memory_db_count(t.f.db), items + 4096);
     reply = events_after(&t, 10, 0);
     assert_true(reply->lost);
-    assert_int_equal(reply->events[0]->sequence, 4200 - 4096 + 1);
+    assert_int_equal(reply->events[0]->sequence, before + 4200 - 4096 + 1);
     dl__events_reply__free_unpacked(reply, NULL);
     cluster_service_restarts(&t, true);
-    reply = events_after(&t, 4199, 0);
+    reply = events_after(&t, before + 4199, 0);
     assert_false(reply->lost);
-    assert_int_equal(reply->events[0]->sequence, 4200);
+    assert_int_equal(reply->events[0]->sequence, before + 4200);
+    assert_true(events_have(reply, DL__EVENT_KIND__EVENT_SERVER_UP, "up: started anew"));
     dl__events_reply__free_unpacked(reply, NULL);
     fixture_fini(&t.f);
 }
@@ -982,6 +1017,141 @@ test_status(void **state)
     fixture_fini(&t.f);
 }
 
+/* What is left of the speed of an earlier recovery says nothing about this one. */
+static void
+test_recovery_rate_begins_anew(void **state)
+{
+    struct cluster_test t;
+    Dl__VolumeStatusReply *status;
+
+    (void)state;
+    cluster_init(&t, 3, 1, NULL);
+    for (unsigned round = 0; round < 2; round++) {
+        cluster_server_goes(&t, 3);
+        cluster_eject(&t, 0, 3);
+        fixture_run(&t.f, SECOND);
+        cluster_server_returns(&t, 3);
+        fixture_run(&t.f, (round == 0 ? 1 : 2) * SECOND);
+        status = status_of(&t);
+        assert_int_equal(status->slots_recovering, 1);
+        assert_int_equal(status->rate_bytes_per_s, 0);
+        assert_int_equal(status->left_s, 0);
+        dl__volume_status_reply__free_unpacked(status, NULL);
+        assert_int_equal(ask_report(t.servers[2], peer_told(t.servers[2], t.volume, 0), false, 128),
+                         0);
+        fixture_run(&t.f, 3 * SECOND);
+        status = status_of(&t);
+        assert_true(status->rate_bytes_per_s > 0);
+        dl__volume_status_reply__free_unpacked(status, NULL);
+        recover_all(&t, 1);
+        fixture_run(&t.f, 4 * SECOND);
+    }
+    fixture_fini(&t.f);
+}
+
+/* Since when, and who is to be started: of each state by itself, written meanwhile or not. */
+static void
+test_status_since(void **state)
+{
+    struct cluster_test t;
+    Dl__VolumeStatusReply *status;
+    uint64_t since_ms;
+
+    (void)state;
+    cluster_init(&t, 4, 0, NULL);
+    /* Segments on servers 1 to 3 alone. */
+    assert_int_equal(ask_drain(&t, 4, false, NULL), 0);
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 4, NULL), 0);
+    fixture_run(&t.f, SECOND);
+    cluster_server_goes(&t, 3);
+    fixture_run(&t.f, 10 * SECOND);
+    expect_status(&t, "degraded", "degraded",
+                  "4 segments have fewer copies than 3 for 10.0 s: start server 3");
+    status = status_of(&t);
+    since_ms = status->since_ms;
+    assert_true(since_ms > 0);
+    dl__volume_status_reply__free_unpacked(status, NULL);
+    for (uint32_t i = 0; i < 4; i++)
+        cluster_eject(&t, i, 3);
+    fixture_run(&t.f, 10 * SECOND);
+    cluster_server_goes(&t, 2);
+    fixture_run(&t.f, 2 * SECOND);
+    status = status_of(&t);
+    assert_string_equal(status->state, "blocked");
+    assert_int_equal(status->since_ms, since_ms + 20 * 1000);
+    assert_non_null(strstr(status->problems[0], "writes to 4 segments wait for 2.0 s"));
+    assert_non_null(strstr(status->problems[0], "start server 2 ("));
+    assert_null(strstr(status->problems[0], "server 3"));
+    dl__volume_status_reply__free_unpacked(status, NULL);
+    fixture_run(&t.f, 3 * SECOND);
+    cluster_server_goes(&t, 1);
+    fixture_run(&t.f, SECOND);
+    expect_status(&t, "blocked", "blocked", "4 segments can be neither read nor written for 1.0 s");
+    fixture_fini(&t.f);
+}
+
+/* Who has just started knows nothing bad of servers that may register in a moment. */
+static void
+test_status_after_a_restart(void **state)
+{
+    struct cluster_test t;
+
+    (void)state;
+    cluster_init(&t, 3, 4, NULL);
+    fixture_run(&t.f, SECOND);
+    fixture_crash(&t.f, 0);
+    fixture_start(&t.f);
+    t.client = fixture_client(&t.f);
+    expect_status(&t, "degraded", "degraded", "not registered yet");
+    fixture_run(&t.f, 3 * SECOND);
+    for (uint32_t id = 1; id <= 2; id++)
+        cluster_server_returns(&t, id);
+    fixture_run(&t.f, SECOND);
+    expect_status(&t, "degraded", "degraded", "server 3 (");
+    expect_status(&t, "degraded", "degraded", "not registered yet");
+    fixture_run(&t.f, 4 * SECOND);
+    expect_status(&t, "degraded", "degraded", "start server 3");
+    cluster_server_returns(&t, 3);
+    assert_int_equal(ask_attach(t.client, "v", (uint8_t)t.lease, NULL), 0);
+    expect_status(&t, "healthy", "healthy", NULL);
+    fixture_fini(&t.f);
+}
+
+/* What is there is whole, but writes of new data would fail: said before and afterwards. */
+static void
+test_status_without_a_place(void **state)
+{
+    struct cluster_test t;
+    Dl__ServerChangeReply *reply;
+    Dl__Volume other;
+
+    (void)state;
+    cluster_init(&t, 3, 0, NULL);
+    fixture_run(&t.f, SECOND);
+    expect_status(&t, "healthy", "healthy", NULL);
+    assert_int_equal(ask_create(t.client, "w", 512 * MIB, &other), 0);
+    for (unsigned dry_run = 2; dry_run-- > 0;) {
+        assert_int_equal(ask_drain(&t, 1, dry_run, &reply), 0);
+        assert_int_equal(reply->n_effects, 2);
+        assert_non_null(strstr(reply->effects[1], "finds no place"));
+        assert_non_null(strstr(reply->effects[1], ", and 1 more"));
+        dl__server_change_reply__free_unpacked(reply, NULL);
+    }
+    assert_int_equal(ask_allocate(t.client, t.volume, 1, 0, 1, NULL), -DL_E_NO_SPACE);
+    expect_status(&t, "healthy", "degraded",
+                  "volume v: a new segment needs 3 servers, and 2 can take one now: server 1 is "
+                  "being emptied; writes of new data fail");
+    fixture_server(&t.f, 4, "h");
+    expect_status(&t, "healthy", "healthy", NULL);
+    assert_int_equal(ask_drain(&t, 1, false, &reply), 0);
+    assert_int_equal(reply->n_effects, 1);
+    dl__server_change_reply__free_unpacked(reply, NULL);
+    /* One that is away may be back: two are enough meanwhile. */
+    cluster_server_goes(&t, 2);
+    expect_status(&t, "healthy", "degraded", NULL);
+    fixture_fini(&t.f);
+}
+
 static int
 ask_waits(struct cluster_test *t, uint32_t lease_epoch, const char *text, uint64_t waited_ms)
 {
@@ -1025,6 +1195,11 @@ test_owner_waits(void **state)
     expect_status(&t, "blocked", "blocked", "wait for 6.5 s");
     assert_int_equal(ask_waits(&t, 1, "", 0), 0);
     expect_status(&t, "healthy", "healthy", NULL);
+    assert_int_equal(ask_waits(&t, 1, "", 0), 0);
+    events = events_after(&t, cursor + 1, 0);
+    assert_int_equal(events->n_events, 1); /* once */
+    assert_true(events_have(events, DL__EVENT_KIND__EVENT_WAITS, "go on, after 6.5 s"));
+    dl__events_reply__free_unpacked(events, NULL);
     assert_int_equal(ask_waits(&t, 1, "something else", 2000), 0);
     fixture_run(&t.f, 7 * SECOND);
     expect_status(&t, "healthy", "healthy", NULL);
@@ -1236,6 +1411,10 @@ test_locate(void **state)
 UNIT_MAIN(cmocka_unit_test(test_older_copy_is_recovered_from_nothing),
           cmocka_unit_test(test_reset_waits_for_the_owner),
           cmocka_unit_test(test_last_copy_that_went_back_is_refused), cmocka_unit_test(test_drain),
+          cmocka_unit_test(test_remove_while_others_are_down), cmocka_unit_test(test_status_since),
+          cmocka_unit_test(test_recovery_rate_begins_anew),
+          cmocka_unit_test(test_status_after_a_restart),
+          cmocka_unit_test(test_status_without_a_place),
           cmocka_unit_test(test_drain_is_refused_without_a_place),
           cmocka_unit_test(test_drain_of_the_only_target_is_refused),
           cmocka_unit_test(test_undrain), cmocka_unit_test(test_incoming_slot_fails),
