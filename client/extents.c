@@ -124,6 +124,9 @@ extents_step(struct extents_state *state)
     struct client_extents *extents = extents_of_state(state);
     uint64_t end_bytes = extents->offset_bytes + extents->length_bytes;
 
+    /* What has no segment here may have been written by a newer owner. */
+    if (volume->fenced && state->err == 0)
+        state->err = volume->fence_err;
     while (state->err == 0 && state->position_bytes < end_bytes) {
         uint64_t next = client_volume_skip_unallocated(volume, state->position_bytes, end_bytes);
         struct geometry_piece piece;
@@ -140,12 +143,9 @@ extents_step(struct extents_state *state)
             extents_add(state, piece.length_bytes, true);
             continue;
         }
-        if (volume->fenced) {
-            state->err = volume->fence_err;
-        } else if (segment->state == SEGMENT_UNRESOLVED ||
-                   client_unsettled_overlaps(segment, sector_of_offset(piece.offset_bytes),
-                                             sectors_of_bytes(sector_round_up(piece.length_bytes)) +
-                                                 1)) {
+        if (segment->state == SEGMENT_UNRESOLVED ||
+            client_unsettled_overlaps(segment, sector_of_offset(piece.offset_bytes),
+                                      sectors_of_bytes(sector_round_up(piece.length_bytes)) + 1)) {
             if (env_now_ns(volume->core->env) < state->deadline_ns)
                 return false;
             state->err = -DL_E_TIMEOUT;

@@ -146,4 +146,28 @@ test_ends(void **state)
     fixture_destroy(f);
 }
 
-UNIT_MAIN(cmocka_unit_test(test_agrees_with_what_was_written), cmocka_unit_test(test_ends))
+/*
+ * Who has been replaced does not know where data is: what nobody had written may have been since.
+ */
+static void
+test_taken_over(void **state)
+{
+    struct fixture *f = fixture_create(10, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 8 * MIB);
+    static struct told told;
+
+    (void)state;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(run_extents(f, &told, 0, 8 * MIB), 0);
+    assert_int_equal(told.runs, 1);
+    fake_meta_take_over(&f->cluster, volume, true);
+    fixture_push_changed(f, volume, false);
+    fixture_run(f, 10 * NS_PER_MS);
+    assert_true(client_volume_is_fenced(f->volume));
+    assert_int_equal(run_extents(f, &told, 0, 8 * MIB), -DL_E_LEASE_OLD);
+    assert_int_equal(told.runs, 0);
+    fixture_destroy(f);
+}
+
+UNIT_MAIN(cmocka_unit_test(test_agrees_with_what_was_written), cmocka_unit_test(test_ends),
+          cmocka_unit_test(test_taken_over))
