@@ -3,10 +3,10 @@
  * resolve.c: one range made alike.
  *
  *   START --- range granted ---> READ <--- another slot, or sector ---+
- *                                 |  ^\-------------------------------+
- *                    content here |  | the part is written, there is more
- *                                 v  |
- *                               WRITE <--- next run --+
+ *     |                           |  ^\-------------------------------+
+ *     |              content here |  | the part is written, there is more
+ *     |                           v  |
+ *     +--- zeroes ------------> WRITE <--- next run --+
  *                                 |  \----------------+
  *                                 v
  *                               DONE
@@ -16,6 +16,7 @@
  *   WRITE  suspends: all slots' acknowledgements
  *
  * A run is a row of sectors that all have data, or all have none: the latter become a zero extent.
+ * Where settling lacks room for so many versions all are written as data.
  * A range that no slot can deliver as a whole goes sector by sector: slots may have bad sectors in
  * different places.
  */
@@ -32,7 +33,8 @@
 enum resolve_state { RESOLVE_START, RESOLVE_READ, RESOLVE_WRITE, RESOLVE_DONE };
 
 static const struct sm_state resolve_states[] = {
-    [RESOLVE_START] = {"START", SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_DONE)},
+    [RESOLVE_START] = {"START",
+                       SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
     [RESOLVE_READ] = {"READ",
                       SM_EDGE(RESOLVE_READ) | SM_EDGE(RESOLVE_WRITE) | SM_EDGE(RESOLVE_DONE)},
     [RESOLVE_WRITE] = {"WRITE",
@@ -68,6 +70,13 @@ static uint32_t
 resolve_bytes(const struct resolve *resolve)
 {
     return resolve->range.sector_count * WIRE_SECTOR_BYTES;
+}
+
+static void
+resolve_release_buffer(struct resolve *resolve)
+{
+    if (resolve->buffer != NULL)
+        buffers_release(&resolve->volume->core->buffers, resolve->buffer, resolve_bytes(resolve));
 }
 
 /* --- reading --- */
@@ -195,24 +204,59 @@ resolve_on_write(struct write_op *write, int err)
     resolve_step(resolve);
 }
 
+static bool
+resolve_is_data(const struct resolve *resolve, uint32_t sector)
+{
+    return resolve->kinds[sector] == WIRE_SECTOR_DATA;
+}
+
+/* Of the part, from where it has not been written yet. */
+static uint32_t
+resolve_count_runs(const struct resolve *resolve)
+{
+    uint32_t count = 1;
+
+    for (uint32_t i = resolve->written + 1; i < resolve->first + resolve->count; i++)
+        count += resolve_is_data(resolve, i) != resolve_is_data(resolve, i - 1);
+    return count;
+}
+
+/* The next run.  (What has no data is zeroes in the buffer.)  Returns whether it is data. */
+static bool
+resolve_next_run(struct resolve *resolve)
+{
+    const struct segment_writer *writer = resolve->range.segment->writer;
+    uint32_t end = resolve->first + resolve->count;
+    uint32_t runs = resolve->range.zeroes ? 1 : resolve_count_runs(resolve);
+    bool data = !resolve->range.zeroes && resolve_is_data(resolve, resolve->written);
+
+    resolve->run = 1;
+    if (runs == 1 ||
+        (resolve->range.settles != 0 && writer != NULL && runs > client_stable_room(writer))) {
+        resolve->run = end - resolve->written;
+        return data || runs > 1;
+    }
+    while (resolve->written + resolve->run < end &&
+           resolve_is_data(resolve, resolve->written + resolve->run) == data)
+        resolve->run++;
+    return data;
+}
+
 static void
 resolve_start_write(struct resolve *resolve)
 {
     struct resolve_range *range = &resolve->range;
-    bool data = resolve->kinds[resolve->written] == WIRE_SECTOR_DATA;
+    bool data = resolve_next_run(resolve);
     struct write_own own = {
         .segment = range->segment,
         .first_sector = range->first_sector + resolve->written,
+        .sector_count = resolve->run,
         .buffer = data ? resolve->buffer + bytes_of_sectors(resolve->written) : NULL,
         .settles = range->settles,
         .on_done = resolve_on_write,
         .context = resolve,
     };
 
-    while (resolve->written + own.sector_count < resolve->first + resolve->count &&
-           (resolve->kinds[resolve->written + own.sector_count] == WIRE_SECTOR_DATA) == data)
-        own.sector_count++;
-    resolve->run = own.sector_count;
     client_write_start_own(resolve->volume, &own, &resolve->write);
 }
 
@@ -233,7 +277,7 @@ resolve_finish(struct resolve *resolve)
         client_volume_defer(volume);
     list_remove(&resolve->node);
     volume->resolve_count--;
-    buffers_release(&volume->core->buffers, resolve->buffer, resolve_bytes(resolve));
+    resolve_release_buffer(resolve);
     free(resolve);
     range.on_done(range.context, err);
 }
@@ -273,15 +317,30 @@ resolve_has_no_source(struct resolve *resolve)
     resolve_go_on(resolve, resolve->first + 1);
 }
 
+/*
+ * What was written there while this waited for the range is read, and written again; zeroes would
+ * replace it.
+ */
+static bool
+resolve_comes_too_late(const struct resolve *resolve)
+{
+    const struct resolve_range *range = &resolve->range;
+
+    return range->zeroes && !client_unsettled_is_left(range->segment, range->first_sector,
+                                                      range->sector_count, range->settles);
+}
+
 static void
 resolve_step(struct resolve *resolve)
 {
+    if (resolve->err == 0 && resolve->sm.state == RESOLVE_START && resolve_comes_too_late(resolve))
+        resolve->err = -DL_E_STALE_MAP;
     if (resolve->err != 0 && resolve->sm.state != RESOLVE_DONE)
         sm_move(&resolve->sm, RESOLVE_DONE);
     for (;;) {
         switch ((enum resolve_state)resolve->sm.state) {
         case RESOLVE_START:
-            sm_move(&resolve->sm, RESOLVE_READ);
+            sm_move(&resolve->sm, resolve->range.zeroes ? RESOLVE_WRITE : RESOLVE_READ);
             continue;
         case RESOLVE_READ:
             resolve->slot = resolve_choose(resolve);
@@ -329,15 +388,16 @@ client_resolve_start(struct client_volume *volume, const struct resolve_range *r
 
     dl_assert(client_resolve_may_start(volume));
     dl_assert(range->sector_count > 0);
-    dl_assert(range->sector_count <= WINDOW_SECTORS);
+    dl_assert(range->zeroes || range->sector_count <= WINDOW_SECTORS);
     if (resolve == NULL)
         return NULL;
     resolve->volume = volume;
     resolve->range = *range;
     resolve->config_epoch = range->segment->config_epoch;
     resolve->count = range->sector_count;
-    resolve->buffer = buffers_acquire(&volume->core->buffers, resolve_bytes(resolve));
-    if (resolve->buffer == NULL) {
+    if (!range->zeroes)
+        resolve->buffer = buffers_acquire(&volume->core->buffers, resolve_bytes(resolve));
+    if (!range->zeroes && resolve->buffer == NULL) {
         free(resolve);
         return NULL;
     }
@@ -406,7 +466,7 @@ client_resolve_abandon_all(struct client_volume *volume)
     struct resolve *following;
 
     list_for_each_entry_safe (resolve, following, &volume->resolves, node) {
-        buffers_release(&volume->core->buffers, resolve->buffer, resolve_bytes(resolve));
+        resolve_release_buffer(resolve);
         free(resolve);
     }
     volume->resolve_count = 0;

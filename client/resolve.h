@@ -19,12 +19,13 @@ typedef void (*resolve_fn)(void *context, int err);
 struct resolve_range {
     struct segment *segment;
     uint32_t first_sector;
-    uint32_t sector_count; /* at most a window, inside one */
+    uint32_t sector_count; /* at most a window, inside one, unless zeroes */
     /*
      * By slot: the version that it lists for these sectors, 0 for none.  Content is taken from the
      * highest; from a lower one only if those that list more can't deliver it.
      */
     uint64_t ranks[WIRE_SLOTS_MAX];
+    bool zeroes;      /* if all is unsettled still: no slot's content, but a zero extent */
     bool listed;      /* ranks are versions: who lists the same is alike, readable or not */
     bool exclusive;   /* take the range lock */
     uint64_t settles; /* write_own.settles */

@@ -52,19 +52,38 @@ stable_is_busy(struct segment_writer *writer)
     list_push_back(&writer->volume->idle, &writer->idle_node);
 }
 
+static uint32_t
+stable_outstanding(const struct segment_writer *writer)
+{
+    dl_assert(writer->segment->sequence_last >= writer->stable);
+    return (uint32_t)(writer->segment->sequence_last - writer->stable);
+}
+
+/*
+ * While something is unsettled callers have only half of the window, unless they had more before.
+ * Each write that takes a part out of an unsettled range can leave two pieces of it, and each piece
+ * takes a version to be settled: so there is one for all of them, or there have been no such
+ * writes.
+ */
+static uint32_t
+stable_window(const struct segment_writer *writer, enum stable_credit credit)
+{
+    switch (credit) {
+    case STABLE_CREDIT_RESERVE:
+        return STABLE_WINDOW - 1;
+    case STABLE_CREDIT_LAST:
+        return STABLE_WINDOW;
+    default:
+        return (writer->unsettled.count > 0 ? STABLE_WINDOW / 2 : STABLE_WINDOW) - STABLE_RESERVE;
+    }
+}
+
 uint64_t
 client_stable_take(struct segment_writer *writer, enum stable_credit credit)
 {
-    static const uint32_t windows[] = {
-        [STABLE_CREDIT_ORDINARY] = STABLE_WINDOW - STABLE_RESERVE,
-        [STABLE_CREDIT_RESERVE] = STABLE_WINDOW - 1,
-        [STABLE_CREDIT_LAST] = STABLE_WINDOW,
-    };
     struct segment *segment = writer->segment;
-    uint32_t window = windows[credit];
 
-    dl_assert(segment->sequence_last >= writer->stable);
-    if (segment->sequence_last - writer->stable >= window)
+    if (stable_outstanding(writer) >= stable_window(writer, credit))
         return 0;
     segment->sequence_last++;
     dl_assert(segment->sequence_last >> WIRE_VERSION_SEQUENCE_BITS == 0);
@@ -72,10 +91,18 @@ client_stable_take(struct segment_writer *writer, enum stable_credit credit)
 }
 
 bool
-client_stable_has_credit(const struct segment *segment)
+client_stable_has_credit(const struct segment_writer *writer)
 {
-    return segment->writer == NULL ||
-           segment->sequence_last - segment->writer->stable < STABLE_WINDOW - STABLE_RESERVE;
+    return stable_outstanding(writer) < stable_window(writer, STABLE_CREDIT_ORDINARY);
+}
+
+uint32_t
+client_stable_room(const struct segment_writer *writer)
+{
+    uint32_t window = stable_window(writer, STABLE_CREDIT_RESERVE);
+    uint32_t outstanding = stable_outstanding(writer);
+
+    return outstanding < window ? window - outstanding : 0;
 }
 
 void

@@ -42,6 +42,7 @@ struct unsettled_range {
     uint32_t first_sector;
     uint32_t sector_count;
     uint64_t sequence; /* of that write: done when no range of it is left */
+    bool zero;         /* a zero extent: settled by finishing it */
 };
 
 struct segment_writer {
@@ -77,7 +78,9 @@ enum stable_credit {
 /* The next sequence; 0: too many are outstanding, wait in credit_waiters. */
 uint64_t client_stable_take(struct segment_writer *writer, enum stable_credit credit);
 /* A write of a caller's that takes one now does not have to wait. */
-bool client_stable_has_credit(const struct segment *segment);
+bool client_stable_has_credit(const struct segment_writer *writer);
+/* So many more can be taken for settling. */
+uint32_t client_stable_room(const struct segment_writer *writer);
 /* It is on all slots, or on none and never will be. */
 void client_stable_done(struct segment_writer *writer, uint64_t sequence);
 
@@ -109,8 +112,10 @@ void client_stable_fini(struct client_volume *volume);
 /* --- unsettled.c --- */
 
 /* A write failed that may be on some slots. */
-void client_unsettled_add(struct segment_writer *writer, uint32_t first_sector,
-                          uint32_t sector_count, uint64_t sequence);
+void client_unsettled_add(struct segment_writer *writer, const struct unsettled_range *range);
+/* Just this one, whole. */
+bool client_unsettled_is_left(const struct segment *segment, uint32_t first_sector,
+                              uint32_t sector_count, uint64_t sequence);
 /* All slots have this range alike again. */
 void client_unsettled_cut(struct segment_writer *writer, uint32_t first_sector,
                           uint32_t sector_count);

@@ -6,7 +6,11 @@
  * alike to all slots it is not read (a read could return the new content now and the old one
  * later), and S does not pass its version.  Either the user writes there again, or, as soon as all
  * slots are within reach, one slot's content is written to all: since the user was told that the
- * write failed, both the old and the new content are right.
+ * write failed, both the old and the new content are right.  A write of zeroes, which can be long,
+ * is finished instead.
+ *
+ * S waits for that, so it has to find room in the window above S (stable.h), however full that is:
+ * a range takes one version.
  *
  * Each range remembers the sequence of its write; a sequence is done when no range of it is left.
  */
@@ -27,13 +31,10 @@ unsettled_overlap(const struct unsettled_range *range, uint32_t first_sector, ui
 }
 
 void
-client_unsettled_add(struct segment_writer *writer, uint32_t first_sector, uint32_t sector_count,
-                     uint64_t sequence)
+client_unsettled_add(struct segment_writer *writer, const struct unsettled_range *range)
 {
-    struct unsettled_range range = {first_sector, sector_count, sequence};
-
     /* Without memory to remember it nothing of the volume may be read any more. */
-    if (vec_push(&writer->unsettled, range) != 0) {
+    if (vec_push(&writer->unsettled, *range) != 0) {
         client_volume_fence(writer->volume, -DL_E_NO_MEMORY,
                             "no memory to remember a failed write");
         return;
@@ -50,6 +51,19 @@ client_unsettled_overlaps(const struct segment *segment, uint32_t first_sector,
         return false;
     vec_for_each (range, &segment->writer->unsettled)
         if (unsettled_overlap(range, first_sector, sector_count))
+            return true;
+    return false;
+}
+
+bool
+client_unsettled_is_left(const struct segment *segment, uint32_t first_sector,
+                         uint32_t sector_count, uint64_t sequence)
+{
+    if (segment->writer == NULL)
+        return false;
+    vec_for_each (range, &segment->writer->unsettled)
+        if (range->sequence == sequence && range->first_sector == first_sector &&
+            range->sector_count == sector_count)
             return true;
     return false;
 }
@@ -72,10 +86,13 @@ unsettled_keep_rests(struct segment_writer *writer, const struct unsettled_range
                      uint32_t first_sector, uint32_t end_sector)
 {
     uint32_t range_end = range->first_sector + range->sector_count;
-    struct unsettled_range front = {range->first_sector, first_sector - range->first_sector,
-                                    range->sequence};
-    struct unsettled_range back = {end_sector, range_end - end_sector, range->sequence};
+    struct unsettled_range front = *range;
+    struct unsettled_range back = *range;
     bool kept = true;
+
+    front.sector_count = first_sector - range->first_sector;
+    back.first_sector = end_sector;
+    back.sector_count = range_end - end_sector;
 
     if (range->first_sector < first_sector)
         kept = vec_push(&writer->unsettled, front) == 0;
@@ -116,25 +133,6 @@ client_unsettled_cut(struct segment_writer *writer, uint32_t first_sector, uint3
 
 /* --- settling --- */
 
-static void
-settle_on_done(void *context, int err)
-{
-    struct segment_writer *writer = context;
-    uint64_t now_ns = env_now_ns(writer->volume->core->env);
-
-    writer->settle = NULL;
-    if (err == 0 || err == -DL_E_STALE_MAP) {
-        writer->settle_wait_ns = 0;
-        writer->settle_ns = now_ns;
-        return;
-    }
-    writer->settle_wait_ns = writer->settle_wait_ns == 0 ? SETTLE_WAIT_MIN_NS
-                                                         : writer->settle_wait_ns * 2;
-    if (writer->settle_wait_ns > SETTLE_WAIT_MAX_NS)
-        writer->settle_wait_ns = SETTLE_WAIT_MAX_NS;
-    writer->settle_ns = now_ns + writer->settle_wait_ns;
-}
-
 /* The oldest: S waits for it first. */
 static const struct unsettled_range *
 settle_choose(const struct segment_writer *writer)
@@ -147,15 +145,17 @@ settle_choose(const struct segment_writer *writer)
     return oldest;
 }
 
+static void settle_on_done(void *context, int err);
+
 static void
 settle_start(struct segment_writer *writer)
 {
     const struct unsettled_range *range = settle_choose(writer);
-    uint32_t window_rest = WINDOW_SECTORS - range->first_sector % WINDOW_SECTORS;
     struct resolve_range settle = {
         .segment = writer->segment,
         .first_sector = range->first_sector,
-        .sector_count = range->sector_count < window_rest ? range->sector_count : window_rest,
+        .sector_count = range->sector_count,
+        .zeroes = range->zero,
         .exclusive = true,
         .settles = range->sequence,
         .on_done = settle_on_done,
@@ -165,19 +165,46 @@ settle_start(struct segment_writer *writer)
     writer->settle = client_resolve_start(writer->volume, &settle);
 }
 
+/* The next range, if it is time and all slots are there. */
+static void
+settle_next(struct segment_writer *writer)
+{
+    struct client_volume *volume = writer->volume;
+
+    if (writer->unsettled.count == 0 || writer->settle != NULL || volume->fenced ||
+        env_now_ns(volume->core->env) < writer->settle_ns || !client_resolve_may_start(volume) ||
+        !client_stable_slots_are_up(volume, writer->segment))
+        return;
+    settle_start(writer);
+}
+
+static void
+settle_on_done(void *context, int err)
+{
+    struct segment_writer *writer = context;
+    uint64_t now_ns = env_now_ns(writer->volume->core->env);
+
+    writer->settle = NULL;
+    if (err == 0 || err == -DL_E_STALE_MAP) {
+        writer->settle_wait_ns = 0;
+        writer->settle_ns = now_ns;
+        settle_next(writer);
+        return;
+    }
+    writer->settle_wait_ns = writer->settle_wait_ns == 0 ? SETTLE_WAIT_MIN_NS
+                                                         : writer->settle_wait_ns * 2;
+    if (writer->settle_wait_ns > SETTLE_WAIT_MAX_NS)
+        writer->settle_wait_ns = SETTLE_WAIT_MAX_NS;
+    writer->settle_ns = now_ns + writer->settle_wait_ns;
+}
+
 void
 client_unsettled_tick(struct client_volume *volume)
 {
-    uint64_t now_ns = env_now_ns(volume->core->env);
     struct segment_writer *writer;
 
-    if (volume->unsettled_count == 0 || volume->fenced)
+    if (volume->unsettled_count == 0)
         return;
-    list_for_each_entry (writer, &volume->writers, node) {
-        if (writer->unsettled.count == 0 || writer->settle != NULL || now_ns < writer->settle_ns ||
-            !client_resolve_may_start(volume) ||
-            !client_stable_slots_are_up(volume, writer->segment))
-            continue;
-        settle_start(writer);
-    }
+    list_for_each_entry (writer, &volume->writers, node)
+        settle_next(writer);
 }

@@ -701,8 +701,8 @@ write_op_on_locked(struct write_op *op)
     if (client_io_waits_for_resolution(&op->io))
         return WRITE_LOCKED;
     /* Nor may it keep the range while it waits for credit: what makes room is settling. */
-    if ((io_op_is_partial(&op->io) || !client_stable_has_credit(segment)) &&
-        client_unsettled_overlaps(segment, op->io.first_sector, op->io.sector_count)) {
+    if (client_unsettled_overlaps(segment, op->io.first_sector, op->io.sector_count) &&
+        (io_op_is_partial(&op->io) || !client_stable_has_credit(segment->writer))) {
         client_io_let_go(&op->io);
         return WRITE_START;
     }
@@ -851,15 +851,18 @@ static void
 write_op_settle_versions(struct write_op *op)
 {
     uint64_t sequences[2] = {op->superseded, op->sequence};
+    struct unsettled_range range = {.first_sector = op->io.first_sector,
+                                    .sector_count = op->io.sector_count,
+                                    .zero = write_op_is_zero(op)};
 
     if (op->io.err == 0 && op->writer != NULL && op->writer->unsettled.count > 0)
         client_unsettled_cut(op->writer, op->io.first_sector, op->io.sector_count);
     for (unsigned i = 0; i < 2; i++) {
         if (sequences[i] == 0)
             continue;
+        range.sequence = sequences[i];
         if (op->io.err != 0 && op->touched)
-            client_unsettled_add(op->writer, op->io.first_sector, op->io.sector_count,
-                                 sequences[i]);
+            client_unsettled_add(op->writer, &range);
         else
             client_stable_done(op->writer, sequences[i]);
     }

@@ -817,13 +817,121 @@ test_a_full_window_above_a_failed_write(void **state)
         writes[i] = fixture_submit(f, DLBLK_WRITE, (2 + i % 200) * 4096, 4096, 3);
     fixture_run(f, 40 * NS_PER_MS);
     assert_int_equal(f->cluster.servers[0].resolves, 0);
-    assert_int_equal(f->cluster.servers[1].writes, 1 + 960); /* the window, less its reserve */
+    assert_int_equal(f->cluster.servers[1].writes, 1 + 448); /* half the window, less its reserve */
     again = fixture_submit(f, DLBLK_WRITE, 4096, 4096, 4);
     assert_true(fixture_run_until(f, &again->done, SIM_S));
     assert_int_equal(fixture_wait(f, again), 0);
     for (unsigned i = 0; i < 1200; i++)
         assert_int_equal(fixture_wait(f, writes[i]), 0);
     fixture_check(f, 4096, 4096, 4);
+    close_clean(f, volume);
+}
+
+/*
+ * The same, and what settles the range are many runs of data and holes: they find room, too.
+ */
+static void
+test_a_full_window_above_many_runs(void **state)
+{
+    struct fixture *f = fixture_create(45, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 16 * MIB);
+    struct fixture_request *writes[1200];
+
+    (void)state;
+    volume->segment_bytes = 4 * MIB;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    for (unsigned i = 0; i < 128; i++)
+        assert_int_equal(fixture_write(f, i * 8192, 4096, 1), 0);
+    f->cluster.servers[0].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[0].faults.write_err_count = 1;
+    assert_int_equal(fixture_write(f, 0, MIB, 2), -DL_E_NO_SPACE);
+    for (unsigned i = 0; i < 1200; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, MIB + i % 700 * 4096, 4096, 3);
+    fixture_run(f, 40 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[0].resolves, 0);
+    for (unsigned i = 0; i < 1200; i++)
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    fixture_check(f, 0, 4096, 1);
+    fixture_check(f, 4096, 4096, 0);
+    close_clean(f, volume);
+}
+
+/* ... and so do the pieces that other writes have left of it. */
+static void
+test_a_full_window_above_many_pieces(void **state)
+{
+    struct fixture *f = fixture_create(46, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 16 * MIB);
+    struct fixture_request *writes[1200];
+
+    (void)state;
+    volume->segment_bytes = 4 * MIB;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_write(f, 0, MIB, 1), 0);
+    f->cluster.servers[0].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[0].faults.write_err_count = 1;
+    assert_int_equal(fixture_write(f, 0, MIB, 2), -DL_E_NO_SPACE);
+    for (unsigned i = 0; i < 1200; i++)
+        writes[i] = fixture_submit(f, DLBLK_WRITE, i < 128 ? i * 8192 + 4096 : MIB + i % 700 * 4096,
+                                   4096, 3);
+    fixture_run(f, 40 * NS_PER_MS);
+    assert_int_equal(f->cluster.servers[0].resolves, 0);
+    for (unsigned i = 0; i < 1200; i++)
+        assert_int_equal(fixture_wait(f, writes[i]), 0);
+    assert_int_equal(f->cluster.servers[0].resolves, 128);
+    fixture_check(f, 0, 4096, 1);
+    fixture_check(f, 4096, 4096, 3);
+    close_clean(f, volume);
+}
+
+/* Zeroes that failed are finished, all at once: they can be many windows. */
+static void
+test_settling_of_long_zeroes(void **state)
+{
+    struct fixture *f = fixture_create(47, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 16 * MIB);
+
+    (void)state;
+    volume->segment_bytes = 4 * MIB;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_write(f, 0, MIB, 1), 0);
+    assert_int_equal(fixture_write(f, 3 * MIB, MIB, 1), 0);
+    f->cluster.servers[0].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[0].faults.write_err_count = 1;
+    assert_int_equal(fixture_op(f, DLBLK_DISCARD, 4096, 4 * MIB - 8192), -DL_E_NO_SPACE);
+    fixture_check(f, MIB, MIB, 0);
+    fixture_check(f, 4096, MIB - 4096, 0);
+    fixture_check(f, 0, 4096, 1);
+    fixture_check(f, 4 * MIB - 4096, 4096, 1);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(f->cluster.servers[i].resolves, 1);
+    close_clean(f, volume);
+}
+
+/* ... but not over what was written there while settling waited for the range. */
+static void
+test_settling_zeroes_after_a_write(void **state)
+{
+    struct fixture *f = fixture_create(50, 3);
+    struct fake_volume *volume = open_small(f);
+    struct fixture_request *write;
+
+    (void)state;
+    assert_int_equal(fixture_write(f, 0, 65536, 1), 0);
+    f->cluster.servers[0].faults.write_err = -DL_E_NO_SPACE;
+    f->cluster.servers[0].faults.write_err_count = 1;
+    assert_int_equal(fixture_op(f, DLBLK_DISCARD, 0, 65536), -DL_E_NO_SPACE);
+    f->cluster.servers[1].faults.hold_writes = true;
+    write = fixture_submit(f, DLBLK_WRITE, 4096, 4096, 5);
+    fixture_run(f, 300 * NS_PER_MS);
+    assert_false(write->done);
+    f->cluster.servers[1].faults.hold_writes = false;
+    fixture_server_release(f, 1);
+    assert_int_equal(fixture_wait(f, write), 0);
+    fixture_run(f, SIM_S);
+    fixture_check(f, 0, 4096, 0);
+    fixture_check(f, 4096, 4096, 5);
+    fixture_check(f, 8192, 57344, 0);
     close_clean(f, volume);
 }
 
@@ -1202,8 +1310,11 @@ UNIT_MAIN(
     cmocka_unit_test(test_second_versions_in_a_full_window),
     cmocka_unit_test(test_the_second_version_that_all_wait_for),
     cmocka_unit_test(test_a_full_window_above_a_failed_write),
-    cmocka_unit_test(test_stable_goes_alone), cmocka_unit_test(test_stable_is_said_again),
-    cmocka_unit_test(test_allocation_ahead),
+    cmocka_unit_test(test_a_full_window_above_many_runs),
+    cmocka_unit_test(test_a_full_window_above_many_pieces),
+    cmocka_unit_test(test_settling_of_long_zeroes),
+    cmocka_unit_test(test_settling_zeroes_after_a_write), cmocka_unit_test(test_stable_goes_alone),
+    cmocka_unit_test(test_stable_is_said_again), cmocka_unit_test(test_allocation_ahead),
     cmocka_unit_test(test_no_allocation_ahead_of_random_writes),
     cmocka_unit_test(test_no_room_for_a_segment),
     cmocka_unit_test(test_an_allocation_without_segments),
