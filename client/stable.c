@@ -444,7 +444,7 @@ client_stable_tick(struct client_volume *volume)
     struct list round;
     struct list *node;
 
-    if (volume->fenced)
+    if (volume->fenced || volume->sm.state >= VOLUME_DETACHING)
         return;
     list_init(&round);
     while (!list_is_empty(&volume->idle)) {

@@ -172,8 +172,8 @@ settle_next(struct segment_writer *writer)
     struct client_volume *volume = writer->volume;
 
     if (writer->unsettled.count == 0 || writer->settle != NULL || volume->fenced ||
-        env_now_ns(volume->core->env) < writer->settle_ns || !client_resolve_may_start(volume) ||
-        !client_stable_slots_are_up(volume, writer->segment))
+        volume->sm.state >= VOLUME_DETACHING || env_now_ns(volume->core->env) < writer->settle_ns ||
+        !client_resolve_may_start(volume) || !client_stable_slots_are_up(volume, writer->segment))
         return;
     settle_start(writer);
 }

@@ -935,6 +935,37 @@ test_settling_zeroes_after_a_write(void **state)
     close_clean(f, volume);
 }
 
+/*
+ * What can't be settled, or confirmed, is given up at a close; and is not begun again while DETACH
+ * finds no metadata service.
+ */
+static void
+test_a_close_that_gives_up(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct fixture *f = fixture_create(48 + i, 3);
+        uint64_t begin_ns;
+
+        (void)open_small(f);
+        assert_int_equal(fixture_write(f, 0, 8192, 1), 0);
+        fixture_run(f, SIM_S);
+        if (i == 0) {
+            f->cluster.servers[1].faults.write_err = -DL_E_NO_SPACE;
+            f->cluster.servers[1].faults.write_err_count = UINT32_MAX;
+            assert_int_equal(fixture_write(f, 0, 4096, 2), -DL_E_NO_SPACE);
+        } else {
+            f->cluster.servers[1].faults.hold_stables = true;
+            assert_int_equal(fixture_write(f, 0, 4096, 2), 0);
+        }
+        fixture_meta_down(f);
+        begin_ns = f->world.now_ns;
+        assert_int_equal(fixture_close(f), -DL_E_TIMEOUT);
+        assert_in_range(f->world.now_ns - begin_ns, 5 * SIM_S, 10 * SIM_S);
+        fixture_destroy(f);
+    }
+}
+
 /* S goes alone when a segment has been idle, once per slot; and nothing more is said. */
 static void
 test_stable_goes_alone(void **state)
@@ -1313,7 +1344,8 @@ UNIT_MAIN(
     cmocka_unit_test(test_a_full_window_above_many_runs),
     cmocka_unit_test(test_a_full_window_above_many_pieces),
     cmocka_unit_test(test_settling_of_long_zeroes),
-    cmocka_unit_test(test_settling_zeroes_after_a_write), cmocka_unit_test(test_stable_goes_alone),
+    cmocka_unit_test(test_settling_zeroes_after_a_write),
+    cmocka_unit_test(test_a_close_that_gives_up), cmocka_unit_test(test_stable_goes_alone),
     cmocka_unit_test(test_stable_is_said_again), cmocka_unit_test(test_allocation_ahead),
     cmocka_unit_test(test_no_allocation_ahead_of_random_writes),
     cmocka_unit_test(test_no_room_for_a_segment),
