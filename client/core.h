@@ -45,8 +45,9 @@ struct client_core_options {
     uint32_t connect_timeout_ms; /* of control calls while nobody answers; 0: 10 s */
     /* how long I/O is sent again before it fails; 0: without end; 30 s if no slots are ejected */
     uint32_t request_timeout_ms;
-    uint32_t attach_timeout_ms;   /* how long an attach waits for a dead owner's servers; 0: 30 s */
-    uint64_t in_flight_bytes_max; /* of all volumes; what is beyond waits; 0: 64 MiB */
+    uint32_t attach_timeout_ms; /* how long an attach waits for a dead owner's servers; 0: 30 s */
+    /* of all volumes; what is beyond waits, but for one piece of each; 0: 64 MiB */
+    uint64_t in_flight_bytes_max;
     /*
      * When a slot that a write waits for is ejected (docs/recovery.md, "How a slot fails"): its
      * server's connection broke and did not come back; it is silent though it was pinged; it

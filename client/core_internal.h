@@ -128,12 +128,11 @@ client_core_deadline_ns(const struct client_core *core)
     return env_now_ns(core->env) + core->options.request_timeout_ms * CLIENT_NS_PER_MS;
 }
 
-/* Bytes of requests in flight over all volumes.  At least one request is always let through. */
+/* Bytes of requests in flight over all volumes. */
 static inline bool
 client_core_may_admit(const struct client_core *core, uint64_t bytes)
 {
-    return core->in_flight_bytes == 0 ||
-           core->in_flight_bytes + bytes <= core->options.in_flight_bytes_max;
+    return core->in_flight_bytes + bytes <= core->options.in_flight_bytes_max;
 }
 
 static inline void

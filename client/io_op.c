@@ -264,6 +264,8 @@ client_io_wake(struct list *waiters)
 void
 client_io_dismiss(struct io_op *op)
 {
+    dl_assert(op->volume->in_flight_bytes >= op->admitted_bytes);
+    op->volume->in_flight_bytes -= op->admitted_bytes;
     if (op->admitted_bytes != 0)
         client_core_dismiss(op->volume->core, op->admitted_bytes);
     op->admitted_bytes = 0;
@@ -277,6 +279,7 @@ client_io_readmit(struct io_op *op)
     op->admitted_bytes = max_u32(op->length_bytes, WIRE_SECTOR_BYTES);
     if (op->length_bytes > WINDOW_BYTES)
         op->admitted_bytes = WIRE_SECTOR_BYTES; /* a zero extent: no payload */
+    op->volume->in_flight_bytes += op->admitted_bytes;
     client_core_admit(op->volume->core, op->admitted_bytes);
 }
 

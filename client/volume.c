@@ -176,7 +176,8 @@ volume_may_start(struct client_volume *volume, const struct pool *pool, uint32_t
 {
     if (pool->free_count == 0)
         return false; /* the end of one calls us again */
-    if (client_core_may_admit(volume->core, bytes))
+    /* One for each volume at least: what another one has in flight can wait for long. */
+    if (volume->in_flight_bytes == 0 || client_core_may_admit(volume->core, bytes))
         return true;
     if (!list_is_linked(&volume->admission_node))
         list_push_back(&volume->core->admission, &volume->admission_node);

@@ -127,6 +127,7 @@ struct client_volume {
     struct list order;
     struct list admission_node; /* core->admission */
     uint64_t requests_in_flight;
+    uint64_t in_flight_bytes; /* its part of core->in_flight_bytes */
 
     /* segments asked for: allocate.c */
     struct client_meta_call allocate_call;

@@ -466,6 +466,50 @@ test_bytes_in_flight_are_bounded(void **state)
     close_and_check(f, volume);
 }
 
+/* What one volume has in flight can wait for long: others go on. */
+static void
+test_a_full_volume_stops_no_other(void **state)
+{
+    struct fixture *f = fixture_create(27, 3);
+    struct fake_volume *volume = fake_cluster_add_volume(&f->cluster, "v", 4 * MIB);
+    struct fixture_request *waiting[16], *requests[16];
+    struct client_volume *first, *second;
+
+    (void)state;
+    (void)fake_cluster_add_volume(&f->cluster, "w", 4 * MIB);
+    f->options.in_flight_bytes_max = 512 * 1024;
+    assert_int_equal(fixture_open(f, "v", 0), 0);
+    assert_int_equal(fixture_write(f, 0, 4096, 7), 0);
+    first = f->volume;
+    assert_int_equal(fixture_open(f, "w", 0), 0);
+    assert_int_equal(fixture_write(f, 0, 4096, 7), 0);
+    second = f->volume;
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_writes = true;
+    f->volume = first;
+    for (unsigned i = 0; i < 16; i++)
+        waiting[i] = fixture_submit(f, DLBLK_WRITE, i * 65536, 65536, 8);
+    fixture_run(f, 50 * NS_PER_MS);
+    for (unsigned i = 0; i < 3; i++)
+        f->cluster.servers[i].faults.hold_writes = false;
+    f->volume = second;
+    for (unsigned i = 0; i < 16; i++)
+        requests[i] = fixture_submit(f, i % 2 == 0 ? DLBLK_WRITE : DLBLK_READ, i * 65536, 65536, 9);
+    fixture_run(f, SIM_S);
+    for (unsigned i = 0; i < 16; i++) {
+        assert_true(requests[i]->done);
+        assert_false(waiting[i]->done);
+        assert_int_equal(fixture_wait(f, requests[i]), 0);
+    }
+    for (unsigned i = 0; i < 3; i++)
+        fixture_server_release(f, i);
+    for (unsigned i = 0; i < 16; i++)
+        assert_int_equal(fixture_wait(f, waiting[i]), 0);
+    assert_int_equal(fixture_close(f), 0);
+    f->volume = first;
+    close_and_check(f, volume);
+}
+
 /* Reads prefer the same host, then the least loaded; a checker's reads go where it says. */
 static void
 test_reads_choose_a_slot(void **state)
@@ -729,6 +773,7 @@ UNIT_MAIN(cmocka_unit_test(test_write_and_read), cmocka_unit_test(test_large_req
           cmocka_unit_test(test_overlapping_requests_keep_their_order),
           cmocka_unit_test(test_flush), cmocka_unit_test(test_a_chain_of_instant_requests),
           cmocka_unit_test(test_wrong_requests), cmocka_unit_test(test_bytes_in_flight_are_bounded),
+          cmocka_unit_test(test_a_full_volume_stops_no_other),
           cmocka_unit_test(test_reads_choose_a_slot),
           cmocka_unit_test(test_reads_prefer_the_same_host), cmocka_unit_test(test_read_only),
           cmocka_unit_test(test_readers_that_can_not_come_back),
