@@ -55,11 +55,16 @@ struct meta_serial {
     struct list waiting;    /* of meta_op.node */
 };
 
+enum meta_handler_flag {
+    FROM_CLIENT = 1 << 0,
+    FROM_SERVER = 1 << 1,
+    ASKED_BACK = 1 << 2, /* it runs when its connection has shown that it lives: session.c */
+};
+
 struct meta_handler {
     uint16_t opcode;
     const ProtobufCMessageDescriptor *type; /* of the request */
-    bool from_client, from_chunkserver;
-    bool asks_back; /* does its connection live?  session.c */
+    unsigned flags;                         /* enum meta_handler_flag */
     /* Replies, fails, commits or waits.  Runs again from its start after a wait. */
     void (*run)(struct meta_op *op);
 };

@@ -99,7 +99,7 @@ meta_op_start(struct meta_session *session, const struct meta_handler *handler, 
     list_push_back(&session->ops, &op->session_node);
     session->op_count++;
     meta_session_update_flow(session);
-    if (handler->asks_back)
+    if ((handler->flags & ASKED_BACK) != 0)
         meta_session_ask_back(session, op);
     else
         handler->run(op);

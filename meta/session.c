@@ -27,39 +27,42 @@
 #define PING_AFTER_NS NS_PER_S
 
 static const struct meta_handler handlers[] = {
-    {OP_SERVER_REGISTER, &dl__server_register__descriptor, false, true, true,
+    {OP_SERVER_REGISTER, &dl__server_register__descriptor, FROM_SERVER | ASKED_BACK,
      meta_run_server_register},
-    {OP_SERVER_HEARTBEAT, &dl__server_heartbeat__descriptor, false, true, false,
+    {OP_SERVER_HEARTBEAT, &dl__server_heartbeat__descriptor, FROM_SERVER,
      meta_run_server_heartbeat},
-    {OP_VOLUME_CREATE, &dl__volume_create__descriptor, true, false, true, meta_run_volume_create},
-    {OP_VOLUME_LIST, &dl__volume_list__descriptor, true, false, false, meta_run_volume_list},
-    {OP_VOLUME_INFO, &dl__volume_info__descriptor, true, false, false, meta_run_volume_info},
-    {OP_VOLUME_RENAME, &dl__volume_rename__descriptor, true, false, true, meta_run_volume_rename},
-    {OP_VOLUME_RESIZE, &dl__volume_resize__descriptor, true, false, true, meta_run_volume_resize},
-    {OP_VOLUME_DELETE, &dl__volume_delete__descriptor, true, false, true, meta_run_volume_delete},
-    {OP_ATTACH, &dl__attach__descriptor, true, false, true, meta_run_attach},
-    {OP_DETACH, &dl__detach__descriptor, true, false, false, meta_run_detach},
-    {OP_FENCE_STATUS, &dl__fence_status__descriptor, true, false, false, meta_run_fence_status},
-    {OP_MAP_GET, &dl__map_get__descriptor, true, true, false, meta_run_map_get},
-    {OP_ALLOCATE, &dl__allocate__descriptor, true, false, false, meta_run_allocate},
-    {OP_EJECT, &dl__eject__descriptor, true, false, false, meta_run_eject},
-    {OP_OWNER_WAITS, &dl__owner_waits__descriptor, true, false, false, meta_run_owner_waits},
-    {OP_RECOVERY_REPORT, &dl__recovery_report__descriptor, false, true, false,
-     meta_run_recovery_report},
-    {OP_BAD_SECTORS, &dl__bad_sectors__descriptor, false, true, false, meta_run_bad_sectors},
-    {OP_SERVER_DRAIN, &dl__server_drain__descriptor, true, false, true, meta_run_server_drain},
-    {OP_SERVER_UNDRAIN, &dl__server_undrain__descriptor, true, false, true,
+    {OP_VOLUME_CREATE, &dl__volume_create__descriptor, FROM_CLIENT | ASKED_BACK,
+     meta_run_volume_create},
+    {OP_VOLUME_LIST, &dl__volume_list__descriptor, FROM_CLIENT, meta_run_volume_list},
+    {OP_VOLUME_INFO, &dl__volume_info__descriptor, FROM_CLIENT, meta_run_volume_info},
+    {OP_VOLUME_RENAME, &dl__volume_rename__descriptor, FROM_CLIENT | ASKED_BACK,
+     meta_run_volume_rename},
+    {OP_VOLUME_RESIZE, &dl__volume_resize__descriptor, FROM_CLIENT | ASKED_BACK,
+     meta_run_volume_resize},
+    {OP_VOLUME_DELETE, &dl__volume_delete__descriptor, FROM_CLIENT | ASKED_BACK,
+     meta_run_volume_delete},
+    {OP_ATTACH, &dl__attach__descriptor, FROM_CLIENT | ASKED_BACK, meta_run_attach},
+    {OP_DETACH, &dl__detach__descriptor, FROM_CLIENT, meta_run_detach},
+    {OP_FENCE_STATUS, &dl__fence_status__descriptor, FROM_CLIENT, meta_run_fence_status},
+    {OP_MAP_GET, &dl__map_get__descriptor, FROM_CLIENT | FROM_SERVER, meta_run_map_get},
+    {OP_ALLOCATE, &dl__allocate__descriptor, FROM_CLIENT, meta_run_allocate},
+    {OP_EJECT, &dl__eject__descriptor, FROM_CLIENT, meta_run_eject},
+    {OP_OWNER_WAITS, &dl__owner_waits__descriptor, FROM_CLIENT, meta_run_owner_waits},
+    {OP_RECOVERY_REPORT, &dl__recovery_report__descriptor, FROM_SERVER, meta_run_recovery_report},
+    {OP_BAD_SECTORS, &dl__bad_sectors__descriptor, FROM_SERVER, meta_run_bad_sectors},
+    {OP_SERVER_DRAIN, &dl__server_drain__descriptor, FROM_CLIENT | ASKED_BACK,
+     meta_run_server_drain},
+    {OP_SERVER_UNDRAIN, &dl__server_undrain__descriptor, FROM_CLIENT | ASKED_BACK,
      meta_run_server_undrain},
-    {OP_SERVER_REMOVE, &dl__server_remove__descriptor, true, false, true, meta_run_server_remove},
-    {OP_SERVER_SET, &dl__server_set__descriptor, true, false, true, meta_run_server_set},
-    {OP_VOLUME_STATUS, &dl__volume_status__descriptor, true, false, false, meta_run_volume_status},
-    {OP_SEGMENT_LOCATE, &dl__segment_locate__descriptor, true, false, false,
-     meta_run_segment_locate},
-    {OP_EVENTS, &dl__events__descriptor, true, false, false, meta_run_events},
-    {OP_SCRUB, &dl__scrub__descriptor, true, false, false, meta_run_scrub},
-    {OP_SERVER_LIST, &dl__server_list__descriptor, true, false, false, meta_run_server_list},
-    {OP_CLUSTER_STATUS, &dl__cluster_status__descriptor, true, false, false,
-     meta_run_cluster_status},
+    {OP_SERVER_REMOVE, &dl__server_remove__descriptor, FROM_CLIENT | ASKED_BACK,
+     meta_run_server_remove},
+    {OP_SERVER_SET, &dl__server_set__descriptor, FROM_CLIENT | ASKED_BACK, meta_run_server_set},
+    {OP_VOLUME_STATUS, &dl__volume_status__descriptor, FROM_CLIENT, meta_run_volume_status},
+    {OP_SEGMENT_LOCATE, &dl__segment_locate__descriptor, FROM_CLIENT, meta_run_segment_locate},
+    {OP_EVENTS, &dl__events__descriptor, FROM_CLIENT, meta_run_events},
+    {OP_SCRUB, &dl__scrub__descriptor, FROM_CLIENT, meta_run_scrub},
+    {OP_SERVER_LIST, &dl__server_list__descriptor, FROM_CLIENT, meta_run_server_list},
+    {OP_CLUSTER_STATUS, &dl__cluster_status__descriptor, FROM_CLIENT, meta_run_cluster_status},
 };
 
 const struct meta_handler *
@@ -325,13 +328,14 @@ session_check_request(const struct meta_session *session, const struct frame *fr
                       const struct meta_handler *handler, struct dl_error *err)
 {
     const char *name = opcode_name(frame->opcode);
+    unsigned from = session->role == DL__ROLE__ROLE_CLIENT ? FROM_CLIENT : FROM_SERVER;
 
     if (session->core->phase != META_SERVING)
         return dl_error_set(err, -DL_E_SHUTTING_DOWN, "this metadata service is shutting down");
     if (handler == NULL)
         return dl_error_set(err, -DL_E_OPCODE_UNKNOWN, "a metadata service does not answer %s",
                             name);
-    if (session->role == DL__ROLE__ROLE_CLIENT ? !handler->from_client : !handler->from_chunkserver)
+    if ((handler->flags & from) == 0)
         return dl_error_set(err, -DL_E_ROLE_WRONG, "%s is not for a %s to ask", name,
                             session->role == DL__ROLE__ROLE_CLIENT ? "client" : "chunkserver");
     if (frame->payload_bytes != 0)
