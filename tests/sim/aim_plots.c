@@ -14,8 +14,8 @@
  *   slow attach   what servers in-sync say about a fence is held up, so that ejected slots of
  *                 others recover, and are promoted, between their own answer and the owner's first
  *                 map
- *   old reads     while a volume is taken from its owner he hears nothing from the metadata service,
- *                 and only reads from now on, or waits for reads that are under way
+ *   old reads     while a volume is taken from its owner he hears nothing from the metadata
+ *                 service, and only reads from now on, or waits for reads that are under way
  *   old writes    a slot is about to be replaced, and what the owner sends to it, not knowing, gets
  *                 there when its chunk has been deleted
  */
